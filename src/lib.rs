@@ -1,1 +1,33 @@
+//! hashwatt: the inference server of one modular compute unit.
+//!
+//! Requests flow down to the device and text flows back up; joules flow up from the meters.
+//! `docs/architecture.md` draws both rivers and holds the table of who may import whom;
+//! `tests/it/tidy.rs` enforces it.
+//!
+//! | layer | modules |
+//! |---|---|
+//! | L0 | [`error`] [`quantity`] [`clock`] |
+//! | L1 | [`wire`] [`ops`] [`power`] [`economics`] [`metrics`] |
+//! | L2 | [`model`] [`text`] |
+//! | L3 | [`engine`] |
+//! | L4 | [`unit`] [`service`] [`measure`] |
+//! | L5 | [`api`] |
+//! | top | [`config`] [`cli`] |
 
+pub mod api;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod economics;
+pub mod engine;
+pub mod error;
+pub mod measure;
+pub mod metrics;
+pub mod model;
+pub mod ops;
+pub mod power;
+pub mod quantity;
+pub mod service;
+pub mod text;
+pub mod unit;
+pub mod wire;

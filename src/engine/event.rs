@@ -1,0 +1,205 @@
+//! The engine's boundary: what a request brings in and what comes back, token by token.
+//!
+//! `GenerateRequest` goes down to a worker, `TokenEvent`s come back over one bounded channel a
+//! request. Dropping the [`EventStream`] cancels the request: the worker frees its blocks at the
+//! next step. Text, HTTP and JSON are unknown here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokio::sync::mpsc;
+
+use crate::clock::Tick;
+use crate::engine::constraint::TokenConstraint;
+use crate::engine::sampler::SamplingParams;
+
+/// Events a client may leave unread before its request is ended as a slow reader.
+pub const EVENT_BUFFER: usize = 4096;
+
+/// Who is served first when the unit is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Tier {
+    Priority,
+    #[default]
+    Default,
+    Flex,
+}
+
+/// One sequence to generate. `n > 1` choices are `n` requests that share their prompt's blocks.
+pub struct GenerateRequest {
+    /// Token ids of the prompt; never empty.
+    pub prompt: Arc<[u32]>,
+    pub sampling: SamplingParams,
+    /// Tokens to generate at most; prompt + max_tokens fits the context (the service checks it).
+    pub max_tokens: usize,
+    /// Before this many tokens no stop token may be sampled.
+    pub min_tokens: usize,
+    /// Tokens that end the sequence (end-of-sequence ids, `stop_token_ids`); empty under `ignore_eos`.
+    pub stop_token_ids: Arc<[u32]>,
+    /// Log-probabilities of the prompt's own tokens, with this many alternatives each (`echo`).
+    pub prompt_logprobs: Option<usize>,
+    pub tier: Tier,
+    /// Separates prefix caches of tenants; part of the root of the hash chain.
+    pub cache_salt: u64,
+    pub constraint: Option<Box<dyn TokenConstraint>>,
+}
+
+/// A token with its log-probability and the most likely alternatives, natural logarithm.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    pub id: u32,
+    pub logprob: f32,
+    /// Most likely first; as many as `SamplingParams::logprobs` asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token or the constraint's end; the stop token itself is reported, as the last token.
+    Stop,
+    Length,
+}
+
+/// What the engine knows of a finished request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SequenceStats {
+    pub prompt_tokens: usize,
+    /// Prompt tokens whose keys and values came from the prefix cache.
+    pub cached_tokens: usize,
+    pub generated_tokens: usize,
+    pub preemptions: usize,
+    pub queued_at: Tick,
+    pub scheduled_at: Tick,
+    pub first_token_at: Tick,
+    pub finished_at: Tick,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum TokenEvent {
+    /// Log-probabilities of prompt tokens 1.. (the first has none), once, before the first token.
+    Prompt(Vec<TokenLogprob>),
+    Token {
+        id: u32,
+        logprob: Option<TokenLogprob>,
+    },
+    Finished {
+        reason: FinishReason,
+        stats: SequenceStats,
+    },
+    Failed(EngineError),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    #[error("the queue is full: {waiting} requests wait, the limit is {limit}")]
+    QueueFull { waiting: usize, limit: usize },
+    #[error("the engine is stopping")]
+    Stopping,
+    #[error("the model is still loading")]
+    Loading,
+    #[error("the engine is not running: {0}")]
+    Dead(String),
+    #[error("the client read too slowly: {EVENT_BUFFER} tokens were waiting for it")]
+    SlowReader,
+    #[error("the model returned logits that are not finite for this request")]
+    NonFiniteLogits,
+    #[error("the request needs {needed} cache blocks and the device has {total}")]
+    TooLargeForCache { needed: usize, total: usize },
+    #[error("the step failed: {0}")]
+    Step(String),
+    #[error("the request was cut short: the unit is shutting down")]
+    Aborted,
+}
+
+impl crate::error::Classified for EngineError {
+    fn class(&self) -> crate::error::Class {
+        use crate::error::Class;
+        match self {
+            EngineError::QueueFull { .. } => Class::Overloaded,
+            EngineError::Stopping | EngineError::Loading | EngineError::Dead(_) | EngineError::Aborted => {
+                Class::Unavailable
+            }
+            EngineError::TooLargeForCache { .. } => Class::InvalidRequest,
+            EngineError::SlowReader | EngineError::NonFiniteLogits | EngineError::Step(_) => Class::Internal,
+        }
+    }
+}
+
+const OPEN: u8 = 0;
+const SLOW: u8 = 1;
+const ENDED: u8 = 2;
+
+/// The engine's end of a request's channel.
+pub struct EventSender {
+    tx: mpsc::Sender<TokenEvent>,
+    state: Arc<AtomicU8>,
+}
+
+/// The client's end. Dropping it cancels the request.
+pub struct EventStream {
+    rx: mpsc::Receiver<TokenEvent>,
+    state: Arc<AtomicU8>,
+}
+
+/// A fresh channel for one request.
+pub fn event_channel() -> (EventSender, EventStream) {
+    let (tx, rx) = mpsc::channel(EVENT_BUFFER);
+    let state = Arc::new(AtomicU8::new(OPEN));
+    (EventSender { tx, state: state.clone() }, EventStream { rx, state })
+}
+
+impl EventSender {
+    /// Hands an event over. False when nobody will read it (client gone, or too slow to be kept):
+    /// the sequence should then be dropped.
+    pub fn send(&self, event: TokenEvent) -> bool {
+        let last = matches!(event, TokenEvent::Finished { .. } | TokenEvent::Failed(_));
+        match self.tx.try_send(event) {
+            Ok(()) => {
+                if last {
+                    self.state.store(ENDED, Ordering::Release);
+                }
+                true
+            }
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.state.store(SLOW, Ordering::Release);
+                false
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        }
+    }
+
+    /// True when the client is gone.
+    pub fn is_closed(&self) -> bool {
+        self.tx.is_closed()
+    }
+}
+
+impl EventStream {
+    /// The next event; `None` after the last. An engine that vanished without a last word is an error.
+    pub async fn next(&mut self) -> Option<TokenEvent> {
+        let event = self.rx.recv().await;
+        self.or_last_word(event)
+    }
+
+    /// As [`EventStream::next`], for callers that own a thread (benches, tests).
+    pub fn next_blocking(&mut self) -> Option<TokenEvent> {
+        let event = self.rx.blocking_recv();
+        self.or_last_word(event)
+    }
+
+    /// Poll form, for hand-written streams.
+    pub fn poll_next(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<TokenEvent>> {
+        self.rx.poll_recv(cx).map(|event| self.or_last_word(event))
+    }
+
+    fn or_last_word(&self, event: Option<TokenEvent>) -> Option<TokenEvent> {
+        if event.is_some() {
+            return event;
+        }
+        match self.state.swap(ENDED, Ordering::AcqRel) {
+            SLOW => Some(TokenEvent::Failed(EngineError::SlowReader)),
+            OPEN => Some(TokenEvent::Failed(EngineError::Dead("its thread ended".into()))),
+            _ => None,
+        }
+    }
+}

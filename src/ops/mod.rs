@@ -1,0 +1,8 @@
+//! L1. The operations a step is made of, one file each, on candle's tensors.
+//!
+//! Every operation writes into a tensor it is given (`InplaceOp*`) and allocates nothing. The CPU
+//! implementation is the reference; kernels stand beside it. Batch invariance: what an operation
+//! writes for one row does not depend on the other rows, on the row count, or on the thread count.
+
+pub mod pool;
+pub mod weight;

@@ -1,0 +1,198 @@
+//! The one type a linear layer, a norm or an embedding holds: a matrix as its checkpoint stores it.
+//!
+//! Mapped from a file (the page cache's memory, not ours) or owned. Row-major `[rows, cols]`: row r
+//! holds the weights of output r, so a dot product with a row walks memory in order.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+
+/// Element type a weight is stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl WeightType {
+    pub fn bytes(self) -> usize {
+        match self {
+            WeightType::F32 => 4,
+            WeightType::F16 | WeightType::Bf16 => 2,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("weight of shape [{rows}, {cols}] needs {needed} bytes and {found} were given")]
+pub struct WeightSizeError {
+    pub rows: usize,
+    pub cols: usize,
+    pub needed: usize,
+    pub found: usize,
+}
+
+#[derive(Clone)]
+enum Store {
+    Mapped { map: Arc<Mmap>, offset: usize },
+    F32(Arc<Vec<f32>>),
+    F16(Arc<Vec<f16>>),
+    Bf16(Arc<Vec<bf16>>),
+}
+
+/// A matrix `[rows, cols]`; a vector is `[1, cols]`. Clones share the storage.
+#[derive(Clone)]
+pub struct Weight {
+    rows: usize,
+    cols: usize,
+    kind: WeightType,
+    store: Store,
+}
+
+/// The elements of a weight, borrowed.
+#[derive(Clone, Copy)]
+pub enum WeightSlice<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+impl Weight {
+    /// A view of a mapped file. Elements that are not aligned for their type are copied.
+    ///
+    /// # Errors
+    /// When the range `offset..` does not hold `rows × cols` elements.
+    pub fn mapped(
+        map: Arc<Mmap>,
+        offset: usize,
+        rows: usize,
+        cols: usize,
+        kind: WeightType,
+    ) -> Result<Weight, WeightSizeError> {
+        let needed = rows * cols * kind.bytes();
+        let found = map.len().saturating_sub(offset);
+        if needed > found {
+            return Err(WeightSizeError { rows, cols, needed, found });
+        }
+        if !(map.as_ptr() as usize + offset).is_multiple_of(kind.bytes()) {
+            return Ok(Weight::from_bytes(&map[offset..offset + needed], rows, cols, kind));
+        }
+        Ok(Weight { rows, cols, kind, store: Store::Mapped { map, offset } })
+    }
+
+    fn from_bytes(bytes: &[u8], rows: usize, cols: usize, kind: WeightType) -> Weight {
+        let store = match kind {
+            WeightType::F32 => Store::F32(Arc::new(
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            )),
+            WeightType::F16 => Store::F16(Arc::new(
+                bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect(),
+            )),
+            WeightType::Bf16 => Store::Bf16(Arc::new(
+                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect(),
+            )),
+        };
+        Weight { rows, cols, kind, store }
+    }
+
+    /// # Panics
+    /// When `data.len() != rows × cols`.
+    pub fn from_f32(data: Vec<f32>, rows: usize, cols: usize) -> Weight {
+        assert_eq!(data.len(), rows * cols, "an owned weight is made with its own shape");
+        Weight { rows, cols, kind: WeightType::F32, store: Store::F32(Arc::new(data)) }
+    }
+
+    /// # Panics
+    /// When `data.len() != rows × cols`.
+    pub fn from_bf16(data: Vec<bf16>, rows: usize, cols: usize) -> Weight {
+        assert_eq!(data.len(), rows * cols, "an owned weight is made with its own shape");
+        Weight { rows, cols, kind: WeightType::Bf16, store: Store::Bf16(Arc::new(data)) }
+    }
+
+    /// # Panics
+    /// When `data.len() != rows × cols`.
+    pub fn from_f16(data: Vec<f16>, rows: usize, cols: usize) -> Weight {
+        assert_eq!(data.len(), rows * cols, "an owned weight is made with its own shape");
+        Weight { rows, cols, kind: WeightType::F16, store: Store::F16(Arc::new(data)) }
+    }
+
+    /// Outputs of the layer.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+    /// Inputs of the layer.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+    pub fn kind(&self) -> WeightType {
+        self.kind
+    }
+    pub fn bytes(&self) -> usize {
+        self.rows * self.cols * self.kind.bytes()
+    }
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.store, Store::Mapped { .. })
+    }
+
+    /// All elements, row after row.
+    pub fn slice(&self) -> WeightSlice<'_> {
+        let n = self.rows * self.cols;
+        match &self.store {
+            Store::F32(v) => WeightSlice::F32(v),
+            Store::F16(v) => WeightSlice::F16(v),
+            Store::Bf16(v) => WeightSlice::Bf16(v),
+            Store::Mapped { map, offset } => {
+                let p = map[*offset..].as_ptr();
+                // SAFETY: `mapped` checked that n elements of this type lie at `offset`, aligned; the
+                // map lives as long as self and nobody writes to it; every bit pattern is a number.
+                unsafe {
+                    match self.kind {
+                        WeightType::F32 => WeightSlice::F32(std::slice::from_raw_parts(p.cast(), n)),
+                        WeightType::F16 => WeightSlice::F16(std::slice::from_raw_parts(p.cast(), n)),
+                        WeightType::Bf16 => WeightSlice::Bf16(std::slice::from_raw_parts(p.cast(), n)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Element `i` of the row-major storage, widened.
+    pub fn get(&self, i: usize) -> f32 {
+        match self.slice() {
+            WeightSlice::F32(s) => s[i],
+            WeightSlice::F16(s) => s[i].to_f32(),
+            WeightSlice::Bf16(s) => s[i].to_f32(),
+        }
+    }
+
+    /// The same numbers as f32 (for norms, for `--dtype f32`, for oracles). Always owned.
+    pub fn to_f32(&self) -> Weight {
+        let data = match self.slice() {
+            WeightSlice::F32(s) => s.to_vec(),
+            WeightSlice::F16(s) => s.iter().map(|x| x.to_f32()).collect(),
+            WeightSlice::Bf16(s) => s.iter().map(|x| x.to_f32()).collect(),
+        };
+        Weight::from_f32(data, self.rows, self.cols)
+    }
+
+    /// The same numbers rounded to bf16. Shares the storage when they are bf16 already.
+    pub fn to_bf16(&self) -> Weight {
+        let data = match self.slice() {
+            WeightSlice::Bf16(_) => return self.clone(),
+            WeightSlice::F32(s) => s.iter().map(|x| bf16::from_f32(*x)).collect(),
+            WeightSlice::F16(s) => s.iter().map(|x| bf16::from_f32(x.to_f32())).collect(),
+        };
+        Weight::from_bf16(data, self.rows, self.cols)
+    }
+
+    /// Index of the first element that is NaN or infinite.
+    pub fn first_non_finite(&self) -> Option<usize> {
+        match self.slice() {
+            WeightSlice::F32(s) => s.iter().position(|x| !x.is_finite()),
+            WeightSlice::F16(s) => s.iter().position(|x| !x.is_finite()),
+            WeightSlice::Bf16(s) => s.iter().position(|x| !x.is_finite()),
+        }
+    }
+}
