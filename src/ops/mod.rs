@@ -4,5 +4,9 @@
 //! implementation is the reference; kernels stand beside it. Batch invariance: what an operation
 //! writes for one row does not depend on the other rows, on the row count, or on the thread count.
 
+pub mod cpu;
+pub mod kv_write;
+pub mod linear;
+pub mod paged_attention;
 pub mod pool;
 pub mod weight;
