@@ -83,3 +83,6 @@ fn round<T: Element>(from: &[f32], to: &mut [T]) {
         *t = T::narrow(*f);
     }
 }
+
+#[cfg(test)]
+mod tests;

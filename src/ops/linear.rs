@@ -145,3 +145,6 @@ fn panel_rows(n: usize, row_bytes: usize, threads: usize) -> usize {
     let rows = cached.min(even).clamp(LINE, PANEL_ROWS);
     rows - rows % LINE
 }
+
+#[cfg(test)]
+mod tests;

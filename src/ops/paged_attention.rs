@@ -226,3 +226,6 @@ impl Cut {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,7 +83,10 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn narrow(x: f32) -> bf16 {
-        bf16::from_f32(x)
+        // bf16::from_f32 without its branches, so that loops over it become vector code.
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        bf16::from_bits(if x.is_nan() { (bits >> 16 | 0x40) as u16 } else { (rounded >> 16) as u16 })
     }
 }
 
