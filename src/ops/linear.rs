@@ -8,7 +8,7 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, bail};
 
-use super::cpu::dot::{PANEL_ROWS, Panel, panel};
+use super::cpu::dot::{PANEL_ROWS, Pair, Panel, panel};
 use super::cpu::{Element, Isa, SharedMut};
 use super::pool::Pool;
 use super::weight::{Weight, WeightSlice, WeightType};
@@ -101,7 +101,7 @@ fn rows_of(what: &str, layout: &Layout, rows: usize, width: usize) -> Result<std
 
 impl LinearOn<'_> {
     /// w: `[N, K]`, x: `[rows, K]`, dst: `[rows, N]`.
-    fn product<W: Element, X: Element>(&self, w: &[W], x: &[X], dst: &mut [f32]) {
+    fn product<W: Pair<X>, X: Element>(&self, w: &[W], x: &[X], dst: &mut [f32]) {
         let Linear { weight, bias, rows, accumulate, pool } = self.op;
         let (n, k) = (weight.rows(), weight.cols());
         if n == 0 || k == 0 || rows == 0 {

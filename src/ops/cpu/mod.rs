@@ -9,7 +9,11 @@ use half::{bf16, f16};
 
 pub mod attention;
 pub mod attention_scalar;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
 pub mod dot;
+#[cfg(target_arch = "x86_64")]
+pub mod dot_avx512;
 pub mod dot_scalar;
 
 /// An instruction set that the kernels are written for.
