@@ -21,7 +21,9 @@ pub fn build<P>(plan: &StepPlan, running: &[Entry<P>], block_size: usize, input:
         input.tokens.extend_from_slice(&s.tokens[row.tokens.clone()]);
         for position in row.tokens.clone() {
             input.positions.push(position as u32);
-            input.slots.push(blocks[position / block_size] * block_size as u32 + (position % block_size) as u32);
+            input
+                .slots
+                .push(blocks[position / block_size] * block_size as u32 + (position % block_size) as u32);
         }
         let skipped = (row.logits.start - row.tokens.start) as u32;
         let rows = first_row as u32 + skipped..(first_row + row.tokens.len()) as u32;

@@ -187,8 +187,7 @@ impl Resident {
     /// Runs one step; `None` when nothing can run.
     pub fn step(&mut self, sequences: usize, tokens: usize) -> Option<StepReport> {
         let capacity = self.runner.capacity();
-        let budget =
-            Budget { sequences, tokens: tokens.min(capacity.rows), logit_rows: capacity.logit_rows };
+        let budget = Budget { sequences, tokens: tokens.min(capacity.rows), logit_rows: capacity.logit_rows };
         let waiting = self.scheduler.waiting();
         self.scheduler.plan(budget, &mut self.plan);
         self.count_plan(waiting);

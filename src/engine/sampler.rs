@@ -110,10 +110,8 @@ impl Sampler {
     pub fn sample(&mut self, logits: &[f32], draw: &Draw) -> Result<(u32, Option<TokenLogprob>), NonFinite> {
         let best = argmax(logits)?;
         let p = draw.params;
-        let changed = p.has_penalties()
-            || !p.logit_bias.is_empty()
-            || !draw.banned.is_empty()
-            || draw.mask.is_some();
+        let changed =
+            p.has_penalties() || !p.logit_bias.is_empty() || !draw.banned.is_empty() || draw.mask.is_some();
         let token = match (changed, p.temperature <= 0.0) {
             (false, true) => best,
             (true, true) => {

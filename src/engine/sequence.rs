@@ -32,13 +32,7 @@ pub struct Sequence {
 
 impl Sequence {
     /// A sequence that will hold `max_len` tokens at most.
-    pub fn new(
-        rank: Rank,
-        prompt: &[u32],
-        max_len: usize,
-        salt: u64,
-        pool: &SharedPool,
-    ) -> Sequence {
+    pub fn new(rank: Rank, prompt: &[u32], max_len: usize, salt: u64, pool: &SharedPool) -> Sequence {
         let mut tokens = Vec::with_capacity(max_len.max(prompt.len()));
         tokens.extend_from_slice(prompt);
         let mut table = BlockTable::new(pool, salt);

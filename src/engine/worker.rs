@@ -44,7 +44,10 @@ pub struct EngineConfig {
 }
 
 pub(crate) enum Command {
-    Submit { request: Box<GenerateRequest>, events: EventSender },
+    Submit {
+        request: Box<GenerateRequest>,
+        events: EventSender,
+    },
     SetLimits(Limits),
     /// End at once: every live request gets `EngineError::Aborted`.
     Abort,

@@ -22,18 +22,7 @@ pub const SYNTHETIC_SEED: u64 = 7;
 const SYNTHETIC: &str = "synthetic:";
 
 /// The cards of `models/` that can be built without a download, by name.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("llama-3.1-8b", include_str!("../../models/llama-3.1-8b.toml")),
-    ("llama-3.2-1b", include_str!("../../models/llama-3.2-1b.toml")),
-    ("llama-3.3-70b", include_str!("../../models/llama-3.3-70b.toml")),
-    ("qwen3-0.6b", include_str!("../../models/qwen3-0.6b.toml")),
-    ("qwen3-1.7b", include_str!("../../models/qwen3-1.7b.toml")),
-    ("qwen3-14b", include_str!("../../models/qwen3-14b.toml")),
-    ("qwen3-32b", include_str!("../../models/qwen3-32b.toml")),
-    ("qwen3-4b", include_str!("../../models/qwen3-4b.toml")),
-    ("qwen3-8b", include_str!("../../models/qwen3-8b.toml")),
-    ("smollm2-135m", include_str!("../../models/smollm2-135m.toml")),
-];
+pub const PRESETS: &[(&str, &str)] = &[("qwen3-0.6b", include_str!("../../models/qwen3-0.6b.toml"))];
 
 /// The demo model's files, compiled in.
 mod demo {
@@ -95,6 +84,30 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Any architecture with weights from the fixed seed. `file` is named in errors about `config`.
+    pub fn synthetic(
+        name: &str,
+        file: &str,
+        config: Value,
+        pool: &Arc<Pool>,
+    ) -> Result<Checkpoint, LoadError> {
+        let spec = arch::spec_of(file, &config)?;
+        let source = WeightSource::Synthetic(Generator::new(SYNTHETIC_SEED, &spec, pool.clone()));
+        Ok(Checkpoint {
+            name: name.into(),
+            text: TextFiles {
+                tokenizer: TokenizerSource::Synthetic { vocab: spec.vocab },
+                tokenizer_config: Value::Null,
+                chat_template: None,
+                generation_config: Value::Null,
+            },
+            spec,
+            config,
+            source,
+            folder: None,
+        })
+    }
+
     /// Reads the weights.
     pub fn load(
         &self,
@@ -105,8 +118,12 @@ impl Checkpoint {
         Decoder::load(&self.spec, &self.source, precision, scan_all, progress)
     }
 
-    /// Ids that end a sequence: `eos_token_id` of the generation config, else of the model's.
+    /// Ids that end a sequence: `eos_token_id` of the generation config, else of the model's. A stand-in
+    /// tokenizer names its own; the configured ids mean nothing to it.
     pub fn end_tokens(&self) -> Result<Vec<u32>, LoadError> {
+        if matches!(self.text.tokenizer, TokenizerSource::Synthetic { .. }) {
+            return Ok(Vec::new());
+        }
         for (file, json) in
             [("generation_config.json", &self.text.generation_config), ("config.json", &self.config)]
         {
@@ -165,23 +182,8 @@ pub fn preset_config(preset: &str) -> Result<Value, LoadError> {
 }
 
 fn open_synthetic(preset: &str, pool: &Arc<Pool>) -> Result<Checkpoint, LoadError> {
-    let config = preset_config(preset)?;
-    let spec = arch::spec_of(&format!("models/{preset}.toml"), &config)?;
-    let source = WeightSource::Synthetic(Generator::new(SYNTHETIC_SEED, &spec, pool.clone()));
-    Ok(Checkpoint {
-        name: format!("{SYNTHETIC}{preset}"),
-        text: TextFiles {
-            tokenizer: TokenizerSource::Synthetic { vocab: spec.vocab },
-            tokenizer_config: Value::Null,
-            chat_template: None,
-            generation_config: Value::Null,
-        },
-        spec,
-        // The stand-in tokenizer names its own end token; the real model's ids mean nothing here.
-        config: Value::Null,
-        source,
-        folder: None,
-    })
+    let file = format!("models/{preset}.toml");
+    Checkpoint::synthetic(&format!("{SYNTHETIC}{preset}"), &file, preset_config(preset)?, pool)
 }
 
 fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {

@@ -255,8 +255,7 @@ impl Decoder {
         ws.selected.inplace_op2(&ws.residual, &select)?;
         let norm = self.norm(&self.final_norm, logit_rows.len(), pool);
         ws.selected_normed.inplace_op2(&ws.selected, &norm)?;
-        let head =
-            Linear { weight: &self.head, bias: None, rows: logit_rows.len(), accumulate: false, pool };
+        let head = Linear { weight: &self.head, bias: None, rows: logit_rows.len(), accumulate: false, pool };
         ws.logits.inplace_op2(&ws.selected_normed, &head)
     }
 

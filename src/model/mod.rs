@@ -26,7 +26,9 @@ pub enum LoadError {
     Config { file: String, key: String, problem: String },
     #[error("{file}: tensor `{tensor}`: {problem}")]
     Tensor { file: String, tensor: String, problem: String },
-    #[error("no model `{0}`: not a folder with a config.json, not `demo`, not a preset (see `hashwatt models`)")]
+    #[error(
+        "no model `{0}`: not a folder with a config.json, not `demo`, not a preset (see `hashwatt models`)"
+    )]
     Unknown(String),
     #[error("the device could not hold the model: {0}")]
     Device(String),

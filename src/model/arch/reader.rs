@@ -11,10 +11,9 @@ pub struct ConfigReader<'a> {
 
 impl<'a> ConfigReader<'a> {
     pub fn new(file: &'a str, value: &'a serde_json::Value) -> Result<Self, LoadError> {
-        let map = value.as_object().ok_or_else(|| LoadError::File {
-            file: file.into(),
-            problem: "is not a JSON object".into(),
-        })?;
+        let map = value
+            .as_object()
+            .ok_or_else(|| LoadError::File { file: file.into(), problem: "is not a JSON object".into() })?;
         Ok(ConfigReader { file, map })
     }
 
@@ -65,9 +64,7 @@ impl<'a> ConfigReader<'a> {
     /// Refuses a key that is set to something else than the one value this server implements.
     pub fn require(&self, key: &str, wanted: &serde_json::Value) -> Result<(), LoadError> {
         match self.get(key) {
-            Some(v) if v != wanted => {
-                Err(self.error(key, format!("{v} is not supported; only {wanted} is")))
-            }
+            Some(v) if v != wanted => Err(self.error(key, format!("{v} is not supported; only {wanted} is"))),
             _ => Ok(()),
         }
     }
@@ -123,7 +120,8 @@ impl<'a> ConfigReader<'a> {
                 original_max_positions: number("original_max_position_embeddings")?,
             }),
             Some(other) => {
-                Err(self.error(parent, format!("type `{other}` is not supported (default, linear, llama3 are)")))
+                Err(self
+                    .error(parent, format!("type `{other}` is not supported (default, linear, llama3 are)")))
             }
         }
     }

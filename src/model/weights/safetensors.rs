@@ -53,7 +53,11 @@ impl TensorTable {
     /// The tensors of a folder: `model.safetensors`, or the shards of `model.safetensors.index.json`.
     pub fn open(folder: &Path) -> Result<TensorTable, LoadError> {
         let index = folder.join("model.safetensors.index.json");
-        let files = if index.is_file() { shard_files(folder, &index)? } else { vec![folder.join("model.safetensors")] };
+        let files = if index.is_file() {
+            shard_files(folder, &index)?
+        } else {
+            vec![folder.join("model.safetensors")]
+        };
         let mut table =
             TensorTable { folder: folder.display().to_string(), shards: Vec::new(), entries: HashMap::new() };
         for path in files {
@@ -68,8 +72,7 @@ impl TensorTable {
 
     /// The tensors of a file that is compiled into the binary.
     pub fn embedded(file: &str, bytes: &'static [u8]) -> Result<TensorTable, LoadError> {
-        let mut table =
-            TensorTable { folder: file.into(), shards: Vec::new(), entries: HashMap::new() };
+        let mut table = TensorTable { folder: file.into(), shards: Vec::new(), entries: HashMap::new() };
         table.add(file.into(), Bytes::Static(bytes))?;
         Ok(table)
     }

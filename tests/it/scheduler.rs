@@ -1,0 +1,1 @@
+//! The scheduler on paper: text-file cases, and properties under random schedules.
