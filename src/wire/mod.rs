@@ -1,1 +1,4 @@
-//! See docs/architecture.md.
+//! L1. What goes over the wire: request and response types of the APIs, SSE framing, a small client.
+
+pub mod fields;
+pub mod request;
