@@ -77,7 +77,9 @@ impl ChatTemplate {
                 .iter()
                 .find(|t| t.get("name").is_some_and(|n| n == "default"))
                 .and_then(|t| t.get("template")?.as_str()),
-            Some(_) => return Err(TextError::Template("chat_template is neither a string nor a list".into())),
+            Some(_) => {
+                return Err(TextError::Template("chat_template is neither a string nor a list".into()));
+            }
         };
         file.or(inline).map(|s| ChatTemplate::new(s, &token("bos_token"), &token("eos_token"))).transpose()
     }
@@ -129,8 +131,18 @@ impl std::io::Write for Bounded {
 /// Today's date for templates that state it; the directives they use, others stay as written.
 fn strftime_now(format: String) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-        "November", "December",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
     ];
     let (year, month, day) = civil_date(crate::clock::unix_seconds() / 86_400);
     let name = MONTHS[month - 1];

@@ -137,10 +137,9 @@ fn byte_of(c: char) -> Option<u8> {
     match code {
         0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => u8::try_from(code).ok(),
         // The 68 bytes that are not printable, in order.
-        0x100..=0x143 => [(0u8..=0x20), (0x7F..=0xA0), (0xAD..=0xAD)]
-            .into_iter()
-            .flatten()
-            .nth(code as usize - 0x100),
+        0x100..=0x143 => {
+            [(0u8..=0x20), (0x7F..=0xA0), (0xAD..=0xAD)].into_iter().flatten().nth(code as usize - 0x100)
+        }
         _ => None,
     }
 }
@@ -153,7 +152,8 @@ fn byte_of(c: char) -> Option<u8> {
 pub fn stand_in_json(vocab: usize) -> Result<Value, TextError> {
     let specials = STAND_IN_SPECIALS.len();
     if vocab < 256 + specials {
-        let problem = format!("a vocabulary of {vocab} has no room for 256 bytes and {specials} special tokens");
+        let problem =
+            format!("a vocabulary of {vocab} has no room for 256 bytes and {specials} special tokens");
         return Err(TextError::Tokenizer { file: "stand-in tokenizer".into(), problem });
     }
     let mut entries = serde_json::Map::with_capacity(vocab);
@@ -174,7 +174,8 @@ pub fn stand_in_json(vocab: usize) -> Result<Value, TextError> {
     for token in &added {
         entries.insert(token["content"].as_str().unwrap_or_default().to_string(), token["id"].clone());
     }
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     Ok(json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
         "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,

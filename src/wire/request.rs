@@ -148,7 +148,11 @@ impl CompletionRequest {
         parameters.max_tokens = parameters.max_tokens.or(Some(16));
         let prompts = prompts(&mut f)?;
         if prompts.len() * parameters.n > MAX_CHOICES {
-            let message = format!("{} prompts × n = {} choices; at most {MAX_CHOICES} are served", prompts.len(), prompts.len() * parameters.n);
+            let message = format!(
+                "{} prompts × n = {} choices; at most {MAX_CHOICES} are served",
+                prompts.len(),
+                prompts.len() * parameters.n
+            );
             return Err(RequestError::invalid("n", message));
         }
         let echo = f.bool("echo")?.unwrap_or(false);
@@ -400,8 +404,8 @@ fn content(value: Option<Value>, path: &str) -> Result<String, RequestError> {
         let kind_path = f.path("type");
         match f.required_string("type")?.as_str() {
             "text" => text.push_str(&f.required_string("text")?),
-            kind @ ("image_url" | "input_image" | "input_audio" | "audio_url" | "video_url" | "file" | "input_file"
-            | "refusal") => {
+            kind @ ("image_url" | "input_image" | "input_audio" | "audio_url" | "video_url" | "file"
+            | "input_file" | "refusal") => {
                 return Err(RequestError::unsupported(&kind_path, &format!("content of type {kind}")));
             }
             kind => return Err(wrong(&kind_path, "text", &json!(kind))),
