@@ -432,9 +432,9 @@ mod tests {
         metrics.recorded().inter_token.observe_n(0.02, 3);
         let text = metrics.render(true).unwrap();
         for line in [
-            "vllm:num_requests_running{model_name=\"m\\\"x\",engine=\"0\"} 3",
-            "vllm:num_requests_waiting{model_name=\"m\\\"x\",engine=\"0\"} 1",
-            "vllm:num_requests_running{model_name=\"m\\\"x\",engine=\"1\"} 0",
+            "vllm:num_requests_running{model_name=\"m\\\"x\",engine=\"0\"} 3.0",
+            "vllm:num_requests_waiting{model_name=\"m\\\"x\",engine=\"0\"} 1.0",
+            "vllm:num_requests_running{model_name=\"m\\\"x\",engine=\"1\"} 0.0",
             "vllm:kv_cache_usage_perc{model_name=\"m\\\"x\",engine=\"0\"} 0.25",
             "hashwatt_kv_cache_usage_ratio{model_name=\"m\\\"x\",engine=\"0\"} 0.25",
             "vllm:prompt_tokens_total{model_name=\"m\\\"x\",engine=\"0\"} 7",
