@@ -1,1 +1,90 @@
-//! See docs/architecture.md.
+//! L5. HTTP: extract → service → respond; one file per endpoint, each exporting `routes()`.
+//!
+//! Errors, keys, limits, ids and metrics are layers or values, never repeated in handlers. Nothing
+//! here knows how text is made: `service` does; how sockets are accepted is `server`'s matter.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::from_fn_with_state;
+
+mod auth;
+mod body;
+mod chunk;
+mod collect;
+mod connection;
+mod envelope;
+pub mod error;
+mod logprobs;
+mod metrics;
+mod openapi;
+mod probes;
+mod server;
+mod stream;
+mod tally;
+
+#[cfg(test)]
+mod server_tests;
+#[cfg(test)]
+mod testing;
+
+pub use auth::ApiKeys;
+pub use body::BodyLimits;
+pub use connection::TimeLimits;
+pub use metrics::engine_source;
+pub use server::{Server, ServerConfig};
+
+use crate::metrics::Metrics;
+use crate::service::Service;
+use error::ApiError;
+
+/// What the operator chooses about the HTTP side.
+#[derive(Debug, Clone)]
+pub struct ApiConfig {
+    pub keys: ApiKeys,
+    pub body: BodyLimits,
+    /// A stream that has nothing to say sends a comment this often.
+    pub keep_alive: Duration,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        ApiConfig {
+            keys: ApiKeys::default(),
+            body: BodyLimits::default(),
+            keep_alive: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What every handler may use.
+pub struct ApiState {
+    pub service: Arc<Service>,
+    pub metrics: Arc<Metrics>,
+    pub config: ApiConfig,
+}
+
+/// All routes with all layers.
+pub fn router(state: Arc<ApiState>) -> Router {
+    layered(routes(), state)
+}
+
+fn routes() -> Router<Arc<ApiState>> {
+    Router::new().merge(probes::routes()).merge(metrics::routes()).merge(openapi::routes())
+}
+
+/// Every route, known or not, answers errors as JSON, asks for a key and bears a request id.
+fn layered(routes: Router<Arc<ApiState>>, state: Arc<ApiState>) -> Router {
+    routes
+        .fallback(|request: Request| async move {
+            ApiError::unknown_route(request.method().as_str(), request.uri().path())
+        })
+        .method_not_allowed_fallback(|request: Request| async move {
+            ApiError::wrong_method(request.method().as_str(), request.uri().path())
+        })
+        .layer(from_fn_with_state(state.clone(), auth::require_key))
+        .layer(from_fn_with_state(state.clone(), envelope::wrap))
+        .with_state(state)
+}
