@@ -2,6 +2,7 @@
 //!
 //! Knows no HTTP, so the command line and the benches use it too.
 
+use crate::engine::event::EngineError;
 use crate::error::{Class, Classified};
 
 /// Why a request was not (or not fully) served.
@@ -93,16 +94,4 @@ pub struct Timings {
     pub prefill: Option<f64>,
     pub decode: Option<f64>,
     pub end_to_end: Option<f64>,
-}
-pub use crate::engine::event::EngineError;
-pub struct Service {
-    unit: std::sync::Arc<crate::unit::Unit>,
-}
-impl Service {
-    pub fn stub(unit: std::sync::Arc<crate::unit::Unit>) -> Service {
-        Service { unit }
-    }
-    pub fn unit(&self) -> &std::sync::Arc<crate::unit::Unit> {
-        &self.unit
-    }
 }
