@@ -1,7 +1,16 @@
-//! L3. Continuous batching: sequences in, a plan a step, tokens out.
+//! L3. Continuous batching: requests in, one plan a step, tokens out.
+//!
+//! `worker` is the thread of a device; it asks each `resident` for steps. A step is planned by the
+//! `scheduler` over `sequence`s and their blocks, laid out by `batch`, run by `model`, sampled by
+//! `sampler`, and told to the clients as `event`s.
 
+pub mod batch;
+pub mod block_pool;
 pub mod constraint;
 pub mod event;
+mod resident;
 pub mod sampler;
+pub mod scheduler;
+pub mod sequence;
 pub mod stats;
 pub mod worker;

@@ -1,13 +1,25 @@
-//! One thread per device: owns the residents, runs their steps one at a time, sends the events.
+//! One thread per device: owns the residents, runs their steps one at a time, answers commands.
 //!
-//! [`EngineHandle`] is the other threads' end of it: submit, limits, drain, stop.
+//! [`EngineHandle`] is the other threads' end of it: submit, limits, abort. A worker that waits for
+//! work still gives a sign of life; one that is silent hangs in a step.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
+use crate::clock::{BusyTime, Clock};
 use crate::engine::event::{EngineError, EventSender, EventStream, GenerateRequest, event_channel};
+use crate::engine::resident::{Resident, StepReport};
 use crate::engine::stats::EngineStats;
+use crate::model::runner::Runner;
+
+/// How long an idle worker sleeps before its next sign of life.
+const IDLE_BEAT: Duration = Duration::from_millis(500);
+/// Longest pause a duty cycle inserts at once.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Limits that may change while the engine runs (power caps, curtailment).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,6 +30,17 @@ pub struct Limits {
     pub max_tokens: usize,
     /// Share of time the device may be busy, 0 < duty ≤ 1; the worker pauses between steps.
     pub duty: f64,
+}
+
+/// How an engine is set up.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Names the thread.
+    pub device: String,
+    pub limits: Limits,
+    pub prefix_caching: bool,
+    /// Requests that may wait.
+    pub max_queue: usize,
 }
 
 pub(crate) enum Command {
@@ -44,15 +67,16 @@ impl EngineHandle {
     /// # Errors
     /// `QueueFull` when `max_queue` requests wait already, `Dead` when the worker has ended.
     pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, EngineError> {
-        let waiting = self.stats.waiting.load(Ordering::Acquire);
+        let waiting = self.stats.waiting.fetch_add(1, Ordering::AcqRel);
         if waiting >= self.max_queue {
+            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(EngineError::QueueFull { waiting, limit: self.max_queue });
         }
         let (events, stream) = event_channel();
-        self.stats.waiting.fetch_add(1, Ordering::AcqRel);
-        self.commands
-            .send(Command::Submit { request: Box::new(request), events })
-            .map_err(|_| EngineError::Dead("its thread ended".into()))?;
+        self.commands.send(Command::Submit { request: Box::new(request), events }).map_err(|_| {
+            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+            EngineError::Dead("its thread ended".into())
+        })?;
         Ok(stream)
     }
 
@@ -68,4 +92,168 @@ impl EngineHandle {
     pub fn stats(&self) -> &Arc<EngineStats> {
         &self.stats
     }
+}
+
+/// Starts a device's thread and waits for its warm-up forward. The thread ends when every handle is
+/// gone and nothing runs any more.
+///
+/// # Errors
+/// When the thread cannot start, or the warm-up fails or gives logits that are not finite.
+pub fn spawn(
+    runner: Runner,
+    config: EngineConfig,
+    clock: Clock,
+    busy: BusyTime,
+) -> Result<(EngineHandle, JoinHandle<()>), EngineError> {
+    let (commands, inbox) = mpsc::channel();
+    let stats = Arc::new(EngineStats::default());
+    let handle = EngineHandle { commands, stats: stats.clone(), max_queue: config.max_queue };
+    let (up, is_up) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name(format!("hashwatt-{}", config.device))
+        .spawn(move || {
+            let resident = Resident::new(
+                runner,
+                config.limits.max_rows,
+                config.prefix_caching,
+                clock.clone(),
+                stats.clone(),
+            );
+            let ceiling = config.limits;
+            let mut worker = Worker {
+                residents: vec![resident],
+                inbox,
+                clock,
+                stats,
+                busy,
+                ceiling,
+                limits: ceiling,
+                arrivals: 0,
+            };
+            let warm = worker.warm_up();
+            let warm_up_failed = warm.is_err();
+            // Nobody waits for the answer only when the starter is gone too.
+            let _ = up.send(warm);
+            if !warm_up_failed {
+                worker.run();
+            }
+        })
+        .map_err(|e| EngineError::Dead(format!("its thread could not start: {e}")))?;
+    is_up.recv().map_err(|_| EngineError::Dead("it ended during the warm-up".into()))??;
+    Ok((handle, thread))
+}
+
+struct Worker {
+    residents: Vec<Resident>,
+    inbox: mpsc::Receiver<Command>,
+    clock: Clock,
+    stats: Arc<EngineStats>,
+    busy: BusyTime,
+    /// What the engine was built for; limits never go above.
+    ceiling: Limits,
+    limits: Limits,
+    arrivals: u64,
+}
+
+impl Worker {
+    fn warm_up(&mut self) -> Result<(), EngineError> {
+        for resident in &mut self.residents {
+            catch_unwind(AssertUnwindSafe(|| resident.warm_up()))
+                .unwrap_or_else(|p| Err(EngineError::Step(panic_text(&*p))))?;
+        }
+        self.stats.beat(self.clock.now());
+        self.stats.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn run(&mut self) {
+        while self.take_commands() {
+            self.stats.beat(self.clock.now());
+            for resident in &mut self.residents {
+                resident.drop_cancelled();
+            }
+            if let Some(report) = self.step_next() {
+                self.record(&report);
+                self.pause(&report);
+            }
+        }
+        self.stats.ready.store(false, Ordering::Release);
+    }
+
+    /// Handles what has arrived; sleeps when there is nothing to do. False when the engine should end.
+    fn take_commands(&mut self) -> bool {
+        loop {
+            let idle = self.residents.iter().all(|r| r.first_rank().is_none());
+            let command = if idle {
+                self.inbox.recv_timeout(IDLE_BEAT).map_err(|e| e == RecvTimeoutError::Disconnected)
+            } else {
+                self.inbox.try_recv().map_err(|e| e == TryRecvError::Disconnected)
+            };
+            match command {
+                Ok(command) => self.handle(command),
+                // No handle is left: go on while something runs.
+                Err(disconnected) => return !(disconnected && idle),
+            }
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Submit { request, events } => {
+                self.arrivals += 1;
+                // One resident so far; a request will name its own when there are more.
+                self.residents[0].add(*request, events, self.arrivals);
+            }
+            Command::SetLimits(wanted) => {
+                self.limits = Limits {
+                    max_rows: wanted.max_rows.clamp(1, self.ceiling.max_rows),
+                    max_tokens: wanted.max_tokens.clamp(1, self.ceiling.max_tokens),
+                    duty: if wanted.duty.is_nan() { 1.0 } else { wanted.duty.clamp(0.01, 1.0) },
+                };
+            }
+            Command::Abort => {
+                for resident in &mut self.residents {
+                    resident.fail_all(&EngineError::Aborted);
+                }
+            }
+        }
+    }
+
+    /// One step of the resident whose first request ranks highest.
+    fn step_next(&mut self) -> Option<StepReport> {
+        let Limits { max_rows, max_tokens, .. } = self.limits;
+        let resident =
+            self.residents.iter_mut().filter(|r| r.first_rank().is_some()).min_by_key(|r| r.first_rank())?;
+        match catch_unwind(AssertUnwindSafe(|| resident.step(max_rows, max_tokens))) {
+            Ok(report) => report,
+            Err(panic) => {
+                let error = EngineError::Step(panic_text(&*panic));
+                tracing::error!(%error, "a step panicked; its requests are ended");
+                resident.fail_all(&error);
+                None
+            }
+        }
+    }
+
+    fn record(&self, report: &StepReport) {
+        self.busy.add(report.ended.since(report.started));
+        let s = &self.stats;
+        s.steps.fetch_add(1, Ordering::Relaxed);
+        s.last_rows.store(report.rows, Ordering::Relaxed);
+        s.max_rows.fetch_max(report.rows, Ordering::Relaxed);
+        s.max_sequences.fetch_max(report.sequences, Ordering::Relaxed);
+    }
+
+    /// The rest of a duty cycle: at duty d a step of length t is followed by t·(1 − d)/d of nothing.
+    fn pause(&self, report: &StepReport) {
+        if self.limits.duty < 1.0 {
+            let step = report.ended.since(report.started);
+            std::thread::sleep(step.mul_f64(1.0 / self.limits.duty - 1.0).min(LONGEST_PAUSE));
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".into())
 }

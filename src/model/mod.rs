@@ -1,1 +1,53 @@
-//! See docs/architecture.md.
+//! L2. A transformer as data: what a checkpoint says it is, its weights, and one step through it.
+//!
+//! `checkpoint` opens a folder, a preset or the embedded demo; `arch` turns its configuration into a
+//! `DecoderSpec`; `decoder` runs any spec; `runner` owns what a device needs to run steps.
+
+pub mod arch;
+pub mod checkpoint;
+pub mod decoder;
+pub mod input;
+pub mod kv_cache;
+pub mod runner;
+pub mod spec;
+pub mod weights;
+pub mod workspace;
+
+pub use checkpoint::Checkpoint;
+
+/// Why a checkpoint cannot be served. Names the file and the tensor or key.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{file}: {source}")]
+    Io { file: String, source: std::io::Error },
+    #[error("{file}: {problem}")]
+    File { file: String, problem: String },
+    #[error("{file}: {key}: {problem}")]
+    Config { file: String, key: String, problem: String },
+    #[error("{file}: tensor `{tensor}`: {problem}")]
+    Tensor { file: String, tensor: String, problem: String },
+    #[error(
+        "no model `{0}`: not a folder with a config.json, not `demo`, not a preset (see `hashwatt models`)"
+    )]
+    Unknown(String),
+    #[error("the device could not hold the model: {0}")]
+    Device(String),
+}
+
+impl LoadError {
+    pub(crate) fn io(file: impl AsRef<std::path::Path>, source: std::io::Error) -> LoadError {
+        LoadError::Io { file: file.as_ref().display().to_string(), source }
+    }
+    pub(crate) fn file(file: impl AsRef<std::path::Path>, problem: impl ToString) -> LoadError {
+        LoadError::File { file: file.as_ref().display().to_string(), problem: problem.to_string() }
+    }
+    pub(crate) fn tensor(file: &str, tensor: &str, problem: impl ToString) -> LoadError {
+        LoadError::Tensor { file: file.into(), tensor: tensor.into(), problem: problem.to_string() }
+    }
+}
+
+impl crate::error::Classified for LoadError {
+    fn class(&self) -> crate::error::Class {
+        crate::error::Class::Configuration
+    }
+}

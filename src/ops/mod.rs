@@ -4,5 +4,14 @@
 //! implementation is the reference; kernels stand beside it. Batch invariance: what an operation
 //! writes for one row does not depend on the other rows, on the row count, or on the thread count.
 
+pub mod activation;
+pub mod cpu;
+pub mod gather;
+pub mod kv_write;
+pub mod linear;
+pub mod paged_attention;
 pub mod pool;
+pub mod rms_norm;
+pub mod rope;
+pub mod storage;
 pub mod weight;

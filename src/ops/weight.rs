@@ -82,7 +82,8 @@ impl Weight {
         Ok(Weight { rows, cols, kind, store: Store::Mapped { map, offset } })
     }
 
-    fn from_bytes(bytes: &[u8], rows: usize, cols: usize, kind: WeightType) -> Weight {
+    /// A copy of little-endian elements.
+    pub(crate) fn from_bytes(bytes: &[u8], rows: usize, cols: usize, kind: WeightType) -> Weight {
         let store = match kind {
             WeightType::F32 => Store::F32(Arc::new(
                 bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
@@ -175,6 +176,16 @@ impl Weight {
             WeightSlice::Bf16(s) => s.iter().map(|x| x.to_f32()).collect(),
         };
         Weight::from_f32(data, self.rows, self.cols)
+    }
+
+    /// The same numbers rounded to f16. Shares the storage when they are f16 already.
+    pub fn to_f16(&self) -> Weight {
+        let data = match self.slice() {
+            WeightSlice::F16(_) => return self.clone(),
+            WeightSlice::F32(s) => s.iter().map(|x| f16::from_f32(*x)).collect(),
+            WeightSlice::Bf16(s) => s.iter().map(|x| f16::from_f32(x.to_f32())).collect(),
+        };
+        Weight::from_f16(data, self.rows, self.cols)
     }
 
     /// The same numbers rounded to bf16. Shares the storage when they are bf16 already.

@@ -2,8 +2,151 @@
 //!
 //! Knows no HTTP, so the command line and the benches use it too.
 
-use crate::engine::event::EngineError;
+mod choice;
+pub mod generate;
+pub mod stop;
+mod validate;
+
+use std::sync::Arc;
+
+pub use crate::engine::event::EngineError;
 use crate::error::{Class, Classified};
+use crate::text::chat_template::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+use crate::unit::Unit;
+use crate::wire::fields::RequestError;
+use crate::wire::request::{
+    ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeInput, TokenizeRequest,
+};
+
+pub use generate::Generation;
+
+/// What the checkpoint's `generation_config.json` says where a request says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct SamplingDefaults {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<usize>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+}
+
+impl SamplingDefaults {
+    /// From the file's JSON; keys that are absent or null say nothing.
+    pub fn of(config: &serde_json::Value) -> SamplingDefaults {
+        let number = |key: &str| config.get(key).and_then(serde_json::Value::as_f64).map(|x| x as f32);
+        let top_k = config.get("top_k").and_then(serde_json::Value::as_u64);
+        SamplingDefaults {
+            temperature: number("temperature"),
+            top_p: number("top_p"),
+            top_k: top_k.and_then(|k| usize::try_from(k).ok()),
+            min_p: number("min_p"),
+            repetition_penalty: number("repetition_penalty"),
+        }
+    }
+}
+
+/// A model as clients see it, and the unit that runs it.
+pub struct ServedModel {
+    pub id: String,
+    /// Other names it answers to.
+    pub aliases: Vec<String>,
+    /// When it was loaded, Unix seconds.
+    pub created: u64,
+    pub max_model_len: usize,
+    /// Rows of the model's embedding: ids below are valid.
+    pub vocab: usize,
+    pub end_tokens: Vec<u32>,
+    pub tokenizer: Arc<Tokenizer>,
+    pub template: Option<ChatTemplate>,
+    pub defaults: SamplingDefaults,
+    pub unit: Arc<Unit>,
+}
+
+/// Everything that can be asked of this process, without HTTP.
+pub struct Service {
+    models: Vec<ServedModel>,
+    unit: Arc<Unit>,
+}
+
+impl Service {
+    pub fn new(models: Vec<ServedModel>, unit: Arc<Unit>) -> Service {
+        Service { models, unit }
+    }
+
+    pub fn unit(&self) -> &Arc<Unit> {
+        &self.unit
+    }
+
+    pub fn models(&self) -> &[ServedModel] {
+        &self.models
+    }
+
+    /// The model a request names; without a name, the first.
+    ///
+    /// # Errors
+    /// `UnknownModel`.
+    pub fn model(&self, name: Option<&str>) -> Result<&ServedModel, ServiceError> {
+        let found = match name {
+            None => self.models.first(),
+            Some(name) => self.models.iter().find(|m| m.id == name || m.aliases.iter().any(|a| a == name)),
+        };
+        found.ok_or_else(|| ServiceError::UnknownModel(name.unwrap_or_default().chars().take(128).collect()))
+    }
+
+    /// Starts the answer to a conversation.
+    ///
+    /// # Errors
+    /// As [`ServedModel::chat`], and an unknown model.
+    pub fn chat(&self, request: &ChatRequest) -> Result<Generation, ServiceError> {
+        self.model(request.parameters.model.as_deref())?.chat(request)
+    }
+
+    /// Starts a completion.
+    ///
+    /// # Errors
+    /// As [`ServedModel::complete`], and an unknown model.
+    pub fn complete(&self, request: &CompletionRequest) -> Result<Generation, ServiceError> {
+        self.model(request.parameters.model.as_deref())?.complete(request)
+    }
+
+    /// Token ids of a text or a conversation, with the model they are of.
+    ///
+    /// # Errors
+    /// An unknown model, a text that no context could hold.
+    pub fn tokenize(&self, request: &TokenizeRequest) -> Result<(&ServedModel, Vec<u32>), ServiceError> {
+        let model = self.model(request.model.as_deref())?;
+        let ids = match &request.input {
+            TokenizeInput::Prompt { text, add_special_tokens } => {
+                model.encode_text(text, *add_special_tokens, "prompt")?
+            }
+            TokenizeInput::Messages { messages, add_generation_prompt } => {
+                model.encode_chat(messages, *add_generation_prompt)?
+            }
+        };
+        Ok((model, ids))
+    }
+
+    /// The text of token ids.
+    ///
+    /// # Errors
+    /// An unknown model, an id outside its vocabulary.
+    pub fn detokenize(&self, request: &DetokenizeRequest) -> Result<String, ServiceError> {
+        let model = self.model(request.model.as_deref())?;
+        model.check_ids(&request.tokens, "tokens")?;
+        model.tokenizer.decode(&request.tokens).map_err(|e| ServiceError::Invalid {
+            message: e.to_string(),
+            param: Some("tokens".into()),
+            code: None,
+        })
+    }
+}
+
+impl From<RequestError> for ServiceError {
+    fn from(e: RequestError) -> ServiceError {
+        ServiceError::Invalid { message: e.message, param: e.param, code: e.code }
+    }
+}
 
 /// Why a request was not (or not fully) served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

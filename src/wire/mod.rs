@@ -1,9 +1,11 @@
-//! L1. What goes over the wire: serde types of OpenAI's APIs, SSE framing, a small client.
+//! L1. What goes over the wire: the request and answer types of OpenAI's APIs, SSE framing, a client.
 //!
-//! `request` is what clients send, `response` and `error` what they get, `sse` how a stream is
-//! framed. Used by `api`, and by the benches and `chat --url` from the other side.
+//! Knows no HTTP server and no model: bytes ↔ types, with errors that name the field. Used by `api`,
+//! and by the benches and `chat --url` from the other side.
 
 pub mod client;
 pub mod error;
+pub mod fields;
+pub mod request;
 pub mod response;
 pub mod sse;

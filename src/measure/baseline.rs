@@ -1,0 +1,104 @@
+//! The same checkpoint through candle-transformers: the oracle of the parity tests, the rival in benches.
+//!
+//! Weights come from the checkpoint's own source, so both sides compute with the same numbers. One
+//! sequence at a time, as that library does it.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::{llama, qwen3};
+use serde_json::Value;
+
+use crate::model::Checkpoint;
+use crate::model::decoder;
+use crate::ops::weight::Weight;
+
+enum Model {
+    Llama { model: llama::Llama, cache: llama::Cache, config: llama::Config },
+    Qwen3(qwen3::ModelForCausalLM),
+}
+
+/// A candle-transformers model with its own cache.
+pub struct Baseline {
+    model: Model,
+    dtype: DType,
+    position: usize,
+}
+
+fn tensor(weight: &Weight, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    let data: Vec<f32> = (0..weight.rows() * weight.cols()).map(|i| weight.get(i)).collect();
+    Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(dtype)
+}
+
+/// Keys that candle's configuration wants and a checkpoint may leave out.
+fn with_defaults(config: &Value, defaults: &[(&str, Value)]) -> Value {
+    let mut config = config.clone();
+    for (key, value) in defaults {
+        if config.get(key).is_none_or(Value::is_null) {
+            config[*key] = value.clone();
+        }
+    }
+    config
+}
+
+impl Baseline {
+    /// Builds the model with all weights converted to `dtype`.
+    ///
+    /// # Errors
+    /// An architecture that candle-transformers is not asked for here, or what candle answers.
+    pub fn new(checkpoint: &Checkpoint, dtype: DType) -> Result<Baseline> {
+        let mut tensors = HashMap::new();
+        for (name, shape) in decoder::tensors(&checkpoint.spec) {
+            let weight = checkpoint.source.weight(&name, &shape).map_err(candle_core::Error::wrap)?;
+            tensors.insert(name, tensor(&weight, &shape, dtype)?);
+        }
+        let vb = VarBuilder::from_tensors(tensors, dtype, &Device::Cpu);
+        let model = match checkpoint.spec.architecture {
+            "llama" => {
+                let config: llama::LlamaConfig =
+                    serde_json::from_value(checkpoint.config.clone()).map_err(candle_core::Error::wrap)?;
+                let config = config.into_config(false);
+                let cache = llama::Cache::new(true, dtype, &config, &Device::Cpu)?;
+                Model::Llama { model: llama::Llama::load(vb, &config)?, cache, config }
+            }
+            "qwen3" => {
+                let json = with_defaults(
+                    &checkpoint.config,
+                    &[
+                        ("attention_bias", false.into()),
+                        ("max_window_layers", checkpoint.spec.layers.into()),
+                        ("use_sliding_window", false.into()),
+                    ],
+                );
+                let config = serde_json::from_value(json).map_err(candle_core::Error::wrap)?;
+                Model::Qwen3(qwen3::ModelForCausalLM::new(&config, vb)?)
+            }
+            other => candle_core::bail!("no candle-transformers baseline for `{other}`"),
+        };
+        Ok(Baseline { model, dtype, position: 0 })
+    }
+
+    /// Forgets the sequence.
+    pub fn reset(&mut self) -> Result<()> {
+        self.position = 0;
+        match &mut self.model {
+            Model::Llama { cache, config, .. } => {
+                *cache = llama::Cache::new(true, self.dtype, config, &Device::Cpu)?;
+            }
+            Model::Qwen3(model) => model.clear_kv_cache(),
+        }
+        Ok(())
+    }
+
+    /// Appends tokens; the logits of the last one, `[vocab]`, f32.
+    pub fn forward(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let ids = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+        let logits = match &mut self.model {
+            Model::Llama { model, cache, .. } => model.forward(&ids, self.position, cache)?,
+            Model::Qwen3(model) => model.forward(&ids, self.position)?,
+        };
+        self.position += tokens.len();
+        logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    }
+}

@@ -1,0 +1,32 @@
+//! Llama 1, 2 and 3.x, and what shares its shape: `LlamaForCausalLM`.
+
+use super::HF_NAMES;
+use super::reader::ConfigReader;
+use crate::model::LoadError;
+use crate::model::spec::DecoderSpec;
+
+pub(super) fn spec(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
+    c.require("hidden_act", &"silu".into())?;
+    let (hidden, heads) = (c.usize("hidden_size")?, c.usize("num_attention_heads")?);
+    let bias = c.bool_or("attention_bias", false)?;
+    Ok(DecoderSpec {
+        architecture: "llama",
+        hidden,
+        layers: c.usize("num_hidden_layers")?,
+        heads,
+        kv_heads: c.optional_usize("num_key_value_heads")?.unwrap_or(heads),
+        head_dim: c.optional_usize("head_dim")?.unwrap_or(hidden / heads.max(1)),
+        intermediate: c.usize("intermediate_size")?,
+        vocab: c.usize("vocab_size")?,
+        norm_eps: c.optional_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rope: c.rope()?,
+        max_positions: c.optional_usize("max_position_embeddings")?.unwrap_or(2048),
+        tied_head: c.bool_or("tie_word_embeddings", false)?,
+        qk_norm: false,
+        qkv_bias: bias,
+        o_bias: bias,
+        mlp_bias: c.bool_or("mlp_bias", false)?,
+        float_type: c.float_type()?,
+        names: &HF_NAMES,
+    })
+}

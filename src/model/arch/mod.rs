@@ -1,0 +1,134 @@
+//! The registry of architectures: which configuration becomes which spec.
+//!
+//! One file and one line here per architecture. This is the only folder that knows a model's name.
+
+mod llama;
+mod qwen3;
+pub mod reader;
+
+use reader::ConfigReader;
+
+use crate::model::LoadError;
+use crate::model::spec::{DecoderSpec, TensorNames};
+
+type Build = fn(&ConfigReader) -> Result<DecoderSpec, LoadError>;
+
+/// (name in `architectures`, `model_type`, builder).
+const REGISTRY: &[(&str, &str, Build)] =
+    &[("LlamaForCausalLM", "llama", llama::spec), ("Qwen3ForCausalLM", "qwen3", qwen3::spec)];
+
+/// Names most decoders use.
+pub(crate) const HF_NAMES: TensorNames = TensorNames {
+    embedding: "model.embed_tokens.weight",
+    final_norm: "model.norm.weight",
+    head: "lm_head.weight",
+    input_norm: "model.layers.{}.input_layernorm.weight",
+    post_attention_norm: "model.layers.{}.post_attention_layernorm.weight",
+    q: "model.layers.{}.self_attn.q_proj",
+    k: "model.layers.{}.self_attn.k_proj",
+    v: "model.layers.{}.self_attn.v_proj",
+    o: "model.layers.{}.self_attn.o_proj",
+    q_norm: "model.layers.{}.self_attn.q_norm.weight",
+    k_norm: "model.layers.{}.self_attn.k_norm.weight",
+    gate: "model.layers.{}.mlp.gate_proj",
+    up: "model.layers.{}.mlp.up_proj",
+    down: "model.layers.{}.mlp.down_proj",
+};
+
+/// The spec of a `config.json`.
+///
+/// # Errors
+/// An unknown architecture, a missing key, or an option that this server cannot honour; each names
+/// file and key.
+pub fn spec_of(file: &str, config: &serde_json::Value) -> Result<DecoderSpec, LoadError> {
+    let reader = ConfigReader::new(file, config)?;
+    let declared = reader.first_string("architectures");
+    let model_type = reader.optional_str("model_type")?;
+    let found = REGISTRY.iter().find(|(name, kind, _)| match declared {
+        Some(d) => d == *name,
+        None => model_type == Some(*kind),
+    });
+    let Some((_, _, build)) = found else {
+        let known: Vec<&str> = REGISTRY.iter().map(|r| r.0).collect();
+        let name = declared.or(model_type).unwrap_or("none");
+        return Err(reader.error(
+            "architectures",
+            format!("`{name}` is not an architecture this server has; it has {}", known.join(", ")),
+        ));
+    };
+    let spec = build(&reader)?;
+    check(&reader, &spec)?;
+    Ok(spec)
+}
+
+/// Relations every decoder must satisfy, so that no later code divides by zero or overflows.
+fn check(reader: &ConfigReader, s: &DecoderSpec) -> Result<(), LoadError> {
+    const MAX: usize = 1 << 24;
+    let sizes = [
+        ("hidden_size", s.hidden),
+        ("num_hidden_layers", s.layers),
+        ("num_attention_heads", s.heads),
+        ("num_key_value_heads", s.kv_heads),
+        ("head_dim", s.head_dim),
+        ("intermediate_size", s.intermediate),
+        ("vocab_size", s.vocab),
+        ("max_position_embeddings", s.max_positions),
+    ];
+    for (key, value) in sizes {
+        if value == 0 || value > MAX {
+            return Err(reader.error(key, format!("{value} is not between 1 and {MAX}")));
+        }
+    }
+    if !s.heads.is_multiple_of(s.kv_heads) {
+        return Err(reader.error(
+            "num_key_value_heads",
+            format!("{} query heads do not share {} key heads evenly", s.heads, s.kv_heads),
+        ));
+    }
+    if !s.head_dim.is_multiple_of(8) || s.head_dim > 256 {
+        return Err(reader.error("head_dim", format!("{} is not a multiple of 8 up to 256", s.head_dim)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::spec::RopeScaling;
+
+    fn llama() -> serde_json::Value {
+        serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 16,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 8192,
+            "vocab_size": 128256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+            "hidden_act": "silu", "rope_scaling": {"rope_type": "llama3", "factor": 32.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+        })
+    }
+
+    #[test]
+    fn a_llama_configuration_becomes_a_spec() {
+        let spec = spec_of("config.json", &llama()).unwrap();
+        assert_eq!((spec.hidden, spec.kv_heads, spec.head_dim), (2048, 8, 64));
+        assert!(matches!(spec.rope.scaling, RopeScaling::Llama3 { .. }));
+        assert_eq!(spec.parameters(), 1_235_746_816);
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_named() {
+        for (key, value) in [
+            ("hidden_act", serde_json::json!("gelu_new")),
+            ("num_key_value_heads", serde_json::json!(5)),
+            ("hidden_size", serde_json::json!(-3)),
+            ("vocab_size", serde_json::json!(1e300)),
+            ("rope_scaling", serde_json::json!({"rope_type": "yarn", "factor": 2.0})),
+            ("architectures", serde_json::json!(["MambaForCausalLM"])),
+        ] {
+            let mut config = llama();
+            config[key] = value;
+            let error = spec_of("config.json", &config).unwrap_err().to_string();
+            assert!(error.contains("config.json") && error.contains(key), "{error}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Opening a model: a HuggingFace-style folder, `synthetic:PRESET`, or the demo in the binary.
+//!
+//! Opening is cheap and complete: configuration, tensor table, shapes and file sizes are checked before
+//! a number is read. The text files are handed on as they are; reading them is `text`'s work.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::LoadError;
+use super::arch;
+use super::decoder::{self, Decoder, Precision};
+use super::spec::DecoderSpec;
+use super::weights::WeightSource;
+use super::weights::safetensors::TensorTable;
+use super::weights::synthetic::Generator;
+use crate::ops::pool::Pool;
+
+/// Seed of synthetic weights: part of what `synthetic:NAME` means.
+pub const SYNTHETIC_SEED: u64 = 7;
+const SYNTHETIC: &str = "synthetic:";
+
+/// The cards of `models/` that can be built without a download, by name.
+pub const PRESETS: &[(&str, &str)] = &[("qwen3-0.6b", include_str!("../../models/qwen3-0.6b.toml"))];
+
+/// The demo model's files, compiled in.
+mod demo {
+    pub const CONFIG: &str = include_str!("../../models/demo/config.json");
+    pub const GENERATION: &str = include_str!("../../models/demo/generation_config.json");
+    pub const TOKENIZER: &[u8] = include_bytes!("../../models/demo/tokenizer.json");
+    pub const TOKENIZER_CONFIG: &str = include_str!("../../models/demo/tokenizer_config.json");
+    pub const WEIGHTS: &[u8] = include_bytes!("../../models/demo/model.safetensors");
+}
+
+/// Where a checkpoint's tokenizer comes from.
+pub enum TokenizerSource {
+    /// The bytes of a `tokenizer.json`, and the file's name for messages.
+    Json { file: String, bytes: Vec<u8> },
+    /// A stand-in of exactly this vocabulary (synthetic weights).
+    Synthetic { vocab: usize },
+}
+
+/// The files of a checkpoint that are about text, unread.
+pub struct TextFiles {
+    pub tokenizer: TokenizerSource,
+    /// `tokenizer_config.json`, with its file name; null when there is none.
+    pub tokenizer_config: Value,
+    /// `chat_template.jinja`.
+    pub chat_template: Option<String>,
+    /// `generation_config.json`; null when there is none.
+    pub generation_config: Value,
+}
+
+/// A model that has been opened and checked, its weights not yet read.
+pub struct Checkpoint {
+    /// The id it is served under unless another is given.
+    pub name: String,
+    pub spec: DecoderSpec,
+    /// The raw configuration (end-of-sequence ids are read from it too).
+    pub config: Value,
+    pub text: TextFiles,
+    pub source: WeightSource,
+    /// The folder, when there is one.
+    pub folder: Option<PathBuf>,
+}
+
+impl Checkpoint {
+    /// Opens `demo`, `synthetic:PRESET` or a folder. `pool` makes synthetic weights.
+    ///
+    /// # Errors
+    /// Everything that can be known without reading weights; each names file and tensor or key.
+    pub fn open(model: &str, pool: &Arc<Pool>) -> Result<Checkpoint, LoadError> {
+        let checkpoint = if model == "demo" {
+            open_demo()?
+        } else if let Some(preset) = model.strip_prefix(SYNTHETIC) {
+            open_synthetic(preset, pool)?
+        } else {
+            open_folder(Path::new(model), model)?
+        };
+        for (name, shape) in decoder::tensors(&checkpoint.spec) {
+            checkpoint.source.check(&name, &shape)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Any architecture with weights from the fixed seed. `file` is named in errors about `config`.
+    pub fn synthetic(
+        name: &str,
+        file: &str,
+        config: Value,
+        pool: &Arc<Pool>,
+    ) -> Result<Checkpoint, LoadError> {
+        let spec = arch::spec_of(file, &config)?;
+        let source = WeightSource::Synthetic(Generator::new(SYNTHETIC_SEED, &spec, pool.clone()));
+        Ok(Checkpoint {
+            name: name.into(),
+            text: TextFiles {
+                tokenizer: TokenizerSource::Synthetic { vocab: spec.vocab },
+                tokenizer_config: Value::Null,
+                chat_template: None,
+                generation_config: Value::Null,
+            },
+            spec,
+            config,
+            source,
+            folder: None,
+        })
+    }
+
+    /// Reads the weights.
+    pub fn load(
+        &self,
+        precision: Precision,
+        scan_all: bool,
+        progress: &dyn Fn(f32),
+    ) -> Result<Decoder, LoadError> {
+        Decoder::load(&self.spec, &self.source, precision, scan_all, progress)
+    }
+
+    /// Ids that end a sequence: `eos_token_id` of the generation config, else of the model's. A stand-in
+    /// tokenizer names its own; the configured ids mean nothing to it.
+    pub fn end_tokens(&self) -> Result<Vec<u32>, LoadError> {
+        if matches!(self.text.tokenizer, TokenizerSource::Synthetic { .. }) {
+            return Ok(Vec::new());
+        }
+        for (file, json) in
+            [("generation_config.json", &self.text.generation_config), ("config.json", &self.config)]
+        {
+            let ids = match json.get("eos_token_id") {
+                None | Some(Value::Null) => continue,
+                Some(Value::Array(ids)) => ids.clone(),
+                Some(id) => vec![id.clone()],
+            };
+            let parse = |id: &Value| {
+                id.as_u64().and_then(|i| u32::try_from(i).ok()).filter(|i| (*i as usize) < self.spec.vocab)
+            };
+            return ids.iter().map(parse).collect::<Option<Vec<u32>>>().ok_or_else(|| LoadError::Config {
+                file: file.into(),
+                key: "eos_token_id".into(),
+                problem: format!("is not one or more token ids below {}", self.spec.vocab),
+            });
+        }
+        Ok(Vec::new())
+    }
+}
+
+fn json(file: &str, text: &str) -> Result<Value, LoadError> {
+    serde_json::from_str(text).map_err(|e| LoadError::file(file, e))
+}
+
+fn open_demo() -> Result<Checkpoint, LoadError> {
+    let file = |name: &str| format!("models/demo/{name} (in the binary)");
+    let config = json(&file("config.json"), demo::CONFIG)?;
+    Ok(Checkpoint {
+        name: "demo".into(),
+        spec: arch::spec_of(&file("config.json"), &config)?,
+        config,
+        text: TextFiles {
+            tokenizer: TokenizerSource::Json {
+                file: file("tokenizer.json"),
+                bytes: demo::TOKENIZER.to_vec(),
+            },
+            tokenizer_config: json(&file("tokenizer_config.json"), demo::TOKENIZER_CONFIG)?,
+            chat_template: None,
+            generation_config: json(&file("generation_config.json"), demo::GENERATION)?,
+        },
+        source: WeightSource::Safetensors(TensorTable::embedded(&file("model.safetensors"), demo::WEIGHTS)?),
+        folder: None,
+    })
+}
+
+/// The `[config]` of a preset, in the words of a `config.json`.
+pub fn preset_config(preset: &str) -> Result<Value, LoadError> {
+    let (_, card) = PRESETS
+        .iter()
+        .find(|(name, _)| *name == preset)
+        .ok_or_else(|| LoadError::Unknown(format!("{SYNTHETIC}{preset}")))?;
+    let file = format!("models/{preset}.toml");
+    let card: Value = toml::from_str(card).map_err(|e| LoadError::file(&file, e))?;
+    card.get("config").cloned().ok_or_else(|| LoadError::file(&file, "has no [config]"))
+}
+
+fn open_synthetic(preset: &str, pool: &Arc<Pool>) -> Result<Checkpoint, LoadError> {
+    let file = format!("models/{preset}.toml");
+    Checkpoint::synthetic(&format!("{SYNTHETIC}{preset}"), &file, preset_config(preset)?, pool)
+}
+
+fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {
+    if !folder.is_dir() {
+        return Err(LoadError::Unknown(name.into()));
+    }
+    let required = |file: &str| {
+        let path = folder.join(file);
+        std::fs::read(&path).map_err(|e| LoadError::io(&path, e))
+    };
+    let optional = |file: &str| match folder.join(file).is_file() {
+        true => required(file).map(Some),
+        false => Ok(None),
+    };
+    let value = |file: &str, bytes: Option<Vec<u8>>| match bytes {
+        None => Ok(Value::Null),
+        Some(b) => serde_json::from_slice(&b).map_err(|e| LoadError::file(folder.join(file), e)),
+    };
+    let config_file = folder.join("config.json").display().to_string();
+    let config = value("config.json", Some(required("config.json")?))?;
+    let spec = arch::spec_of(&config_file, &config)?;
+    let template = optional("chat_template.jinja")?
+        .map(|b| String::from_utf8(b).map_err(|e| LoadError::file(folder.join("chat_template.jinja"), e)))
+        .transpose()?;
+    let base = folder.file_name().map_or_else(|| name.to_string(), |n| n.to_string_lossy().into_owned());
+    Ok(Checkpoint {
+        name: base,
+        spec,
+        config,
+        text: TextFiles {
+            tokenizer: TokenizerSource::Json {
+                file: folder.join("tokenizer.json").display().to_string(),
+                bytes: required("tokenizer.json")?,
+            },
+            tokenizer_config: value("tokenizer_config.json", optional("tokenizer_config.json")?)?,
+            chat_template: template,
+            generation_config: value("generation_config.json", optional("generation_config.json")?)?,
+        },
+        source: WeightSource::Safetensors(TensorTable::open(folder)?),
+        folder: Some(folder.to_path_buf()),
+    })
+}

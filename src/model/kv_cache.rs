@@ -1,0 +1,35 @@
+//! The paged cache of keys and values: one tensor a layer, cut into blocks of `BLOCK_SIZE` tokens.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::spec::DecoderSpec;
+use crate::ops::paged_attention::BLOCK_SIZE;
+
+/// `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]` per layer: keys at 0, values at 1.
+pub struct KvCache {
+    layers: Vec<Tensor>,
+    blocks: usize,
+}
+
+impl KvCache {
+    pub fn new(spec: &DecoderSpec, blocks: usize, dtype: DType, device: &Device) -> Result<KvCache> {
+        let shape = (blocks, 2, spec.kv_heads, BLOCK_SIZE, spec.head_dim);
+        // Zeroed pages cost memory only when first written.
+        let layers =
+            (0..spec.layers).map(|_| Tensor::zeros(shape, dtype, device)).collect::<Result<Vec<_>>>()?;
+        Ok(KvCache { layers, blocks })
+    }
+
+    pub fn layer(&self, index: usize) -> &Tensor {
+        &self.layers[index]
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Bytes one block takes over all layers.
+    pub fn block_bytes(spec: &DecoderSpec, dtype: DType) -> usize {
+        spec.kv_bytes_per_token(dtype.size_in_bytes()) * BLOCK_SIZE
+    }
+}

@@ -1,0 +1,55 @@
+//! Where a decoder's numbers come from: safetensors files, bytes in the binary, or a seed.
+//!
+//! A source answers by tensor name; it checks name, shape and type before it reads a number.
+
+pub mod safetensors;
+pub mod synthetic;
+
+use crate::model::LoadError;
+use crate::ops::weight::Weight;
+
+/// One of the places weights come from.
+pub enum WeightSource {
+    Safetensors(safetensors::TensorTable),
+    Synthetic(synthetic::Generator),
+}
+
+impl WeightSource {
+    /// Checks that the tensor is there with this shape, reading no weights.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
+        match self {
+            WeightSource::Safetensors(table) => table.check(name, shape).map(|_| ()),
+            WeightSource::Synthetic(_) => Ok(()),
+        }
+    }
+
+    /// The tensor as stored; a vector is one row.
+    pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
+        match self {
+            WeightSource::Safetensors(table) => table.weight(name, shape),
+            WeightSource::Synthetic(generator) => Ok(generator.weight(name, shape)),
+        }
+    }
+
+    /// The file a tensor lies in, for messages.
+    pub fn file_of(&self, name: &str) -> String {
+        match self {
+            WeightSource::Safetensors(table) => table.file_of(name),
+            WeightSource::Synthetic(_) => "synthetic weights".into(),
+        }
+    }
+
+    /// True when weights stay in mapped files.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self, WeightSource::Safetensors(t) if t.is_mapped())
+    }
+}
+
+/// `[rows, cols]` of a tensor of one or two dimensions.
+pub(crate) fn rows_cols(shape: &[usize]) -> (usize, usize) {
+    match shape {
+        [cols] => (1, *cols),
+        [rows, cols] => (*rows, *cols),
+        _ => (1, shape.iter().product()),
+    }
+}

@@ -1,0 +1,65 @@
+//! The activations of a step: tensors made once, written by every step, never reallocated.
+//!
+//! Sized for the largest step; an operation is told how many rows to touch. (A device that captures
+//! its steps makes one per batch bucket.)
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::spec::DecoderSpec;
+
+/// Row counts a workspace has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    pub rows: usize,
+    pub logit_rows: usize,
+}
+
+/// `x` is the activation type of the model: f32, or bf16 where the weights are.
+pub struct Workspace {
+    pub capacity: Capacity,
+    /// Residual stream, f32 `[rows, hidden]`.
+    pub residual: Tensor,
+    /// Normed residual, x `[rows, hidden]`.
+    pub normed: Tensor,
+    /// f32 `[rows, head_dim]`: cosines, then sines.
+    pub angles: Tensor,
+    /// f32 `[rows, heads × head_dim]`, `[rows, kv_heads × head_dim]`.
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    /// x `[rows, heads × head_dim]`.
+    pub attention: Tensor,
+    /// f32 `[rows, intermediate]`.
+    pub gate: Tensor,
+    pub up: Tensor,
+    /// x `[rows, intermediate]`.
+    pub activated: Tensor,
+    /// f32 and x `[logit_rows, hidden]`.
+    pub selected: Tensor,
+    pub selected_normed: Tensor,
+    /// f32 `[logit_rows, vocab]`.
+    pub logits: Tensor,
+}
+
+impl Workspace {
+    pub fn new(spec: &DecoderSpec, capacity: Capacity, x: DType, device: &Device) -> Result<Workspace> {
+        let make = |rows: usize, width: usize, dtype| Tensor::zeros((rows, width), dtype, device);
+        let (r, l, f) = (capacity.rows, capacity.logit_rows, DType::F32);
+        Ok(Workspace {
+            capacity,
+            residual: make(r, spec.hidden, f)?,
+            normed: make(r, spec.hidden, x)?,
+            angles: make(r, spec.head_dim, f)?,
+            q: make(r, spec.q_width(), f)?,
+            k: make(r, spec.kv_width(), f)?,
+            v: make(r, spec.kv_width(), f)?,
+            attention: make(r, spec.q_width(), x)?,
+            gate: make(r, spec.intermediate, f)?,
+            up: make(r, spec.intermediate, f)?,
+            activated: make(r, spec.intermediate, x)?,
+            selected: make(l, spec.hidden, f)?,
+            selected_normed: make(l, spec.hidden, x)?,
+            logits: make(l, spec.vocab, f)?,
+        })
+    }
+}

@@ -1,0 +1,226 @@
+//! Attention of a few query vectors over one sequence's blocks: an online softmax in fixed tiles.
+//!
+//! The tiles are counted from position 0 and each query vector keeps its own maximum, sum and
+//! accumulator, so its result does not depend on who is processed beside it; what is shared is the
+//! reading of K and V (the query heads of one K/V head, neighbouring rows of a prompt). A key that a
+//! query may not see never enters its arithmetic. No tensors, no threads in here.
+//! Online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022 (FlashAttention).
+
+use std::mem::MaybeUninit;
+
+use super::attention_scalar::Plain;
+use super::{Element, Isa, SharedMut};
+
+/// Positions of a cache block.
+pub const BLOCK: usize = 16;
+/// Cache blocks of a tile.
+pub const TILE_BLOCKS: usize = 4;
+/// Positions of a tile.
+pub const TILE: usize = BLOCK * TILE_BLOCKS;
+/// Query vectors of a group at most.
+pub const MAX_QUERIES: usize = 16;
+/// Query vectors that share one reading of V.
+pub const SHARED_QUERIES: usize = 4;
+pub const MAX_HEAD_DIM: usize = 256;
+
+/// What holds for a whole layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+}
+
+/// What one task computes: `rows` successive rows of one sequence × `heads` query heads of one K/V
+/// head; `rows · heads` is at most [`MAX_QUERIES`].
+#[derive(Debug, Clone, Copy)]
+pub struct Group<'a> {
+    pub first_row: usize,
+    pub rows: usize,
+    /// The position of `first_row`.
+    pub first_position: usize,
+    pub first_head: usize,
+    pub heads: usize,
+    pub kv_head: usize,
+    /// The sequence's block ids.
+    pub table: &'a [u32],
+}
+
+/// Running maximum and sum of one query's softmax.
+#[derive(Debug, Clone, Copy)]
+pub struct Softmax {
+    pub max: f32,
+    pub sum: f32,
+}
+
+/// The three inner loops, for one instruction set and one type of cache.
+pub trait Kernels {
+    type Kv: Element;
+    /// What queries are rounded to before they meet the keys.
+    type Query: Element;
+
+    /// `scores[i · TILE + j] = q_i · k_j` for `n` queries and the 16 keys of a block.
+    ///
+    /// # Safety
+    /// q: `[n, dim]`, k: `[BLOCK, dim]`, scores: `[n, TILE]` from the block's first column; dim is a
+    /// multiple of 8; the machine has the instruction set.
+    unsafe fn scores(q: *const Self::Query, n: usize, k: *const Self::Kv, dim: usize, scores: *mut f32);
+
+    /// Turns the first `valid` ≥ 1 scores of a tile into weights e^(scale·score − max), updates the
+    /// softmax and returns the factor by which what was accumulated before is to be scaled.
+    ///
+    /// # Safety
+    /// `scores` holds a tile whose blocks up to the one of `valid − 1` are written.
+    unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softmax) -> f32;
+
+    /// `acc_i = acc_i · factor_i + Σ_j weight_ij · v_j` for 1 to [`SHARED_QUERIES`] queries and the
+    /// tile's keys `from..to`.
+    ///
+    /// # Safety
+    /// acc: `[n, dim]`, weights: `[n, TILE]`, each block of `v`: `[BLOCK, dim]` where `from..to` needs it.
+    unsafe fn mix(
+        acc: *mut f32,
+        factors: &[f32],
+        weights: *const f32,
+        v: &[*const Self::Kv; TILE_BLOCKS],
+        keys: std::ops::Range<usize>,
+        dim: usize,
+    );
+}
+
+/// A type of cache and its kernels.
+pub trait CacheElement: Element {
+    type Scalar: Kernels<Kv = Self>;
+}
+
+impl CacheElement for f32 {
+    type Scalar = Plain<f32>;
+}
+impl CacheElement for half::bf16 {
+    type Scalar = Plain<half::bf16>;
+}
+
+/// Computes a group. q: `[rows, heads · head_dim]`, cache: `[blocks, 2, kv_heads, BLOCK, head_dim]`.
+///
+/// # Safety
+/// The group's rows lie within q and dst, its table covers its last position with ids of blocks of the
+/// cache, no other thread touches its part of dst, and the machine has `isa`.
+pub unsafe fn attend<T: CacheElement, O: Element>(
+    isa: Isa,
+    shape: &Shape,
+    group: &Group<'_>,
+    q: &[f32],
+    cache: &[T],
+    dst: SharedMut<O>,
+) {
+    match isa {
+        // SAFETY: the caller's promises are passed on.
+        _ => unsafe { attend_with::<T::Scalar, O>(shape, group, q, cache, dst) },
+    }
+}
+
+/// A task's working memory, on its stack; only the part that the group needs is ever touched.
+struct Scratch<Q> {
+    /// `[queries, head_dim]`
+    q: [MaybeUninit<Q>; MAX_QUERIES * MAX_HEAD_DIM],
+    /// `[queries, head_dim]`
+    acc: [MaybeUninit<f32>; MAX_QUERIES * MAX_HEAD_DIM],
+    /// `[queries, TILE]`
+    scores: [MaybeUninit<f32>; MAX_QUERIES * TILE],
+}
+
+/// # Safety
+/// As [`attend`].
+unsafe fn attend_with<K: Kernels, O: Element>(
+    shape: &Shape,
+    group: &Group<'_>,
+    q: &[f32],
+    cache: &[K::Kv],
+    dst: SharedMut<O>,
+) {
+    let dim = shape.head_dim;
+    let queries = group.rows * group.heads;
+    let mut scratch = Scratch::<K::Query> {
+        q: [MaybeUninit::uninit(); MAX_QUERIES * MAX_HEAD_DIM],
+        acc: [MaybeUninit::uninit(); MAX_QUERIES * MAX_HEAD_DIM],
+        scores: [MaybeUninit::uninit(); MAX_QUERIES * TILE],
+    };
+    let mut softmax = [Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; MAX_QUERIES];
+    // Query i is row i / heads, head i % heads: positions ascend with i.
+    let place = |i: usize| {
+        (group.first_row + i / group.heads) * shape.heads * dim + (group.first_head + i % group.heads) * dim
+    };
+    for i in 0..queries {
+        let from = &q[place(i)..place(i) + dim];
+        for (d, x) in from.iter().enumerate() {
+            scratch.q[i * dim + d].write(K::Query::narrow(*x));
+        }
+        scratch.acc[i * dim..(i + 1) * dim].fill(MaybeUninit::new(0.0));
+    }
+    let q_at = scratch.q.as_ptr().cast::<K::Query>();
+    let acc = scratch.acc.as_mut_ptr().cast::<f32>();
+    let scores = scratch.scores.as_mut_ptr().cast::<f32>();
+
+    let seen = group.first_position + group.rows; // positions the last row sees
+    for tile in 0..seen.div_ceil(TILE) {
+        let start = tile * TILE;
+        // Rows that see nothing of this tile sit it out.
+        let first_active = start.saturating_sub(group.first_position) * group.heads;
+        let n = queries - first_active;
+        let blocks = (seen - start).min(TILE).div_ceil(BLOCK);
+        let mut v = [std::ptr::null(); TILE_BLOCKS];
+        for b in 0..blocks {
+            let k = block_part(shape, group, cache, tile * TILE_BLOCKS + b, 0);
+            v[b] = block_part(shape, group, cache, tile * TILE_BLOCKS + b, 1).as_ptr();
+            // SAFETY: n queries follow first_active in the scratch; the key block is [BLOCK, dim].
+            unsafe {
+                K::scores(
+                    q_at.add(first_active * dim),
+                    n,
+                    k.as_ptr(),
+                    dim,
+                    scores.add(first_active * TILE + b * BLOCK),
+                );
+            }
+        }
+        let valid = |i: usize| (group.first_position + i / group.heads + 1 - start).min(TILE);
+        for i in (first_active..queries).step_by(SHARED_QUERIES) {
+            let end = (i + SHARED_QUERIES).min(queries);
+            let mut factors = [1.0f32; SHARED_QUERIES];
+            for j in i..end {
+                // SAFETY: query j's scores are written up to its last visible block.
+                factors[j - i] =
+                    unsafe { K::weigh(scores.add(j * TILE), valid(j), shape.scale, &mut softmax[j]) };
+            }
+            // What all of them see in one go, then each what it sees beyond.
+            let common = valid(i);
+            // SAFETY: queries i..end lie within the scratch and see keys 0..common of this tile.
+            unsafe {
+                K::mix(acc.add(i * dim), &factors[..end - i], scores.add(i * TILE), &v, 0..common, dim);
+            }
+            for j in i + 1..end {
+                if valid(j) > common {
+                    // SAFETY: query j sees keys common..valid(j).
+                    unsafe {
+                        K::mix(acc.add(j * dim), &[1.0], scores.add(j * TILE), &v, common..valid(j), dim);
+                    }
+                }
+            }
+        }
+    }
+    for i in 0..queries {
+        let inverse = 1.0 / softmax[i].sum;
+        for d in 0..dim {
+            // SAFETY: acc is written for all queries; the place lies within dst and is ours alone.
+            unsafe { *dst.at(place(i) + d) = O::narrow(*acc.add(i * dim + d) * inverse) };
+        }
+    }
+}
+
+/// The keys (part 0) or values (part 1) `[BLOCK, head_dim]` of the sequence's n-th block.
+fn block_part<'c, T>(shape: &Shape, group: &Group<'_>, cache: &'c [T], n: usize, part: usize) -> &'c [T] {
+    let size = BLOCK * shape.head_dim;
+    let at = ((group.table[n] as usize * 2 + part) * shape.kv_heads + group.kv_head) * size;
+    &cache[at..at + size]
+}

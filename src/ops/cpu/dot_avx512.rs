@@ -1,0 +1,233 @@
+//! The dot-product panel on AVX-512: tiles of 4 weight rows × 1 to 6 activation rows.
+//!
+//! Each dot product has one vector of partial sums, filled in order of K: bf16 · bf16 by `vdpbf16ps`
+//! (32 products an instruction), all other pairs widened to f32 (16). A tail of K is read with a mask,
+//! so it takes the same path as the rest.
+
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+
+use half::bf16;
+
+use super::avx512::{Wide, join_quarters, sum_quarters};
+use super::dot::{Panel, row_tiles};
+
+/// Activation rows of a tile at most: 4 × 6 accumulators, 6 activations and a weight fill 31 registers.
+const TILE_ROWS: usize = 6;
+
+/// How a pair of element types is multiplied.
+pub trait Product {
+    type W: Copy;
+    type X: Copy;
+    type V: Copy;
+    /// Elements of a vector.
+    const STEP: usize;
+    /// # Safety
+    /// `STEP` elements at `p`; the machine has AVX-512.
+    unsafe fn w(p: *const Self::W) -> Self::V;
+    /// # Safety
+    /// As [`Product::w`].
+    unsafe fn x(p: *const Self::X) -> Self::V;
+    /// # Safety
+    /// `n` < `STEP` elements at `p`; the machine has AVX-512.
+    unsafe fn w_part(p: *const Self::W, n: usize) -> Self::V;
+    /// # Safety
+    /// As [`Product::w_part`].
+    unsafe fn x_part(p: *const Self::X, n: usize) -> Self::V;
+    /// # Safety
+    /// The machine has AVX-512.
+    unsafe fn add(sum: __m512, w: Self::V, x: Self::V) -> __m512;
+}
+
+/// Both widened to f32.
+pub struct Widened<W, X>(PhantomData<(W, X)>);
+
+impl<W: Wide, X: Wide> Product for Widened<W, X> {
+    type W = W;
+    type X = X;
+    type V = __m512;
+    const STEP: usize = 16;
+    #[inline(always)]
+    unsafe fn w(p: *const W) -> __m512 {
+        // SAFETY: the caller's promises, here and below.
+        unsafe { W::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn x(p: *const X) -> __m512 {
+        // SAFETY: as above.
+        unsafe { X::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn w_part(p: *const W, n: usize) -> __m512 {
+        // SAFETY: as above.
+        unsafe { W::load_part(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn x_part(p: *const X, n: usize) -> __m512 {
+        // SAFETY: as above.
+        unsafe { X::load_part(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn add(sum: __m512, w: __m512, x: __m512) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_fmadd_ps(w, x, sum) }
+    }
+}
+
+/// bf16 pairs, multiplied and added in f32 by the hardware.
+pub struct Bf16Pairs;
+
+impl Product for Bf16Pairs {
+    type W = bf16;
+    type X = bf16;
+    type V = __m512i;
+    const STEP: usize = 32;
+    #[inline(always)]
+    unsafe fn w(p: *const bf16) -> __m512i {
+        // SAFETY: the caller's promises, here and below.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn x(p: *const bf16) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn w_part(p: *const bf16, n: usize) -> __m512i {
+        // SAFETY: as above; the mask lets no element beyond n be read.
+        unsafe { _mm512_maskz_loadu_epi16((1u32 << n) - 1, p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn x_part(p: *const bf16, n: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { Self::w_part(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn add(sum: __m512, w: __m512i, x: __m512i) -> __m512 {
+        // SAFETY: as above; both types are 64 bytes of plain bits.
+        unsafe {
+            _mm512_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m512i, __m512bh>(w),
+                std::mem::transmute::<__m512i, __m512bh>(x),
+            )
+        }
+    }
+}
+
+/// Computes a panel.
+///
+/// # Safety
+/// As `dot::panel` asks; the machine has AVX-512.
+pub unsafe fn panel<P: Product>(p: &Panel<'_, P::W, P::X>) {
+    let weights = p.weight_rows();
+    for (row, count) in row_tiles(p.rows, TILE_ROWS) {
+        let mut n = 0;
+        while n < weights {
+            // SAFETY: the tile's weight rows and activation rows lie within the panel's.
+            unsafe {
+                if weights - n >= 4 {
+                    tile_of::<P, 4>(p, n, row, count);
+                    n += 4;
+                } else {
+                    tile_of::<P, 1>(p, n, row, count);
+                    n += 1;
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`tile`], of `count` activation rows.
+#[inline]
+unsafe fn tile_of<P: Product, const M: usize>(p: &Panel<'_, P::W, P::X>, n: usize, row: usize, count: usize) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match count {
+            1 => tile::<P, M, 1>(p, n, row),
+            2 => tile::<P, M, 2>(p, n, row),
+            3 => tile::<P, M, 3>(p, n, row),
+            4 => tile::<P, M, 4>(p, n, row),
+            5 => tile::<P, M, 5>(p, n, row),
+            _ => tile::<P, M, 6>(p, n, row),
+        }
+    }
+}
+
+/// M (4 or 1) weight rows from `n` × R activation rows from `row`.
+///
+/// # Safety
+/// These rows lie within the panel, which is as `dot::panel` asks; the machine has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn tile<P: Product, const M: usize, const R: usize>(p: &Panel<'_, P::W, P::X>, n: usize, row: usize) {
+    let k = p.k;
+    let mut sums = [[_mm512_setzero_ps(); 4]; R];
+    // SAFETY: rows n.. of w and row.. of x have k elements each; a prefetch may point anywhere.
+    unsafe {
+        let w: [*const P::W; M] = std::array::from_fn(|m| p.w.as_ptr().add((n + m) * k));
+        let x: [*const P::X; R] = std::array::from_fn(|r| p.x.as_ptr().add((row + r) * k));
+        let mut i = 0;
+        while i + P::STEP <= k {
+            let xs: [P::V; R] = std::array::from_fn(|r| P::x(x[r].add(i)));
+            for m in 0..M {
+                _mm_prefetch::<_MM_HINT_T0>(w[m].wrapping_add(M * k + i).cast());
+                let w = P::w(w[m].add(i));
+                for r in 0..R {
+                    sums[r][m] = P::add(sums[r][m], w, xs[r]);
+                }
+            }
+            i += P::STEP;
+        }
+        if i < k {
+            let xs: [P::V; R] = std::array::from_fn(|r| P::x_part(x[r].add(i), k - i));
+            for m in 0..M {
+                let w = P::w_part(w[m].add(i), k - i);
+                for r in 0..R {
+                    sums[r][m] = P::add(sums[r][m], w, xs[r]);
+                }
+            }
+        }
+        store::<P, M, R>(p, n, row, &sums);
+    }
+}
+
+/// Adds up the lanes and writes the tile's outputs.
+///
+/// # Safety
+/// As [`tile`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn store<P: Product, const M: usize, const R: usize>(
+    p: &Panel<'_, P::W, P::X>,
+    n: usize,
+    row: usize,
+    sums: &[[__m512; 4]; R],
+) {
+    for first in (0..R).step_by(4) {
+        let mut quarters = [_mm512_setzero_ps(); 4];
+        for r in first..R.min(first + 4) {
+            quarters[r - first] = sum_quarters(sums[r]);
+        }
+        let totals = join_quarters(quarters);
+        let totals = [
+            _mm512_castps512_ps128(totals),
+            _mm512_extractf32x4_ps::<1>(totals),
+            _mm512_extractf32x4_ps::<2>(totals),
+            _mm512_extractf32x4_ps::<3>(totals),
+        ];
+        // SAFETY: bias covers the panel; the outputs are rows first.. and columns n..n + M of it.
+        unsafe {
+            for r in first..R.min(first + 4) {
+                let mask = ((1u32 << M) - 1) as __mmask8;
+                let bias = _mm_maskz_loadu_ps(mask, p.bias.as_ptr().add(n));
+                let out = p.dst.at((row + r) * p.stride + p.column + n);
+                let mut value = _mm_add_ps(totals[r - first], bias);
+                if p.accumulate {
+                    value = _mm_add_ps(_mm_maskz_loadu_ps(mask, out), value);
+                }
+                _mm_mask_storeu_ps(out, mask, value);
+            }
+        }
+    }
+}

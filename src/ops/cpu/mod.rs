@@ -1,0 +1,131 @@
+//! The loops of the operations on a CPU: slices and pointers in, numbers out.
+//!
+//! One file per instruction set and operation. The instruction set is chosen at run time, once per
+//! call of an operation ([`Isa::detect`]); the sets need not agree with each other in the last bits,
+//! each agrees with itself whatever the row count, the neighbours and the thread count. Nothing here
+//! knows of tensors, layouts or models.
+
+use half::{bf16, f16};
+
+pub mod attention;
+pub mod attention_scalar;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+pub mod dot;
+#[cfg(target_arch = "x86_64")]
+pub mod dot_avx512;
+pub mod dot_scalar;
+
+/// An instruction set that the kernels are written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 F, BW, DQ, VL and BF16.
+    Avx512,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// No intrinsics; what the compiler makes of plain loops on any machine.
+    Scalar,
+}
+
+impl Isa {
+    /// All, the fastest first.
+    pub const ALL: [Isa; 3] = [Isa::Avx512, Isa::Avx2, Isa::Scalar];
+
+    /// The fastest one this machine has. Cheap: the standard library keeps what `cpuid` said.
+    pub fn detect() -> Isa {
+        Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Scalar)
+    }
+
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bf16")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx512 | Isa::Avx2 => false,
+        }
+    }
+}
+
+/// A number as it is stored.
+pub trait Element: Copy + Send + Sync + 'static {
+    const ZERO: Self;
+    fn widen(self) -> f32;
+    /// Rounds to nearest, ties to even.
+    fn narrow(x: f32) -> Self;
+}
+
+impl Element for f32 {
+    const ZERO: f32 = 0.0;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> f32 {
+        x
+    }
+}
+
+impl Element for bf16 {
+    const ZERO: bf16 = bf16::ZERO;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> bf16 {
+        // bf16::from_f32 without its branches, so that loops over it become vector code.
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        bf16::from_bits(if x.is_nan() { (bits >> 16 | 0x40) as u16 } else { (rounded >> 16) as u16 })
+    }
+}
+
+impl Element for f16 {
+    const ZERO: f16 = f16::ZERO;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn narrow(x: f32) -> f16 {
+        f16::from_f32(x)
+    }
+}
+
+/// A pointer that several threads write through, each its own elements.
+#[derive(Clone, Copy)]
+pub struct SharedMut<T>(*mut T);
+
+// SAFETY: whoever writes through it answers for no two threads touching one element.
+unsafe impl<T: Send> Send for SharedMut<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<T> {}
+
+impl<T> SharedMut<T> {
+    pub fn new(slice: &mut [T]) -> SharedMut<T> {
+        SharedMut(slice.as_mut_ptr())
+    }
+    /// The pointer to element `i`.
+    ///
+    /// # Safety
+    /// `i` lies within the slice this was made of, which is still borrowed.
+    #[inline(always)]
+    pub unsafe fn at(self, i: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.add(i) }
+    }
+}

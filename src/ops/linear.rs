@@ -1,0 +1,150 @@
+//! The linear layer: activations `[rows, K]` times a weight `[N, K]` transposed, plus bias.
+//!
+//! One product serves every row count. An output's value depends on its weight row, its activation
+//! row and the instruction set, not on how many rows come along, which they are, or how many threads
+//! share the work: threads take panels of weight rows, and K is never split. The weight is read where
+//! it lies (it may be a mapped file), without repacking.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, bail};
+
+use super::cpu::dot::{PANEL_ROWS, Pair, Panel, panel};
+use super::cpu::{Element, Isa, SharedMut};
+use super::pool::Pool;
+use super::weight::{Weight, WeightSlice, WeightType};
+
+/// Multiply-adds below which waking the pool costs more than it saves.
+const INLINE_WORK: usize = 30_000;
+/// Bytes of a panel of weights, which stays in the second-level cache while the activations pass.
+const PANEL_BYTES: usize = 256 << 10;
+/// Outputs that share a cache line of the destination: panels begin at such a boundary.
+const LINE: usize = 16;
+
+/// `dst[0..rows, N] = src[0..rows, K] · weightᵀ + bias`, or `+=` with `accumulate`.
+///
+/// dst: f32 `[capacity, N]`, src: f32 or bf16 `[capacity, K]`, both contiguous; only the first `rows`
+/// rows are read and written. Weight and src may be bf16·bf16, f32·f32, f16·f32, bf16·f32, f32·bf16.
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    /// `[N, K]`
+    pub weight: &'a Weight,
+    /// `[1, N]`
+    pub bias: Option<&'a Weight>,
+    pub rows: usize,
+    pub accumulate: bool,
+    pub pool: &'a Pool,
+}
+
+/// The same on an instruction set of the caller's choice, which the machine must have.
+#[derive(Clone, Copy)]
+pub struct LinearOn<'a> {
+    pub op: Linear<'a>,
+    pub isa: Isa,
+}
+
+impl InplaceOp2 for Linear<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, dst: &mut CpuStorage, dst_l: &Layout, src: &CpuStorage, src_l: &Layout) -> Result<()> {
+        LinearOn { op: *self, isa: Isa::detect() }.cpu_fwd(dst, dst_l, src, src_l)
+    }
+}
+
+impl InplaceOp2 for LinearOn<'_> {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, dst: &mut CpuStorage, dst_l: &Layout, src: &CpuStorage, src_l: &Layout) -> Result<()> {
+        if !self.isa.is_available() {
+            bail!("linear: this machine has no {:?}", self.isa)
+        }
+        let op = &self.op;
+        let (n, k) = (op.weight.rows(), op.weight.cols());
+        let d = rows_of("destination", dst_l, op.rows, n)?;
+        let s = rows_of("source", src_l, op.rows, k)?;
+        if let Some(bias) = op.bias
+            && bias.rows() * bias.cols() != n
+        {
+            bail!("linear: a bias of [{}, {}] for {n} outputs", bias.rows(), bias.cols())
+        }
+        let CpuStorage::F32(dst) = dst else {
+            bail!("linear: the destination is {:?}, not f32", dst.dtype())
+        };
+        let dst = &mut dst[d];
+        match (op.weight.slice(), src) {
+            (WeightSlice::Bf16(w), CpuStorage::BF16(x)) => self.product(w, &x[s], dst),
+            (WeightSlice::F32(w), CpuStorage::F32(x)) => self.product(w, &x[s], dst),
+            (WeightSlice::F16(w), CpuStorage::F32(x)) => self.product(w, &x[s], dst),
+            (WeightSlice::Bf16(w), CpuStorage::F32(x)) => self.product(w, &x[s], dst),
+            (WeightSlice::F32(w), CpuStorage::BF16(x)) => self.product(w, &x[s], dst),
+            (_, x) => return unsupported(op.weight.kind(), x.dtype()),
+        }
+        Ok(())
+    }
+}
+
+fn unsupported(weight: WeightType, src: DType) -> Result<()> {
+    bail!("linear: no product of {weight:?} weights with {src:?} activations")
+}
+
+/// Where the first `rows` rows of `[capacity, width]` lie in their storage.
+fn rows_of(what: &str, layout: &Layout, rows: usize, width: usize) -> Result<std::ops::Range<usize>> {
+    let (capacity, found) = layout.shape().dims2()?;
+    match layout.contiguous_offsets() {
+        Some((start, _)) if found == width && capacity >= rows => Ok(start..start + rows * width),
+        _ => bail!("linear: the {what} is {layout:?} where [≥ {rows}, {width}] contiguous is needed"),
+    }
+}
+
+impl LinearOn<'_> {
+    /// w: `[N, K]`, x: `[rows, K]`, dst: `[rows, N]`.
+    fn product<W: Pair<X>, X: Element>(&self, w: &[W], x: &[X], dst: &mut [f32]) {
+        let Linear { weight, bias, rows, accumulate, pool } = self.op;
+        let (n, k) = (weight.rows(), weight.cols());
+        if n == 0 || k == 0 || rows == 0 {
+            return;
+        }
+        let out = SharedMut::new(dst);
+        let step = panel_rows(n, k * size_of::<W>(), pool.threads());
+        let task = |i: usize| {
+            let column = i * step;
+            let count = step.min(n - column);
+            let mut widened = [0.0; PANEL_ROWS];
+            if let Some(bias) = bias {
+                for (j, b) in widened[..count].iter_mut().enumerate() {
+                    *b = bias.get(column + j);
+                }
+            }
+            let p = Panel {
+                w: &w[column * k..(column + count) * k],
+                x,
+                k,
+                rows,
+                bias: &widened,
+                accumulate,
+                dst: out,
+                stride: n,
+                column,
+            };
+            // SAFETY: dst holds rows × n elements (sliced so above), tasks own disjoint columns, and
+            // cpu_fwd checked that the machine has the instruction set.
+            unsafe { panel(self.isa, &p) }
+        };
+        let tasks = n.div_ceil(step);
+        if n * k * rows < INLINE_WORK { (0..tasks).for_each(task) } else { pool.run(tasks, &task) }
+    }
+}
+
+/// Weight rows a task takes: few enough to stay cached and to share out evenly.
+fn panel_rows(n: usize, row_bytes: usize, threads: usize) -> usize {
+    let cached = PANEL_BYTES / row_bytes.max(1);
+    let even = n.div_ceil(4 * threads);
+    let rows = cached.min(even).clamp(LINE, PANEL_ROWS);
+    rows - rows % LINE
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! The linear layer against an f64 oracle, and against itself under other batches and thread counts.
+
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+
+use super::*;
+
+/// Numbers in −1..1 that depend on the seed alone.
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..n)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+const PAIRS: [(WeightType, DType); 5] = [
+    (WeightType::Bf16, DType::BF16),
+    (WeightType::F32, DType::F32),
+    (WeightType::F16, DType::F32),
+    (WeightType::Bf16, DType::F32),
+    (WeightType::F32, DType::BF16),
+];
+
+fn weight(kind: WeightType, data: Vec<f32>, rows: usize, cols: usize) -> Weight {
+    match kind {
+        WeightType::F32 => Weight::from_f32(data, rows, cols),
+        WeightType::F16 => Weight::from_f16(data.into_iter().map(f16::from_f32).collect(), rows, cols),
+        WeightType::Bf16 => Weight::from_bf16(data.into_iter().map(bf16::from_f32).collect(), rows, cols),
+    }
+}
+
+fn input(data: Vec<f32>, rows: usize, cols: usize, kind: DType) -> Tensor {
+    Tensor::from_vec(data, (rows, cols), &Device::Cpu).unwrap().to_dtype(kind).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// A destination full of NaN, with two rows to spare.
+fn poisoned(rows: usize, n: usize) -> Tensor {
+    Tensor::full(f32::NAN, (rows + 2, n), &Device::Cpu).unwrap()
+}
+
+fn apply(op: Linear<'_>, isa: Isa, src: &Tensor) -> Vec<f32> {
+    let n = op.weight.rows();
+    let dst = poisoned(op.rows, n);
+    dst.inplace_op2(src, &LinearOn { op, isa }).unwrap();
+    let all = values(&dst);
+    assert!(all[op.rows * n..].iter().all(|x| x.is_nan()), "rows beyond the step were written");
+    all[..op.rows * n].to_vec()
+}
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+/// Largest error against the oracle over the scale of the sum, which is Σ|w·x|.
+fn check_against_oracle(got: &[f32], w: &Weight, x: &[f32], bias: Option<&Weight>, before: f64, what: &str) {
+    let (n, k) = (w.rows(), w.cols());
+    for (i, got) in got.iter().enumerate() {
+        let (r, c) = (i / n, i % n);
+        let mut sum = before + bias.map_or(0.0, |b| f64::from(b.get(c)));
+        let mut scale = sum.abs() + 1e-3;
+        for j in 0..k {
+            let p = f64::from(w.get(c * k + j)) * f64::from(x[r * k + j]);
+            sum += p;
+            scale += p.abs();
+        }
+        let error = (f64::from(*got) - sum).abs() / scale;
+        assert!(error < 2e-6, "{what}: row {r} output {c}: {got} for {sum}");
+    }
+}
+
+#[test]
+fn every_kernel_agrees_with_the_oracle() {
+    let pool = Pool::new(2);
+    for isa in isas() {
+        for (kind, src_kind) in PAIRS {
+            for k in [8, 15, 17, 33, 192, 1000, 1024] {
+                for n in [1, 3, 5, 64, 65] {
+                    let w = weight(kind, numbers(1, n * k), n, k);
+                    for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33] {
+                        if n * k * rows > 400_000 {
+                            continue;
+                        }
+                        let x = input(numbers(2, rows * k), rows, k, src_kind);
+                        let op = Linear { weight: &w, bias: None, rows, accumulate: false, pool: &pool };
+                        let what = format!("{isa:?} {kind:?}·{src_kind:?} rows {rows} n {n} k {k}");
+                        check_against_oracle(&apply(op, isa, &x), &w, &values(&x), None, 0.0, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bias_is_added_and_the_destination_is_added_to() {
+    let pool = Pool::new(2);
+    let (rows, n, k) = (7, 70, 96);
+    for isa in isas() {
+        for (kind, src_kind) in PAIRS {
+            let w = weight(kind, numbers(1, n * k), n, k);
+            let bias = weight(kind, numbers(3, n), 1, n);
+            let x = input(numbers(2, rows * k), rows, k, src_kind);
+            let op = Linear { weight: &w, bias: Some(&bias), rows, accumulate: true, pool: &pool };
+            let dst = Tensor::full(2.5f32, (rows, n), &Device::Cpu).unwrap();
+            dst.inplace_op2(&x, &LinearOn { op, isa }).unwrap();
+            let what = format!("{isa:?} {kind:?}·{src_kind:?}");
+            check_against_oracle(&values(&dst), &w, &values(&x), Some(&bias), 2.5, &what);
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch_or_on_the_threads() {
+    let pools = [Pool::new(1), Pool::new(2), Pool::new(3)];
+    for isa in isas() {
+        for (kind, src_kind) in PAIRS {
+            for (n, k) in [(65, 1000), (130, 1024), (48, 33)] {
+                let w = weight(kind, numbers(1, n * k), n, k);
+                let x = numbers(2, 33 * k);
+                let alone: Vec<u32> = (0..33)
+                    .flat_map(|r| {
+                        let x = input(x[r * k..(r + 1) * k].to_vec(), 1, k, src_kind);
+                        let op =
+                            Linear { weight: &w, bias: None, rows: 1, accumulate: false, pool: &pools[0] };
+                        apply(op, isa, &x)
+                    })
+                    .map(f32::to_bits)
+                    .collect();
+                for rows in [2, 3, 5, 8, 16, 33] {
+                    let x = input(x[..rows * k].to_vec(), rows, k, src_kind);
+                    for pool in &pools {
+                        let op = Linear { weight: &w, bias: None, rows, accumulate: false, pool };
+                        let batch: Vec<u32> = apply(op, isa, &x).into_iter().map(f32::to_bits).collect();
+                        let threads = pool.threads();
+                        assert!(
+                            batch == alone[..rows * n],
+                            "{isa:?} {kind:?}·{src_kind:?} k {k}: {rows} rows on {threads} threads differ"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_output_does_not_depend_on_its_place_among_the_weights() {
+    let pool = Pool::new(1);
+    let (n, k) = (70, 200);
+    for isa in isas() {
+        let all = numbers(1, n * k);
+        let w = weight(WeightType::Bf16, all.clone(), n, k);
+        let x = input(numbers(2, 3 * k), 3, k, DType::BF16);
+        let op = Linear { weight: &w, bias: None, rows: 3, accumulate: false, pool: &pool };
+        let together = apply(op, isa, &x);
+        for c in [0, 1, 5, 63, 66, 69] {
+            let one = weight(WeightType::Bf16, all[c * k..(c + 1) * k].to_vec(), 1, k);
+            let alone = apply(Linear { weight: &one, ..op }, isa, &x);
+            for r in 0..3 {
+                assert_eq!(alone[r].to_bits(), together[r * n + c].to_bits(), "{isa:?} output {c}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let pool = Pool::new(1);
+    let w = weight(WeightType::Bf16, numbers(1, 12), 3, 4);
+    let op = Linear { weight: &w, bias: None, rows: 2, accumulate: false, pool: &pool };
+    let dst = poisoned(2, 3);
+    let fits = input(numbers(2, 8), 2, 4, DType::F32);
+    dst.inplace_op2(&fits, &op).unwrap();
+    let narrow = input(numbers(2, 6), 2, 3, DType::F32);
+    assert!(dst.inplace_op2(&narrow, &op).is_err());
+    let few = input(numbers(2, 4), 1, 4, DType::F32);
+    assert!(dst.inplace_op2(&few, &op).is_err());
+    let strided = input(numbers(2, 16), 4, 4, DType::F32).t().unwrap();
+    assert!(dst.inplace_op2(&strided, &op).is_err());
+    let half = input(numbers(2, 8), 2, 4, DType::F16);
+    assert!(dst.inplace_op2(&half, &op).is_err());
+    let bias = Weight::from_f32(vec![0.0; 4], 1, 4);
+    assert!(dst.inplace_op2(&fits, &Linear { bias: Some(&bias), ..op }).is_err());
+    assert!(dst.inplace_op2(&fits, &Linear { rows: 5, ..op }).is_err());
+    let half_dst = poisoned(2, 3).to_dtype(DType::BF16).unwrap();
+    assert!(half_dst.inplace_op2(&fits, &op).is_err());
+}

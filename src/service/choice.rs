@@ -1,0 +1,205 @@
+//! One choice of a generation: its event stream turned into deltas of text.
+//!
+//! Tokens become text, text passes the stop strings, and each token is reported (and counted) only when
+//! its text is let through. A stop string drops the stream, which cancels the sequence.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::engine::event::{EventStream, FinishReason, SequenceStats, TokenEvent, TokenLogprob};
+use crate::service::stop::{Passed, StopMatcher};
+use crate::service::{Delta, Finish, ServiceError, TextLogprob, TopLogprob};
+use crate::text::detokenizer::Detokenizer;
+use crate::text::tokenizer::Tokenizer;
+
+/// A token whose text has not been let through: where its text begins and ends.
+struct Open {
+    begin: usize,
+    end: usize,
+    logprob: Option<TokenLogprob>,
+}
+
+pub(super) struct Choice {
+    index: usize,
+    /// `None` once the choice has ended.
+    events: Option<EventStream>,
+    tokenizer: Arc<Tokenizer>,
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+    stop_tokens: Arc<[u32]>,
+    open: VecDeque<Open>,
+    /// Bytes of text all tokens so far have made.
+    written: usize,
+    /// Tokens of this choice that count as completion.
+    pub counted: usize,
+    pub stats: Option<SequenceStats>,
+    /// The echoed prompt, until the engine's scores of it (if asked for) have come.
+    echo: Option<Echo>,
+}
+
+/// A prompt to be repeated before the completion.
+pub(super) struct Echo {
+    pub prompt: Arc<[u32]>,
+    pub scored: bool,
+}
+
+impl Choice {
+    pub fn new(
+        index: usize,
+        events: EventStream,
+        tokenizer: Arc<Tokenizer>,
+        stops: Vec<String>,
+        stop_tokens: Arc<[u32]>,
+        echo: Option<Echo>,
+    ) -> Choice {
+        Choice {
+            index,
+            events: Some(events),
+            detokenizer: Detokenizer::new(tokenizer.clone()),
+            tokenizer,
+            stops: StopMatcher::new(stops),
+            stop_tokens,
+            open: VecDeque::new(),
+            written: 0,
+            counted: 0,
+            stats: None,
+            echo,
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.events.is_none()
+    }
+
+    /// Takes the events that are there, at most `limit`; true when the stream is pending.
+    pub fn poll(&mut self, cx: &mut Context<'_>, limit: usize, out: &mut VecDeque<Delta>) {
+        if self.echo.as_ref().is_some_and(|e| !e.scored) {
+            self.echo_prompt(Vec::new(), out);
+        }
+        for _ in 0..limit {
+            let Some(events) = &mut self.events else { return };
+            match events.poll_next(cx) {
+                Poll::Pending => return,
+                Poll::Ready(event) => self.take(event, out),
+            }
+        }
+        // More may be there: come back.
+        cx.waker().wake_by_ref();
+    }
+
+    fn take(&mut self, event: Option<TokenEvent>, out: &mut VecDeque<Delta>) {
+        match event {
+            Some(TokenEvent::Token { id, logprob }) => self.token(id, logprob, out),
+            Some(TokenEvent::Prompt(scores)) => self.echo_prompt(scores, out),
+            Some(TokenEvent::Finished { reason, stats }) => {
+                self.stats = Some(stats);
+                let rest = self.detokenizer.finish();
+                self.written += rest.len();
+                if let Some(last) = self.open.back_mut() {
+                    last.end = self.written;
+                }
+                let reason = match reason {
+                    FinishReason::Stop => Finish::Stop,
+                    FinishReason::Length => Finish::Length,
+                };
+                if self.pass(&rest, out) {
+                    let tail = self.stops.finish();
+                    self.emit(tail, usize::MAX, out);
+                    self.end(reason, out);
+                }
+            }
+            Some(TokenEvent::Failed(error)) => {
+                self.events = None;
+                out.push_back(Delta::Failed(error.into()));
+            }
+            None => {
+                self.events = None;
+                let error = ServiceError::Internal("the engine ended without a last word".into());
+                out.push_back(Delta::Failed(error));
+            }
+        }
+    }
+
+    fn token(&mut self, id: u32, logprob: Option<TokenLogprob>, out: &mut VecDeque<Delta>) {
+        if self.stop_tokens.contains(&id) {
+            // It ends the sequence or is there although it should not count as text: it was computed, so
+            // it counts, and it is never shown.
+            self.counted += 1;
+            return;
+        }
+        let piece = self.detokenizer.push(id);
+        let begin = self.written;
+        self.written += piece.len();
+        self.open.push_back(Open { begin, end: self.written, logprob });
+        self.pass(&piece, out);
+    }
+
+    /// Lets text through the stop strings; false when one ended the choice.
+    fn pass(&mut self, piece: &str, out: &mut VecDeque<Delta>) -> bool {
+        match self.stops.push(piece) {
+            Passed::Text(text) => {
+                let passed = self.stops.passed();
+                self.emit(text, passed, out);
+                true
+            }
+            Passed::Stopped { text, at } => {
+                // Tokens that begin inside the stop string, or after it, were run ahead: not counted.
+                self.open.retain(|t| t.begin < at);
+                self.emit(text, usize::MAX, out);
+                self.end(Finish::Stop, out);
+                false
+            }
+        }
+    }
+
+    /// Reports text and the tokens whose text ends at or before `passed`.
+    fn emit(&mut self, text: String, passed: usize, out: &mut VecDeque<Delta>) {
+        let mut logprobs = Vec::new();
+        while self.open.front().is_some_and(|t| t.end <= passed) {
+            if let Some(token) = self.open.pop_front() {
+                self.counted += 1;
+                logprobs.extend(token.logprob.map(|l| self.text_logprob(&l)));
+            }
+        }
+        if !text.is_empty() || !logprobs.is_empty() {
+            out.push_back(Delta::Text { choice: self.index, text, logprobs });
+        }
+    }
+
+    fn end(&mut self, reason: Finish, out: &mut VecDeque<Delta>) {
+        self.events = None;
+        out.push_back(Delta::Finish { choice: self.index, reason });
+    }
+
+    fn echo_prompt(&mut self, scores: Vec<TokenLogprob>, out: &mut VecDeque<Delta>) {
+        let Some(echo) = self.echo.take() else { return };
+        let text = self.tokenizer.decode(&echo.prompt).unwrap_or_default();
+        let mut logprobs = Vec::new();
+        if echo.scored {
+            let bytes = self.tokenizer.token_bytes(echo.prompt[0]);
+            let token = String::from_utf8_lossy(&bytes).into_owned();
+            // Nothing comes before the first token, so nothing predicts it.
+            logprobs.push(TextLogprob { token, bytes, logprob: None, top: Vec::new() });
+            logprobs.extend(scores.iter().map(|s| self.text_logprob(s)));
+        }
+        out.push_back(Delta::Text { choice: self.index, text, logprobs });
+    }
+
+    fn text_logprob(&self, l: &TokenLogprob) -> TextLogprob {
+        let text = |id| {
+            let bytes = self.tokenizer.token_bytes(id);
+            (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+        };
+        let (token, bytes) = text(l.id);
+        let top = l
+            .top
+            .iter()
+            .map(|&(id, logprob)| {
+                let (token, bytes) = text(id);
+                TopLogprob { token, bytes, logprob }
+            })
+            .collect();
+        TextLogprob { token, bytes, logprob: Some(l.logprob), top }
+    }
+}

@@ -1,0 +1,174 @@
+//! A generation: the choices of one request, merged into one stream of deltas.
+//!
+//! Dropping it cancels every choice. The first failure ends it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+
+use crate::engine::event::EventStream;
+use crate::service::choice::{Choice, Echo};
+use crate::service::{Delta, Finish, ServedModel, ServiceError, TextLogprob, Timings, Usage};
+use crate::wire::request::{ChatRequest, CompletionRequest, Parameters, ServiceTier};
+
+/// Events of one choice that are handled before the others get their turn.
+const EVENTS_A_TURN: usize = 32;
+
+/// A running generation.
+pub struct Generation {
+    /// Id of the model that answers.
+    pub model: String,
+    /// When it began, Unix seconds.
+    pub created: u64,
+    pub tier: ServiceTier,
+    choices: Vec<Choice>,
+    ready: VecDeque<Delta>,
+    prompt_tokens: usize,
+    failed: bool,
+}
+
+/// What a generation came to, for callers that do not stream.
+#[derive(Debug, Clone, Default)]
+pub struct Collected {
+    pub choices: Vec<CollectedChoice>,
+    pub usage: Usage,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct CollectedChoice {
+    pub text: String,
+    pub logprobs: Vec<TextLogprob>,
+    pub finish: Option<Finish>,
+}
+
+impl ServedModel {
+    /// Starts the answer to a conversation.
+    ///
+    /// # Errors
+    /// What the model cannot honour, and what the unit answers (full, loading, draining).
+    pub fn chat(&self, request: &ChatRequest) -> Result<Generation, ServiceError> {
+        let prompt = self.encode_chat(&request.messages, request.add_generation_prompt)?;
+        self.generate(&request.parameters, vec![prompt], "messages", false)
+    }
+
+    /// Starts the completion of one or more prompts.
+    ///
+    /// # Errors
+    /// As [`ServedModel::chat`].
+    pub fn complete(&self, request: &CompletionRequest) -> Result<Generation, ServiceError> {
+        let prompts = request.prompts.iter().map(|p| self.encode_prompt(p)).collect::<Result<Vec<_>, _>>()?;
+        self.generate(&request.parameters, prompts, "prompt", request.echo)
+    }
+
+    fn generate(
+        &self,
+        parameters: &Parameters,
+        prompts: Vec<Vec<u32>>,
+        param: &str,
+        echo: bool,
+    ) -> Result<Generation, ServiceError> {
+        let valid = self.validate(parameters, prompts, param, echo)?;
+        let prompt_tokens = valid.prompts.iter().map(|p| p.len()).sum();
+        let mut choices = Vec::with_capacity(valid.choices.len());
+        for (index, request) in valid.choices.into_iter().enumerate() {
+            let stop_tokens = request.stop_token_ids.clone();
+            let scored = request.prompt_logprobs.is_some();
+            let echo = echo.then(|| Echo { prompt: request.prompt.clone(), scored });
+            // When one is refused, those before it are dropped, and so cancelled.
+            let events: EventStream = self.unit.submit(request)?;
+            let (tokenizer, stops) = (self.tokenizer.clone(), valid.stop.clone());
+            choices.push(Choice::new(index, events, tokenizer, stops, stop_tokens, echo));
+        }
+        Ok(Generation {
+            model: self.id.clone(),
+            created: crate::clock::unix_seconds(),
+            tier: valid.tier,
+            choices,
+            ready: VecDeque::new(),
+            prompt_tokens,
+            failed: false,
+        })
+    }
+}
+
+impl Generation {
+    pub fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Token counts so far; final after the last `Finish`.
+    pub fn usage(&self) -> Usage {
+        let cached = self.choices.iter().filter_map(|c| c.stats).map(|s| s.cached_tokens);
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.choices.iter().map(|c| c.counted).sum(),
+            // Of the prompt as it is counted: once, however many choices found it.
+            cached_tokens: cached.max().unwrap_or(0),
+        }
+    }
+
+    /// Times of the first choice that has ended, in seconds.
+    pub fn timings(&self) -> Timings {
+        let Some(s) = self.choices.iter().find_map(|c| c.stats) else { return Timings::default() };
+        let between = |a: crate::clock::Tick, b: crate::clock::Tick| Some(b.since(a).as_secs_f64());
+        Timings {
+            queue: between(s.queued_at, s.scheduled_at),
+            time_to_first_token: between(s.queued_at, s.first_token_at),
+            prefill: between(s.scheduled_at, s.first_token_at),
+            decode: between(s.first_token_at, s.finished_at),
+            end_to_end: between(s.queued_at, s.finished_at),
+        }
+    }
+
+    /// The next delta; `None` after the last.
+    pub async fn next(&mut self) -> Option<Delta> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    /// Reads to the end.
+    ///
+    /// # Errors
+    /// What the first choice to fail failed with.
+    pub async fn collect(mut self) -> Result<Collected, ServiceError> {
+        let mut choices: Vec<CollectedChoice> = Vec::new();
+        choices.resize_with(self.choices.len(), CollectedChoice::default);
+        while let Some(delta) = self.next().await {
+            match delta {
+                Delta::Text { choice, text, logprobs } => {
+                    choices[choice].text += &text;
+                    choices[choice].logprobs.extend(logprobs);
+                }
+                Delta::Finish { choice, reason } => choices[choice].finish = Some(reason),
+                Delta::Failed(error) => return Err(error),
+            }
+        }
+        Ok(Collected { choices, usage: self.usage() })
+    }
+}
+
+impl Stream for Generation {
+    type Item = Delta;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delta>> {
+        let this = &mut *self;
+        if this.ready.is_empty() && !this.failed {
+            for choice in this.choices.iter_mut().filter(|c| !c.is_over()) {
+                choice.poll(cx, EVENTS_A_TURN, &mut this.ready);
+            }
+        }
+        match this.ready.pop_front() {
+            Some(Delta::Failed(error)) => {
+                // Nothing more is said, and the other choices are cancelled.
+                this.failed = true;
+                this.ready.clear();
+                this.choices.clear();
+                Poll::Ready(Some(Delta::Failed(error)))
+            }
+            Some(delta) => Poll::Ready(Some(delta)),
+            None if this.failed || this.choices.iter().all(Choice::is_over) => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+}

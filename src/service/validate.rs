@@ -1,0 +1,197 @@
+//! From a parsed request and a model to what the engine can run: tokens, limits, sampling.
+//!
+//! Everything here depends on the model: its context, its vocabulary, its defaults.
+
+use std::sync::Arc;
+
+use crate::engine::event::{GenerateRequest, Tier};
+use crate::engine::sampler::SamplingParams;
+use crate::service::{ServedModel, ServiceError};
+use crate::text::chat_template::Message;
+use crate::wire::request::{ChatMessage, Parameters, Prompt, ServiceTier};
+
+/// Below this a temperature is greedy: dividing by it would only overflow.
+const GREEDY_BELOW: f32 = 1e-5;
+
+/// A request that will be honoured as it stands.
+pub struct ValidRequest {
+    /// One per choice, in order: all choices of the first prompt, then those of the next.
+    pub choices: Vec<GenerateRequest>,
+    pub prompts: Vec<Arc<[u32]>>,
+    pub stop: Vec<String>,
+    pub tier: ServiceTier,
+}
+
+fn invalid(param: &str, message: String, code: Option<&'static str>) -> ServiceError {
+    ServiceError::Invalid { message, param: Some(param.into()), code }
+}
+
+fn too_long(param: &str, model: &ServedModel, prompt: String, max_tokens: Option<usize>) -> ServiceError {
+    let context = model.max_model_len;
+    let completion = max_tokens.map_or(String::new(), |m| format!(" plus {m} in the completion"));
+    let message = format!(
+        "This model's maximum context length is {context} tokens; the request has {prompt} tokens in the \
+         prompt{completion}."
+    );
+    invalid(param, message, Some("context_length_exceeded"))
+}
+
+impl ServedModel {
+    /// Refuses a text that cannot fit before it is tokenised: tokenising is the expensive part.
+    fn check_length(&self, text: &str, param: &str) -> Result<(), ServiceError> {
+        let at_least = text.len() / self.tokenizer.longest_token().max(1);
+        match at_least > self.max_model_len {
+            true => Err(too_long(param, self, format!("more than {at_least}"), None)),
+            false => Ok(()),
+        }
+    }
+
+    /// The token ids of a plain text.
+    pub fn encode_text(&self, text: &str, special: bool, param: &str) -> Result<Vec<u32>, ServiceError> {
+        self.check_length(text, param)?;
+        self.tokenizer.encode(text, special).map_err(|e| invalid(param, e.to_string(), None))
+    }
+
+    /// The token ids of a conversation.
+    pub fn encode_chat(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>, ServiceError> {
+        let template = self.template.as_ref().ok_or_else(|| {
+            let message = format!("The model `{}` has no chat template; use /v1/completions", self.id);
+            invalid("model", message, None)
+        })?;
+        let length: usize = messages.iter().map(|m| m.content.len()).sum();
+        if length / self.tokenizer.longest_token().max(1) > self.max_model_len {
+            let at_least = length / self.tokenizer.longest_token().max(1);
+            return Err(too_long("messages", self, format!("more than {at_least}"), None));
+        }
+        let messages: Vec<Message> = messages
+            .iter()
+            .map(|m| Message { role: m.role.clone(), content: m.content.clone(), name: m.name.clone() })
+            .collect();
+        let text = template
+            .render(&messages, add_generation_prompt)
+            .map_err(|e| invalid("messages", e.to_string(), None))?;
+        // The template writes the special tokens itself.
+        self.encode_text(&text, false, "messages")
+    }
+
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, ServiceError> {
+        match prompt {
+            Prompt::Text(text) => self.encode_text(text, true, "prompt"),
+            Prompt::Tokens(ids) => {
+                self.check_ids(ids, "prompt")?;
+                Ok(ids.clone())
+            }
+        }
+    }
+
+    pub fn check_ids(&self, ids: &[u32], param: &str) -> Result<(), ServiceError> {
+        match ids.iter().find(|id| **id as usize >= self.vocab) {
+            Some(id) => {
+                let message = format!("token id {id} is outside the model's vocabulary of {}", self.vocab);
+                Err(invalid(param, message, None))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The engine's requests for these prompts. `param` is where the prompts came from.
+    pub fn validate(
+        &self,
+        p: &Parameters,
+        prompts: Vec<Vec<u32>>,
+        param: &str,
+        echo: bool,
+    ) -> Result<ValidRequest, ServiceError> {
+        let biased: Vec<u32> = p.logit_bias.iter().map(|b| b.0).collect();
+        self.check_ids(&biased, "logit_bias")?;
+        self.check_ids(&p.stop_token_ids, "stop_token_ids")?;
+        let seed = match p.seed {
+            Some(seed) => seed,
+            None => getrandom::u64().map_err(|e| ServiceError::Internal(format!("no random seed: {e}")))?,
+        };
+        let prompts: Vec<Arc<[u32]>> = prompts.into_iter().map(Into::into).collect();
+        let mut choices = Vec::with_capacity(prompts.len() * p.n);
+        for prompt in &prompts {
+            let max_tokens = self.max_tokens(p, prompt, param)?;
+            for choice in 0..p.n {
+                choices.push(GenerateRequest {
+                    prompt: prompt.clone(),
+                    // Choices differ although one seed was given.
+                    sampling: self.sampling(p, seed.wrapping_add(choice as u64)),
+                    max_tokens,
+                    min_tokens: p.min_tokens.min(max_tokens),
+                    stop_token_ids: self.stop_tokens(p),
+                    prompt_logprobs: if echo { p.logprobs } else { None },
+                    tier: tier(p.service_tier),
+                    cache_salt: p.cache_salt.as_deref().map_or(0, salt),
+                    constraint: None,
+                });
+            }
+        }
+        Ok(ValidRequest { choices, prompts, stop: p.stop.clone(), tier: p.service_tier })
+    }
+
+    /// Tokens this request may generate.
+    fn max_tokens(&self, p: &Parameters, prompt: &[u32], param: &str) -> Result<usize, ServiceError> {
+        let context = self.max_model_len;
+        if prompt.is_empty() {
+            return Err(invalid(param, format!("{param} must have at least one token"), None));
+        }
+        let room = context.saturating_sub(prompt.len());
+        match p.max_tokens {
+            Some(asked) if asked > room => Err(too_long(param, self, prompt.len().to_string(), Some(asked))),
+            None if room == 0 => Err(too_long(param, self, prompt.len().to_string(), None)),
+            asked => {
+                let max_tokens = asked.unwrap_or(room);
+                if p.min_tokens > max_tokens {
+                    let message = format!("min_tokens is {} and max_tokens {max_tokens}", p.min_tokens);
+                    return Err(invalid("min_tokens", message, None));
+                }
+                Ok(max_tokens)
+            }
+        }
+    }
+
+    fn stop_tokens(&self, p: &Parameters) -> Arc<[u32]> {
+        let end: &[u32] = if p.ignore_eos { &[] } else { &self.end_tokens };
+        p.stop_token_ids.iter().chain(end).copied().collect()
+    }
+
+    fn sampling(&self, p: &Parameters, seed: u64) -> SamplingParams {
+        let d = &self.defaults;
+        let temperature = p.temperature.or(d.temperature).unwrap_or(1.0);
+        SamplingParams {
+            temperature: if temperature < GREEDY_BELOW { 0.0 } else { temperature },
+            top_k: p.top_k.or(d.top_k).unwrap_or(0),
+            top_p: p.top_p.or(d.top_p).unwrap_or(1.0),
+            min_p: p.min_p.or(d.min_p).unwrap_or(0.0),
+            presence_penalty: p.presence_penalty,
+            frequency_penalty: p.frequency_penalty,
+            repetition_penalty: p.repetition_penalty.or(d.repetition_penalty).unwrap_or(1.0),
+            logit_bias: p.logit_bias.clone(),
+            seed,
+            logprobs: p.logprobs,
+        }
+    }
+}
+
+fn tier(tier: ServiceTier) -> Tier {
+    match tier {
+        ServiceTier::Priority => Tier::Priority,
+        ServiceTier::Default => Tier::Default,
+        ServiceTier::Flex => Tier::Flex,
+    }
+}
+
+/// A tenant's salt as the engine's number; never 0, which is "no salt".
+fn salt(text: &str) -> u64 {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(text.as_bytes());
+    let mut first = [0u8; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_le_bytes(first).max(1)
+}

@@ -1,0 +1,420 @@
+//! The bodies of the inference endpoints, parsed and range-checked, every refusal naming its field.
+//!
+//! JSON bytes → request types. Whether a model can honour a request (context, vocabulary) is the
+//! service's question, not this file's. Limits are those of OpenAI's API description.
+
+use serde_json::{Value, json};
+
+use super::fields::{Fields, RequestError, UnknownParameters, as_usize, wrong};
+
+/// Choices of one prompt.
+pub const MAX_N: usize = 128;
+/// Prompts of one completion request, and prompts × n.
+pub const MAX_CHOICES: usize = 128;
+const MAX_STOP_STRINGS: usize = 4;
+const MAX_STOP_BYTES: usize = 1024;
+const MAX_STOP_TOKENS: usize = 128;
+const MAX_LOGIT_BIAS: usize = 1024;
+const MAX_TOP_LOGPROBS: usize = 20;
+const MAX_COMPLETION_LOGPROBS: usize = 5;
+const MAX_CACHE_SALT_BYTES: usize = 256;
+
+/// `service_tier`: who is served first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServiceTier {
+    Priority,
+    #[default]
+    Default,
+    Flex,
+}
+
+impl ServiceTier {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ServiceTier::Priority => "priority",
+            ServiceTier::Default => "default",
+            ServiceTier::Flex => "flex",
+        }
+    }
+}
+
+/// What both endpoints take. `None` is the model's default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Parameters {
+    pub model: Option<String>,
+    pub n: usize,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    pub stream: bool,
+    pub include_usage: bool,
+    pub max_tokens: Option<usize>,
+    pub min_tokens: usize,
+    pub ignore_eos: bool,
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<usize>,
+    pub min_p: Option<f32>,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub repetition_penalty: Option<f32>,
+    pub logit_bias: Vec<(u32, f32)>,
+    pub seed: Option<u64>,
+    /// Alternatives per token; `Some(0)` reports the token's own only.
+    pub logprobs: Option<usize>,
+    pub service_tier: ServiceTier,
+    pub cache_salt: Option<String>,
+}
+
+/// One message, its text parts joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatMessage {
+    pub role: String,
+    pub content: String,
+    pub name: Option<String>,
+}
+
+/// `POST /v1/chat/completions`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatRequest {
+    pub parameters: Parameters,
+    pub messages: Vec<ChatMessage>,
+    pub add_generation_prompt: bool,
+}
+
+/// One prompt of a completion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// `POST /v1/completions`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompletionRequest {
+    pub parameters: Parameters,
+    pub prompts: Vec<Prompt>,
+    pub echo: bool,
+}
+
+/// `POST /tokenize`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizeRequest {
+    pub model: Option<String>,
+    pub input: TokenizeInput,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenizeInput {
+    Prompt { text: String, add_special_tokens: bool },
+    Messages { messages: Vec<ChatMessage>, add_generation_prompt: bool },
+}
+
+/// `POST /detokenize`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DetokenizeRequest {
+    pub model: Option<String>,
+    pub tokens: Vec<u32>,
+}
+
+impl ChatRequest {
+    pub fn parse(body: &[u8], unknown: UnknownParameters) -> Result<ChatRequest, RequestError> {
+        let mut f = Fields::of_body(body)?;
+        let mut parameters = Parameters::read(&mut f)?;
+        parameters.logprobs = chat_logprobs(&mut f)?;
+        let completion = f.integer("max_completion_tokens", 1, usize::MAX)?;
+        parameters.max_tokens = completion.or(parameters.max_tokens);
+        let messages = messages(&mut f)?;
+        let add_generation_prompt = f.bool("add_generation_prompt")?.unwrap_or(true);
+        f.only("tools", &[json!([])])?;
+        f.only("functions", &[json!([])])?;
+        f.only("tool_choice", &[json!("none")])?;
+        f.only("function_call", &[json!("none")])?;
+        f.only("response_format", &[json!({"type": "text"})])?;
+        f.only("modalities", &[json!(["text"])])?;
+        f.refuse(&["audio", "prediction", "web_search_options", "reasoning_effort", "verbosity"])?;
+        f.refuse(&["chat_template", "chat_template_kwargs", "documents", "continue_final_message", "echo"])?;
+        f.ignore(&["parallel_tool_calls"]);
+        f.finish(unknown)?;
+        Ok(ChatRequest { parameters, messages, add_generation_prompt })
+    }
+}
+
+impl CompletionRequest {
+    pub fn parse(body: &[u8], unknown: UnknownParameters) -> Result<CompletionRequest, RequestError> {
+        let mut f = Fields::of_body(body)?;
+        let mut parameters = Parameters::read(&mut f)?;
+        parameters.logprobs = f.integer("logprobs", 0, MAX_COMPLETION_LOGPROBS)?;
+        // OpenAI's default for this endpoint.
+        parameters.max_tokens = parameters.max_tokens.or(Some(16));
+        let prompts = prompts(&mut f)?;
+        if prompts.len() * parameters.n > MAX_CHOICES {
+            let message = format!(
+                "{} prompts × n = {} choices; at most {MAX_CHOICES} are served",
+                prompts.len(),
+                prompts.len() * parameters.n
+            );
+            return Err(RequestError::invalid("n", message));
+        }
+        let echo = f.bool("echo")?.unwrap_or(false);
+        f.refuse(&["suffix", "best_of", "response_format", "prompt_logprobs"])?;
+        f.finish(unknown)?;
+        Ok(CompletionRequest { parameters, prompts, echo })
+    }
+}
+
+impl TokenizeRequest {
+    pub fn parse(body: &[u8], unknown: UnknownParameters) -> Result<TokenizeRequest, RequestError> {
+        let mut f = Fields::of_body(body)?;
+        let model = f.string("model")?;
+        let input = match f.string("prompt")? {
+            Some(text) => TokenizeInput::Prompt {
+                text,
+                add_special_tokens: f.bool("add_special_tokens")?.unwrap_or(true),
+            },
+            None => TokenizeInput::Messages {
+                messages: messages(&mut f)?,
+                add_generation_prompt: f.bool("add_generation_prompt")?.unwrap_or(true),
+            },
+        };
+        f.finish(unknown)?;
+        Ok(TokenizeRequest { model, input })
+    }
+}
+
+impl DetokenizeRequest {
+    pub fn parse(body: &[u8], unknown: UnknownParameters) -> Result<DetokenizeRequest, RequestError> {
+        let mut f = Fields::of_body(body)?;
+        let model = f.string("model")?;
+        let tokens = f.take("tokens").ok_or_else(|| RequestError::invalid("tokens", "tokens is required"))?;
+        let tokens = token_ids(&tokens).ok_or_else(|| wrong("tokens", "an array of token ids", &tokens))?;
+        f.finish(unknown)?;
+        Ok(DetokenizeRequest { model, tokens })
+    }
+}
+
+impl Parameters {
+    fn read(f: &mut Fields) -> Result<Parameters, RequestError> {
+        let stream = f.bool("stream")?.unwrap_or(false);
+        let parameters = Parameters {
+            model: f.string("model")?,
+            n: f.integer("n", 1, MAX_N)?.unwrap_or(1),
+            stop: stop(f)?,
+            stop_token_ids: stop_token_ids(f)?,
+            stream,
+            include_usage: stream_options(f, stream)?,
+            max_tokens: f.integer("max_tokens", 1, usize::MAX)?,
+            min_tokens: f.integer("min_tokens", 0, usize::MAX)?.unwrap_or(0),
+            ignore_eos: f.bool("ignore_eos")?.unwrap_or(false),
+            temperature: f.number("temperature", 0.0, 2.0)?,
+            top_p: f.number("top_p", 0.0, 1.0)?,
+            top_k: top_k(f)?,
+            min_p: f.number("min_p", 0.0, 1.0)?,
+            presence_penalty: f.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+            frequency_penalty: f.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+            repetition_penalty: f.number("repetition_penalty", 0.01, 10.0)?,
+            logit_bias: logit_bias(f)?,
+            seed: seed(f)?,
+            logprobs: None,
+            service_tier: service_tier(f)?,
+            cache_salt: cache_salt(f)?,
+        };
+        f.only("store", &[json!(false)])?;
+        f.ignore(&["user", "metadata", "safety_identifier", "prompt_cache_key"]);
+        Ok(parameters)
+    }
+}
+
+fn chat_logprobs(f: &mut Fields) -> Result<Option<usize>, RequestError> {
+    let on = f.bool("logprobs")?.unwrap_or(false);
+    match (on, f.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)?) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(RequestError::invalid("top_logprobs", "top_logprobs needs logprobs: true")),
+    }
+}
+
+fn stop(f: &mut Fields) -> Result<Vec<String>, RequestError> {
+    let expected = "a string or an array of up to 4 strings";
+    let strings = match f.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(s)) => vec![s],
+        Some(Value::Array(all)) if all.len() <= MAX_STOP_STRINGS => all
+            .iter()
+            .map(|v| v.as_str().map(str::to_string).ok_or_else(|| wrong("stop", expected, v)))
+            .collect::<Result<_, _>>()?,
+        Some(other) => return Err(wrong("stop", expected, &other)),
+    };
+    if strings.iter().any(String::is_empty) {
+        return Err(RequestError::invalid("stop", "stop must not contain an empty string"));
+    }
+    if strings.iter().any(|s| s.len() > MAX_STOP_BYTES) {
+        let message = format!("a stop string may have {MAX_STOP_BYTES} bytes at most");
+        return Err(RequestError::invalid("stop", message));
+    }
+    Ok(strings)
+}
+
+fn token_ids(value: &Value) -> Option<Vec<u32>> {
+    let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    value.as_array()?.iter().map(id).collect()
+}
+
+fn stop_token_ids(f: &mut Fields) -> Result<Vec<u32>, RequestError> {
+    let Some(value) = f.take("stop_token_ids") else { return Ok(Vec::new()) };
+    let ids = token_ids(&value).filter(|ids| ids.len() <= MAX_STOP_TOKENS);
+    let expected = format!("an array of up to {MAX_STOP_TOKENS} token ids");
+    ids.ok_or_else(|| wrong("stop_token_ids", &expected, &value))
+}
+
+/// `include_usage`; the object is only allowed with `stream: true`.
+fn stream_options(f: &mut Fields, stream: bool) -> Result<bool, RequestError> {
+    let Some(value) = f.take("stream_options") else { return Ok(false) };
+    if !stream {
+        return Err(RequestError::invalid("stream_options", "stream_options needs stream: true"));
+    }
+    let mut options = Fields::of_value(value, "stream_options")?;
+    let include = options.bool("include_usage")?.unwrap_or(false);
+    options.bool("include_obfuscation")?;
+    options.finish(UnknownParameters::Refuse)?;
+    Ok(include)
+}
+
+/// −1 and 0 keep all tokens, as in vLLM.
+fn top_k(f: &mut Fields) -> Result<Option<usize>, RequestError> {
+    let Some(value) = f.take("top_k") else { return Ok(None) };
+    if value.as_i64() == Some(-1) {
+        return Ok(Some(0));
+    }
+    let k = as_usize(&value).ok_or_else(|| wrong("top_k", "a whole number of at least -1", &value))?;
+    Ok(Some(k))
+}
+
+fn logit_bias(f: &mut Fields) -> Result<Vec<(u32, f32)>, RequestError> {
+    let expected = "an object of token ids to numbers between -100 and 100";
+    let map = match f.take("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(map)) if map.len() <= MAX_LOGIT_BIAS => map,
+        Some(other) => {
+            return Err(wrong("logit_bias", &format!("{expected}, {MAX_LOGIT_BIAS} at most"), &other));
+        }
+    };
+    map.iter()
+        .map(|(key, value)| {
+            let id = key.parse::<u32>().ok();
+            let bias = value.as_f64().filter(|b| (-100.0..=100.0).contains(b));
+            id.zip(bias.map(|b| b as f32)).ok_or_else(|| {
+                let key: String = key.chars().take(32).collect();
+                wrong(&format!("logit_bias.{key}"), &format!("part of {expected}"), value)
+            })
+        })
+        .collect()
+}
+
+/// Any 64-bit integer, signed as OpenAI has it or not.
+fn seed(f: &mut Fields) -> Result<Option<u64>, RequestError> {
+    let Some(value) = f.take("seed") else { return Ok(None) };
+    let seed = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
+    seed.map(Some).ok_or_else(|| wrong("seed", "a 64-bit integer", &value))
+}
+
+fn service_tier(f: &mut Fields) -> Result<ServiceTier, RequestError> {
+    match f.string("service_tier")?.as_deref() {
+        None | Some("auto" | "default") => Ok(ServiceTier::Default),
+        Some("priority") => Ok(ServiceTier::Priority),
+        Some("flex") => Ok(ServiceTier::Flex),
+        Some(other) => Err(wrong("service_tier", "auto, default, priority or flex", &json!(other))),
+    }
+}
+
+fn cache_salt(f: &mut Fields) -> Result<Option<String>, RequestError> {
+    let salt = f.string("cache_salt")?;
+    match salt {
+        Some(s) if s.is_empty() || s.len() > MAX_CACHE_SALT_BYTES => {
+            Err(wrong("cache_salt", &format!("a string of 1 to {MAX_CACHE_SALT_BYTES} bytes"), &json!(s)))
+        }
+        salt => Ok(salt),
+    }
+}
+
+fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, RequestError> {
+    let expected = "a string, an array of strings, an array of token ids, or an array of such arrays";
+    let value = f.take("prompt").ok_or_else(|| RequestError::invalid("prompt", "prompt is required"))?;
+    let one = |v: &Value| match v {
+        Value::String(s) => Some(Prompt::Text(s.clone())),
+        Value::Array(_) => token_ids(v).map(Prompt::Tokens),
+        _ => None,
+    };
+    let prompts = match &value {
+        Value::String(s) => Some(vec![Prompt::Text(s.clone())]),
+        Value::Array(all) if all.first().is_some_and(Value::is_number) => one(&value).map(|p| vec![p]),
+        Value::Array(all) => all.iter().map(one).collect(),
+        _ => None,
+    };
+    match prompts.ok_or_else(|| wrong("prompt", expected, &value))? {
+        p if p.is_empty() => Err(RequestError::invalid("prompt", "prompt must not be an empty array")),
+        p if p.len() > MAX_CHOICES => {
+            let message = format!("{} prompts were given; at most {MAX_CHOICES} are served", p.len());
+            Err(RequestError::invalid("prompt", message))
+        }
+        p => Ok(p),
+    }
+}
+
+fn messages(f: &mut Fields) -> Result<Vec<ChatMessage>, RequestError> {
+    let required = || RequestError::invalid("messages", "messages is required and must not be empty");
+    let all = match f.take("messages") {
+        Some(Value::Array(all)) if !all.is_empty() => all,
+        None | Some(Value::Array(_)) => return Err(required()),
+        Some(other) => return Err(wrong("messages", "an array of messages", &other)),
+    };
+    all.into_iter().enumerate().map(|(i, value)| message(value, &format!("messages[{i}]"))).collect()
+}
+
+fn message(value: Value, path: &str) -> Result<ChatMessage, RequestError> {
+    let mut f = Fields::of_value(value, path)?;
+    let role = f.required_string("role")?;
+    let role_path = f.path("role");
+    match role.as_str() {
+        "system" | "developer" | "user" | "assistant" => {}
+        "tool" | "function" => return Err(RequestError::unsupported(&role_path, &format!("role {role}"))),
+        _ => return Err(wrong(&role_path, "system, developer, user or assistant", &json!(role))),
+    }
+    let content = content(f.take("content"), &f.path("content"))?;
+    let name = f.string("name")?;
+    f.only("tool_calls", &[json!([])])?;
+    f.refuse(&["function_call", "audio", "tool_call_id"])?;
+    f.ignore(&["refusal", "annotations"]);
+    f.finish(UnknownParameters::Refuse)?;
+    // Templates know `system`; `developer` is its newer name.
+    let role = if role == "developer" { "system".into() } else { role };
+    Ok(ChatMessage { role, content, name })
+}
+
+/// A string, or text parts that are joined.
+fn content(value: Option<Value>, path: &str) -> Result<String, RequestError> {
+    let parts = match value {
+        Some(Value::String(text)) => return Ok(text),
+        Some(Value::Array(parts)) if !parts.is_empty() => parts,
+        None => return Err(RequestError::invalid(path, format!("{path} is required"))),
+        Some(other) => return Err(wrong(path, "a string or an array of content parts", &other)),
+    };
+    let mut text = String::new();
+    for (i, part) in parts.into_iter().enumerate() {
+        let mut f = Fields::of_value(part, &format!("{path}[{i}]"))?;
+        let kind_path = f.path("type");
+        match f.required_string("type")?.as_str() {
+            "text" => text.push_str(&f.required_string("text")?),
+            kind @ ("image_url" | "input_image" | "input_audio" | "audio_url" | "video_url" | "file"
+            | "input_file" | "refusal") => {
+                return Err(RequestError::unsupported(&kind_path, &format!("content of type {kind}")));
+            }
+            kind => return Err(wrong(&kind_path, "text", &json!(kind))),
+        }
+        f.finish(UnknownParameters::Refuse)?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,167 @@
+//! Bodies that are refused, each with the field its error names; bodies that are taken.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn chat(extra: Value) -> Result<ChatRequest, RequestError> {
+    let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+    for (k, v) in extra.as_object().unwrap() {
+        body[k] = v.clone();
+    }
+    ChatRequest::parse(body.to_string().as_bytes(), UnknownParameters::Refuse)
+}
+
+fn completion(body: Value) -> Result<CompletionRequest, RequestError> {
+    CompletionRequest::parse(body.to_string().as_bytes(), UnknownParameters::Refuse)
+}
+
+#[test]
+fn every_bad_field_is_named() {
+    for (param, body) in [
+        ("n", json!({"n": 1_000_000_000})),
+        ("n", json!({"n": 0})),
+        ("n", json!({"n": 1.5})),
+        ("n", json!({"n": "two"})),
+        ("temperature", json!({"temperature": -0.1})),
+        ("temperature", json!({"temperature": 2.1})),
+        ("temperature", json!({"temperature": "hot"})),
+        ("top_p", json!({"top_p": 1.01})),
+        ("top_k", json!({"top_k": -2})),
+        ("min_p", json!({"min_p": 2})),
+        ("presence_penalty", json!({"presence_penalty": 3})),
+        ("frequency_penalty", json!({"frequency_penalty": -3})),
+        ("repetition_penalty", json!({"repetition_penalty": 0})),
+        ("max_tokens", json!({"max_tokens": -1})),
+        ("max_tokens", json!({"max_tokens": 0})),
+        ("max_tokens", json!({"max_tokens": 1e300})),
+        ("max_completion_tokens", json!({"max_completion_tokens": 0.5})),
+        ("seed", json!({"seed": 1e30})),
+        ("seed", json!({"seed": "x"})),
+        ("stop", json!({"stop": ""})),
+        ("stop", json!({"stop": ["a", ""]})),
+        ("stop", json!({"stop": ["a", "b", "c", "d", "e"]})),
+        ("stop", json!({"stop": 3})),
+        ("stop_token_ids", json!({"stop_token_ids": [-1]})),
+        ("logit_bias.5", json!({"logit_bias": {"5": 101}})),
+        ("logit_bias.x", json!({"logit_bias": {"x": 1}})),
+        ("logit_bias", json!({"logit_bias": [1]})),
+        ("top_logprobs", json!({"logprobs": true, "top_logprobs": 21})),
+        ("top_logprobs", json!({"top_logprobs": 2})),
+        ("logprobs", json!({"logprobs": 3})),
+        ("stream", json!({"stream": "yes"})),
+        ("stream_options", json!({"stream_options": {"include_usage": true}})),
+        ("stream_options.foo", json!({"stream": true, "stream_options": {"foo": true}})),
+        ("service_tier", json!({"service_tier": "gold"})),
+        ("cache_salt", json!({"cache_salt": ""})),
+        ("messages", json!({"messages": []})),
+        ("messages", json!({"messages": null})),
+        ("messages", json!({"messages": "hi"})),
+        ("messages[0]", json!({"messages": ["hi"]})),
+        ("messages[0].role", json!({"messages": [{"content": "x"}]})),
+        ("messages[0].role", json!({"messages": [{"role": "robot", "content": "x"}]})),
+        ("messages[0].role", json!({"messages": [{"role": "tool", "content": "x"}]})),
+        ("messages[0].content", json!({"messages": [{"role": "user"}]})),
+        ("messages[0].content", json!({"messages": [{"role": "user", "content": 5}]})),
+        ("messages[0].content", json!({"messages": [{"role": "user", "content": []}]})),
+        ("messages[0].color", json!({"messages": [{"role": "user", "content": "x", "color": 1}]})),
+        (
+            "messages[1].content[1].type",
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": [
+                {"type": "text", "text": "b"}, {"type": "image_url", "image_url": {"url": "data:"}}]}]}),
+        ),
+    ] {
+        let error = chat(body.clone()).err().unwrap_or_else(|| panic!("{body} was taken"));
+        assert_eq!(error.param.as_deref(), Some(param), "{body}: {error}");
+        assert!(error.message.contains(param.split('.').next().unwrap_or(param)) || error.code.is_some());
+    }
+}
+
+#[test]
+fn what_is_not_built_and_what_is_not_known_are_told_apart() {
+    for (param, body) in [
+        ("tools", json!({"tools": [{"type": "function"}]})),
+        ("tool_choice", json!({"tool_choice": "auto"})),
+        ("response_format", json!({"response_format": {"type": "json_object"}})),
+        ("modalities", json!({"modalities": ["text", "audio"]})),
+        ("audio", json!({"audio": {"voice": "x"}})),
+        ("store", json!({"store": true})),
+        ("chat_template", json!({"chat_template": "{{ 1 }}"})),
+    ] {
+        let error = chat(body).unwrap_err();
+        assert_eq!((error.param.as_deref(), error.code), (Some(param), Some("unsupported_parameter")));
+    }
+    for field in ["suffix", "best_of"] {
+        let error = completion(json!({"prompt": "a", field: 2})).unwrap_err();
+        assert_eq!((error.param.as_deref(), error.code), (Some(field), Some("unsupported_parameter")));
+    }
+    let error = chat(json!({"temprature": 1})).unwrap_err();
+    assert_eq!((error.param.as_deref(), error.code), (Some("temprature"), Some("unknown_parameter")));
+    let body = br#"{"messages": [{"role": "user", "content": "x"}], "temprature": 1}"#;
+    assert!(ChatRequest::parse(body, UnknownParameters::Warn).is_ok());
+}
+
+#[test]
+fn bodies_that_are_not_json_are_refused() {
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep_field = format!("{{\"messages\": {deep}}}");
+    for body in [
+        &b""[..],
+        b"{",
+        b"[]",
+        b"\"x\"",
+        b"{\"temperature\": NaN}",
+        b"{\"temperature\": 1e999}",
+        b"{\"messages\": \"\xff\xfe\"}",
+        b"{\"a\": \"\\ud800\"}",
+        deep.as_bytes(),
+        deep_field.as_bytes(),
+    ] {
+        let error = ChatRequest::parse(body, UnknownParameters::Refuse).unwrap_err();
+        assert_eq!(error.param, None, "{error}");
+    }
+}
+
+#[test]
+fn accepted_without_effect() {
+    let plain = chat(json!({})).unwrap();
+    let decorated = chat(json!({
+        "user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "prompt_cache_key": "k", "store": false,
+        "service_tier": "auto", "parallel_tool_calls": true, "tools": [], "tool_choice": "none",
+        "response_format": {"type": "text"}, "modalities": ["text"], "temperature": null
+    }));
+    assert_eq!(decorated.unwrap(), plain);
+    let streamed = chat(json!({"stream": true, "stream_options": {"include_obfuscation": false}})).unwrap();
+    assert!(streamed.parameters.stream && !streamed.parameters.include_usage);
+}
+
+#[test]
+fn fields_arrive() {
+    let r = chat(json!({
+        "model": "m", "n": 2, "stop": "END", "max_tokens": 5, "max_completion_tokens": 7, "temperature": 0.5,
+        "top_p": 0.9, "top_k": -1, "seed": -1, "logit_bias": {"17": -100}, "logprobs": true,
+        "top_logprobs": 3, "service_tier": "flex", "stream": true, "stream_options": {"include_usage": true},
+        "messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    }))
+    .unwrap();
+    let p = &r.parameters;
+    assert_eq!((p.n, p.max_tokens, p.top_k, p.seed), (2, Some(7), Some(0), Some(u64::MAX)));
+    assert_eq!((p.logprobs, p.service_tier, p.include_usage), (Some(3), ServiceTier::Flex, true));
+    assert_eq!(p.logit_bias, [(17, -100.0)]);
+    assert_eq!((r.messages[0].role.as_str(), r.messages[0].content.as_str()), ("system", "ab"));
+}
+
+#[test]
+fn a_prompt_has_four_forms() {
+    let prompts = |p: Value| completion(json!({"prompt": p})).map(|r| r.prompts);
+    let text = |s: &str| Prompt::Text(s.into());
+    assert_eq!(prompts(json!("a")).unwrap(), [text("a")]);
+    assert_eq!(prompts(json!(["a", "b"])).unwrap(), [text("a"), text("b")]);
+    assert_eq!(prompts(json!([1, 2])).unwrap(), [Prompt::Tokens(vec![1, 2])]);
+    assert_eq!(prompts(json!([[1], [2, 3]])).unwrap(), [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]);
+    for bad in [json!([]), json!(5), json!([1, "a"]), json!([-1]), json!({"a": 1}), json!(null)] {
+        assert_eq!(prompts(bad).unwrap_err().param.as_deref(), Some("prompt"));
+    }
+    let many = completion(json!({"prompt": vec!["a"; 10], "n": 100})).unwrap_err();
+    assert_eq!(many.param.as_deref(), Some("n"));
+}

@@ -1,0 +1,6 @@
+//! The integration tests, as one binary: it links the library once.
+
+mod engine;
+mod parity;
+mod scheduler;
+mod support;

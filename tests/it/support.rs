@@ -1,0 +1,200 @@
+//! What several tests need: small seeded models, and a step-by-step run that keeps every logit.
+
+use std::sync::Arc;
+
+use hashwatt::clock::{BusyTime, Clock};
+use hashwatt::engine::batch;
+use hashwatt::engine::block_pool::BlockPool;
+use hashwatt::engine::event::{EventStream, GenerateRequest, Tier, TokenEvent};
+use hashwatt::engine::sampler::SamplingParams;
+use hashwatt::engine::scheduler::{Budget, Scheduler, StepPlan};
+use hashwatt::engine::sequence::{Rank, Sequence};
+use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits};
+use hashwatt::model::Checkpoint;
+use hashwatt::model::decoder::{Decoder, Precision};
+use hashwatt::model::input::{BLOCK_SIZE, StepInput};
+use hashwatt::model::runner::Runner;
+use hashwatt::model::workspace::Capacity;
+use hashwatt::ops::pool::Pool;
+use serde_json::{Value, json};
+
+pub fn pool(threads: usize) -> Arc<Pool> {
+    Arc::new(Pool::new(threads))
+}
+
+/// A small Llama: head_dim 64, widths that are no multiple of a tile.
+pub fn llama(kv_heads: usize) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": kv_heads, "intermediate_size": 331,
+        "vocab_size": 517, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "tie_word_embeddings": false, "hidden_act": "silu", "torch_dtype": "float32",
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 256}
+    })
+}
+
+/// A small Qwen3: head_dim 128 wider than hidden / heads, tied head.
+pub fn qwen3(kv_heads: usize) -> Value {
+    json!({
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 200, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": kv_heads, "head_dim": 128,
+        "intermediate_size": 331, "vocab_size": 517, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": true,
+        "hidden_act": "silu", "torch_dtype": "float32"
+    })
+}
+
+pub fn checkpoint(config: Value) -> Checkpoint {
+    Checkpoint::synthetic("test", "config.json", config, &pool(1)).unwrap()
+}
+
+pub fn decoder(config: &Value, precision: Precision) -> Arc<Decoder> {
+    Arc::new(checkpoint(config.clone()).load(precision, true, &|_| {}).unwrap())
+}
+
+/// Token ids that look random and never repeat a pattern.
+pub fn prompt(length: usize, vocab: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..length)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            ((state >> 33) % vocab as u64) as u32
+        })
+        .collect()
+}
+
+/// How a run is cut into steps.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub threads: usize,
+    pub blocks: usize,
+    pub tokens: usize,
+    pub sequences: usize,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Shape { threads: 1, blocks: 512, tokens: 1024, sequences: 32 }
+    }
+}
+
+/// The scheduler, the batch builder and the runner as the engine joins them, with every logit kept.
+pub struct Steps {
+    pub runner: Runner,
+    pub scheduler: Scheduler<usize>,
+    shape: Shape,
+    arrivals: u64,
+    pub preemptions: usize,
+    pub prefix_hits: usize,
+    pub largest_step: usize,
+}
+
+impl Steps {
+    pub fn new(decoder: &Arc<Decoder>, shape: Shape) -> Steps {
+        let capacity = Capacity { rows: shape.tokens, logit_rows: shape.sequences };
+        let runner = Runner::new(decoder.clone(), pool(shape.threads), capacity, shape.blocks).unwrap();
+        let blocks = BlockPool::new(shape.blocks, BLOCK_SIZE);
+        Steps {
+            runner,
+            scheduler: Scheduler::new(blocks, shape.sequences, true),
+            shape,
+            arrivals: 0,
+            preemptions: 0,
+            prefix_hits: 0,
+            largest_step: 0,
+        }
+    }
+
+    /// Greedy generation of `generate` tokens for each prompt, all in flight together: for each prompt
+    /// the logits of each generated token.
+    pub fn run(&mut self, prompts: &[Vec<u32>], generate: usize) -> Vec<Vec<Vec<f32>>> {
+        let mut logits: Vec<Vec<Vec<f32>>> = vec![Vec::new(); prompts.len()];
+        let blocks = self.scheduler.pool().clone();
+        for (i, p) in prompts.iter().enumerate() {
+            self.arrivals += 1;
+            let rank = Rank { tier: Tier::Default, arrival: self.arrivals };
+            self.scheduler.add(Sequence::new(rank, p, p.len() + generate, 0, &blocks), i);
+        }
+        let Shape { tokens, sequences, .. } = self.shape;
+        let (mut plan, mut input) = (StepPlan::default(), StepInput::default());
+        while !self.scheduler.is_empty() {
+            self.scheduler.plan(Budget { sequences, tokens, logit_rows: sequences }, &mut plan);
+            assert!(!plan.rows.is_empty(), "something waits and nothing can run");
+            self.preemptions += plan.preempted;
+            self.prefix_hits += plan.prefix_hits;
+            self.largest_step = self.largest_step.max(plan.rows.len());
+            batch::build(&plan, self.scheduler.running(), BLOCK_SIZE, &mut input);
+            let flight = self.runner.launch(&mut input).unwrap();
+            let rows: Vec<Vec<f32>> = flight
+                .sample(|all, _, _| {
+                    all.chunks_exact(all.len().max(1) / plan.logit_rows().max(1))
+                        .map(<[f32]>::to_vec)
+                        .collect()
+                })
+                .unwrap();
+            let mut rows = rows.into_iter();
+            for row in &plan.rows {
+                let entry = &mut self.scheduler.running_mut()[row.sequence];
+                entry.sequence.advance(row.tokens.end);
+                for _ in row.logits.clone() {
+                    let row = rows.next().unwrap();
+                    let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+                    entry.sequence.tokens.push(best as u32);
+                    logits[entry.payload].push(row);
+                }
+            }
+            self.scheduler.retain(|e| e.sequence.generated() < generate);
+        }
+        logits
+    }
+}
+
+/// An engine on the CPU.
+pub fn engine(
+    decoder: &Arc<Decoder>,
+    threads: usize,
+    blocks: usize,
+    tokens: usize,
+    sequences: usize,
+) -> EngineHandle {
+    let capacity = Capacity { rows: tokens, logit_rows: sequences.max(64) };
+    let runner = Runner::new(decoder.clone(), pool(threads), capacity, blocks).unwrap();
+    let config = EngineConfig {
+        device: "test".into(),
+        limits: Limits { max_rows: sequences, max_tokens: tokens, duty: 1.0 },
+        prefix_caching: true,
+        max_queue: 4096,
+    };
+    worker::spawn(runner, config, Clock::system(), BusyTime::default()).unwrap().0
+}
+
+pub fn request(prompt: &[u32], max_tokens: usize, sampling: SamplingParams) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.into(),
+        sampling,
+        max_tokens,
+        min_tokens: 0,
+        stop_token_ids: Arc::new([]),
+        prompt_logprobs: None,
+        tier: Tier::Default,
+        cache_salt: 0,
+        constraint: None,
+    }
+}
+
+pub fn greedy() -> SamplingParams {
+    SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+}
+
+/// Reads a stream to its end: the tokens and the last event.
+pub fn drain(mut stream: EventStream) -> (Vec<u32>, TokenEvent) {
+    let mut tokens = Vec::new();
+    loop {
+        match stream.next_blocking().expect("a last event") {
+            TokenEvent::Token { id, .. } => tokens.push(id),
+            TokenEvent::Prompt(_) => {}
+            last => return (tokens, last),
+        }
+    }
+}
