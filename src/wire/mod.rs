@@ -1,4 +1,11 @@
-//! L1. What goes over the wire: request and response types of the APIs, SSE framing, a small client.
+//! L1. What goes over the wire: the request and answer types of OpenAI's APIs, SSE framing, a client.
+//!
+//! Knows no HTTP server and no model: bytes ↔ types, with errors that name the field. Used by `api`,
+//! and by the benches and `chat --url` from the other side.
 
+pub mod client;
+pub mod error;
 pub mod fields;
 pub mod request;
+pub mod response;
+pub mod sse;

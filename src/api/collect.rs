@@ -1,0 +1,109 @@
+//! The whole answer of a request without `stream`: all deltas, then one JSON body.
+//!
+//! The future is dropped when the client leaves (hyper reads the end of its connection), and with it
+//! the generation.
+
+use std::pin::Pin;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+
+use crate::api::chunk::{Identity, Shape};
+use crate::api::error::ApiError;
+use crate::api::logprobs;
+use crate::api::tally::{Source, Tally};
+use crate::clock::Clock;
+use crate::service::{Delta, TextLogprob};
+use crate::wire::response::{ChatChoice, ChatCompletion, ChatMessage, TextChoice, TextCompletion, Usage};
+
+/// What a collected answer is made of.
+pub struct CollectParts<G> {
+    pub generation: G,
+    pub tally: Tally,
+    pub clock: Clock,
+    pub shape: Shape,
+    pub identity: Identity,
+    pub choices: usize,
+    pub with_logprobs: bool,
+}
+
+#[derive(Default)]
+struct Choice {
+    text: String,
+    logprobs: Vec<TextLogprob>,
+    finish: Option<String>,
+}
+
+/// # Errors
+/// What the generation failed with; text that came before is not told.
+pub async fn respond<G: Source>(mut parts: CollectParts<G>) -> Result<Response, ApiError> {
+    let mut choices: Vec<Choice> = Vec::new();
+    choices.resize_with(parts.choices, Choice::default);
+    while let Some(delta) = next(&mut parts.generation).await {
+        parts.tally.saw(&delta, parts.clock.now());
+        match delta {
+            Delta::Text { choice, text, logprobs } => {
+                if let Some(choice) = choices.get_mut(choice) {
+                    choice.text += &text;
+                    choice.logprobs.extend(logprobs);
+                }
+            }
+            Delta::Finish { choice, reason } => {
+                if let Some(choice) = choices.get_mut(choice) {
+                    choice.finish = Some(reason.as_str().to_owned());
+                }
+            }
+            Delta::Failed(error) => return Err(error.into()),
+        }
+    }
+    let usage = parts.generation.usage();
+    parts.tally.settle(usage, parts.generation.timings());
+    let usage = Usage::new(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
+    let with_logprobs = parts.with_logprobs;
+    Ok(match parts.shape {
+        Shape::Chat => Json(chat(parts.identity, choices, usage, with_logprobs)).into_response(),
+        Shape::Text => Json(text(parts.identity, choices, usage, with_logprobs)).into_response(),
+    })
+}
+
+async fn next<G: Source>(generation: &mut G) -> Option<Delta> {
+    std::future::poll_fn(|cx| Pin::new(&mut *generation).poll_next(cx)).await
+}
+
+fn chat(identity: Identity, choices: Vec<Choice>, usage: Usage, with_logprobs: bool) -> ChatCompletion {
+    let choices = choices.into_iter().enumerate().map(|(index, choice)| ChatChoice {
+        index,
+        message: ChatMessage { role: "assistant".into(), content: Some(choice.text), refusal: None },
+        logprobs: with_logprobs.then(|| logprobs::chat(choice.logprobs)),
+        finish_reason: choice.finish,
+    });
+    ChatCompletion {
+        id: identity.id,
+        object: "chat.completion".into(),
+        created: identity.created,
+        model: identity.model,
+        choices: choices.collect(),
+        usage,
+        service_tier: identity.service_tier.map(Into::into),
+        system_fingerprint: identity.system_fingerprint,
+    }
+}
+
+fn text(identity: Identity, choices: Vec<Choice>, usage: Usage, with_logprobs: bool) -> TextCompletion {
+    let choices = choices.into_iter().enumerate().map(|(index, choice)| TextChoice {
+        index,
+        text: choice.text,
+        logprobs: with_logprobs.then(|| logprobs::text(choice.logprobs, &mut 0)),
+        finish_reason: choice.finish,
+    });
+    TextCompletion {
+        id: identity.id,
+        object: "text_completion".into(),
+        created: identity.created,
+        model: identity.model,
+        choices: choices.collect(),
+        usage: Some(usage),
+        service_tier: identity.service_tier.map(Into::into),
+        system_fingerprint: identity.system_fingerprint,
+    }
+}
