@@ -11,8 +11,8 @@ use hashwatt::ops::paged_attention::{AttentionPlan, AttentionSpan, BLOCK_SIZE, P
 use hashwatt::ops::pool::Pool;
 use hashwatt::ops::weight::Weight;
 
-/// Median seconds of a call over about half a second of calls.
-fn median(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+/// Median and least seconds of a call over about half a second of calls.
+fn seconds(mut call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
     let clock = Clock::system();
     call()?;
     let mut times = vec![];
@@ -23,7 +23,7 @@ fn median(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
         times.push(clock.now().since(start).as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok((times[times.len() / 2], times[0]))
 }
 
 fn numbers(n: usize) -> Vec<f32> {
@@ -43,12 +43,13 @@ fn linear(pool: &Pool, kind: DType, k: usize, n: usize) -> Result<()> {
         let x = Tensor::from_vec(numbers(rows * k), (rows, k), &Device::Cpu)?.to_dtype(kind)?;
         let dst = Tensor::zeros((rows, n), DType::F32, &Device::Cpu)?;
         let op = Linear { weight: &weight, bias: None, rows, accumulate: false, pool };
-        let s = median(|| dst.inplace_op2(&x, &op))?;
+        let (s, best) = seconds(|| dst.inplace_op2(&x, &op))?;
         println!(
-            "linear {kind:?} K {k:5} N {n:6} rows {rows:3}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s",
+            "linear {kind:?} K {k:5} N {n:6} rows {rows:3}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s (best {:.1})",
             s * 1e6,
             (n * k * bytes) as f64 / s / 1e9,
-            (2 * n * k * rows) as f64 / s / 1e9
+            (2 * n * k * rows) as f64 / s / 1e9,
+            (2 * n * k * rows) as f64 / best / 1e9
         );
     }
     Ok(())
@@ -80,14 +81,15 @@ fn attention(pool: &Pool, kind: DType, sequences: usize, length: usize, rows: us
     let dst = Tensor::zeros((all, heads * head_dim), kind, &Device::Cpu)?;
     let plan = AttentionPlan { spans: &spans, block_tables: &tables, rows: all };
     let op = PagedAttention { plan, kv: &cache, heads, kv_heads, head_dim, scale: 0.088, pool };
-    let s = median(|| dst.inplace_op2(&q, &op))?;
+    let (s, best) = seconds(|| dst.inplace_op2(&q, &op))?;
     let seen = sequences * (rows * (length - rows) + rows * (rows + 1) / 2);
     let read = sequences * length * 2 * kv_heads * head_dim * kind.size_in_bytes();
     println!(
-        "attention {kind:?} {sequences:2} × {rows:3} rows of {length:5}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s",
+        "attention {kind:?} {sequences:2} × {rows:3} rows of {length:5}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s (best {:.1})",
         s * 1e6,
         read as f64 / s / 1e9,
-        (4 * seen * heads * head_dim) as f64 / s / 1e9
+        (4 * seen * heads * head_dim) as f64 / s / 1e9,
+        (4 * seen * heads * head_dim) as f64 / best / 1e9
     );
     Ok(())
 }

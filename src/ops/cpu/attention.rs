@@ -8,6 +8,8 @@
 
 use std::mem::MaybeUninit;
 
+#[cfg(target_arch = "x86_64")]
+use super::attention_avx512::Avx512;
 use super::attention_scalar::Plain;
 use super::{Element, Isa, SharedMut};
 
@@ -92,13 +94,19 @@ pub trait Kernels {
 /// A type of cache and its kernels.
 pub trait CacheElement: Element {
     type Scalar: Kernels<Kv = Self>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512: Kernels<Kv = Self>;
 }
 
 impl CacheElement for f32 {
     type Scalar = Plain<f32>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = Avx512<f32>;
 }
 impl CacheElement for half::bf16 {
     type Scalar = Plain<half::bf16>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = Avx512<half::bf16>;
 }
 
 /// Computes a group. q: `[rows, heads · head_dim]`, cache: `[blocks, 2, kv_heads, BLOCK, head_dim]`.
@@ -114,9 +122,13 @@ pub unsafe fn attend<T: CacheElement, O: Element>(
     cache: &[T],
     dst: SharedMut<O>,
 ) {
-    match isa {
-        // SAFETY: the caller's promises are passed on.
-        _ => unsafe { attend_with::<T::Scalar, O>(shape, group, q, cache, dst) },
+    // SAFETY: the caller's promises are passed on.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => attend_with::<T::Avx512, O>(shape, group, q, cache, dst),
+            _ => attend_with::<T::Scalar, O>(shape, group, q, cache, dst),
+        }
     }
 }
 

@@ -17,6 +17,8 @@ pub const PANEL_ROWS: usize = 64;
 pub struct Panel<'a, W, X> {
     /// `[weight rows, k]`, 1 to [`PANEL_ROWS`] rows.
     pub w: &'a [W],
+    /// The weights that the same thread turns to next, or nothing.
+    pub next: &'a [W],
     /// `[rows, k]`
     pub x: &'a [X],
     pub k: usize,

@@ -124,6 +124,8 @@ struct Place {
     spread: usize,
     /// First activation row.
     row: usize,
+    /// Which of the same four rows of the next panel to fetch meanwhile: from, to.
+    fetch: (usize, usize),
 }
 
 /// Computes a panel.
@@ -133,20 +135,32 @@ struct Place {
 pub unsafe fn panel<P: Product>(p: &Panel<'_, P::W, P::X>) {
     let weights = p.weight_rows();
     let quarter = weights / 4;
-    for (row, count) in row_tiles(p.rows, TILE_ROWS) {
+    let sweeps = p.rows.div_ceil(TILE_ROWS);
+    for (sweep, (row, count)) in row_tiles(p.rows, TILE_ROWS).enumerate() {
         // The first sweep fetches the weights from memory: four long streams, one in each quarter of
         // the panel, are read half again as fast as four rows side by side. Later sweeps find them cached.
-        let (step, spread) = if row == 0 { (1, quarter) } else { (4, 1) };
+        let (step, spread) = if sweep == 0 { (1, quarter) } else { (4, 1) };
+        let fetch = if p.next.is_empty() { (0, 0) } else { fetched(sweep, sweeps) };
         // SAFETY: each tile's weight rows and activation rows lie within the panel's.
         unsafe {
             for n in 0..quarter {
-                tile_of::<P, 4>(p, Place { n: n * step, spread, row }, count);
+                tile_of::<P, 4>(p, Place { n: n * step, spread, row, fetch }, count);
             }
             for n in 4 * quarter..weights {
-                tile_of::<P, 1>(p, Place { n, spread: 1, row }, count);
+                tile_of::<P, 1>(p, Place { n, spread: 1, row, fetch: (0, 0) }, count);
             }
         }
     }
+}
+
+/// The share of the next panel that a sweep fetches: all is spread over sweeps 1 to 4 at most, since
+/// sweep 0 waits for memory itself.
+fn fetched(sweep: usize, sweeps: usize) -> (usize, usize) {
+    let shares = (sweeps - 1).min(4);
+    if sweep == 0 || sweep > shares {
+        return (0, 0);
+    }
+    ((sweep - 1) * 4 / shares, sweep * 4 / shares)
 }
 
 /// # Safety
@@ -174,12 +188,16 @@ unsafe fn tile_of<P: Product, const M: usize>(p: &Panel<'_, P::W, P::X>, at: Pla
 unsafe fn tile<P: Product, const M: usize, const R: usize>(p: &Panel<'_, P::W, P::X>, at: Place) {
     let k = p.k;
     let mut sums = [[_mm512_setzero_ps(); 4]; R];
-    // SAFETY: the rows of w and x have k elements each.
+    // SAFETY: the rows of w and x have k elements each; a prefetch may point anywhere.
     unsafe {
         let w: [*const P::W; M] = std::array::from_fn(|m| p.w.as_ptr().add((at.n + m * at.spread) * k));
         let x: [*const P::X; R] = std::array::from_fn(|r| p.x.as_ptr().add((at.row + r) * k));
+        let next = p.next.as_ptr().wrapping_add(at.n * k);
         let mut i = 0;
         while i + P::STEP <= k {
+            for m in at.fetch.0..at.fetch.1 {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(m * k + i).cast());
+            }
             let xs: [P::V; R] = std::array::from_fn(|r| P::x(x[r].add(i)));
             for m in 0..M {
                 let w = P::w(w[m].add(i));

@@ -8,6 +8,8 @@
 use half::{bf16, f16};
 
 pub mod attention;
+#[cfg(target_arch = "x86_64")]
+pub mod attention_avx512;
 pub mod attention_scalar;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
