@@ -66,6 +66,17 @@ fn attention(pool: &Pool, kind: DType, sequences: usize, length: usize, rows: us
         &Device::Cpu,
     )?
     .to_dtype(kind)?;
+    if std::env::args().any(|a| a == "huge") {
+        let (st, _) = cache.storage_and_layout();
+        if let candle_core::Storage::Cpu(candle_core::CpuStorage::BF16(v)) = &*st {
+            let p = (v.as_ptr() as usize + (2 << 20) - 1) & !((2 << 20) - 1);
+            let len = (v.len() * 2).saturating_sub(2 << 20) & !((2 << 20) - 1);
+            if len > 0 {
+                let r = unsafe { libc::madvise(p as *mut _, len, 25) };
+                println!("attention collapse {r} {}", std::io::Error::last_os_error());
+            }
+        }
+    }
     // Neighbouring tokens' blocks are far apart, as after a while of serving.
     let tables: Vec<u32> = (0..blocks).map(|i| (i * 7919 % blocks) as u32).collect();
     let spans: Vec<AttentionSpan> = (0..sequences)
@@ -100,7 +111,9 @@ fn main() -> Result<()> {
     let pool = Pool::new(threads.unwrap_or(2));
     for kind in [DType::BF16, DType::F32] {
         for (k, n) in [(192, 512), (1024, 3072), (3072, 1024), (8192, 2048), (1024, 151_936)] {
-            linear(&pool, kind, k, n)?;
+            if !std::env::args().any(|a| a == "attn") {
+                linear(&pool, kind, k, n)?;
+            }
         }
         for (sequences, length, rows) in
             [(1, 256, 1), (1, 4096, 1), (32, 1024, 1), (1, 512, 512), (1, 4096, 512)]

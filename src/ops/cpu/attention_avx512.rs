@@ -6,12 +6,11 @@
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use half::bf16;
 
 use super::Element;
-use super::attention::{BLOCK, Kernels, Softmax, TILE, TILE_BLOCKS};
+use super::attention::{BLOCK, Kernels, Mix, Softmax, TILE, TILE_BLOCKS};
 use super::avx512::{Wide, exp, first, join_quarters, sum_quarters};
 use super::dot_avx512::{Bf16Pairs, Product, Widened};
 
@@ -40,16 +39,25 @@ impl<T: Stored> Kernels for Avx512<T> {
     type Kv = T;
     type Query = T::Query;
 
-    unsafe fn scores(q: *const T::Query, n: usize, k: *const T, dim: usize, scores: *mut f32) {
+    unsafe fn scores(
+        q: *const T::Query,
+        n: usize,
+        k: *const T,
+        dim: usize,
+        scores: *mut f32,
+        ahead: Option<*const T>,
+    ) {
         let mut i = 0;
+        let mut ahead = ahead;
         while i < n {
             // SAFETY: the queries from i to n and their scores are the caller's.
             unsafe {
                 let (q, scores) = (q.add(i * dim), scores.add(i * TILE));
+                let ahead = ahead.take();
                 i += match n - i {
-                    4.. => score::<T::Score, 4, 1>(q, k, dim, scores),
-                    2.. => score::<T::Score, 2, 2>(q, k, dim, scores),
-                    _ => score::<T::Score, 1, 4>(q, k, dim, scores),
+                    4.. => score::<T::Score, 4, 1>(q, k, dim, scores, ahead),
+                    2.. => score::<T::Score, 2, 2>(q, k, dim, scores, ahead),
+                    _ => score::<T::Score, 1, 4>(q, k, dim, scores, ahead),
                 };
             }
         }
@@ -60,21 +68,14 @@ impl<T: Stored> Kernels for Avx512<T> {
         unsafe { weigh(scores, valid, scale, softmax) }
     }
 
-    unsafe fn mix(
-        acc: *mut f32,
-        factors: &[f32],
-        weights: *const f32,
-        v: &[*const T; TILE_BLOCKS],
-        keys: Range<usize>,
-        dim: usize,
-    ) {
+    unsafe fn mix(job: &Mix<'_, T>) {
         // SAFETY: the caller's promises.
         unsafe {
-            match factors.len() {
-                1 => mix::<T, 1>(acc, factors, weights, v, keys, dim),
-                2 => mix::<T, 2>(acc, factors, weights, v, keys, dim),
-                3 => mix::<T, 3>(acc, factors, weights, v, keys, dim),
-                _ => mix::<T, 4>(acc, factors, weights, v, keys, dim),
+            match job.factors.len() {
+                1 => mix::<T, 1>(job),
+                2 => mix::<T, 2>(job),
+                3 => mix::<T, 3>(job),
+                _ => mix::<T, 4>(job),
             }
         }
     }
@@ -90,6 +91,7 @@ unsafe fn score<P: Product, const Q: usize, const G: usize>(
     k: *const P::W,
     dim: usize,
     scores: *mut f32,
+    ahead: Option<*const P::W>,
 ) -> usize {
     for first in (0..BLOCK).step_by(4 * G) {
         let mut sums = [[[_mm512_setzero_ps(); 4]; G]; Q];
@@ -100,7 +102,11 @@ unsafe fn score<P: Product, const Q: usize, const G: usize>(
                 let qs: [P::V; Q] = std::array::from_fn(|i| P::x(q.add(i * dim + d)));
                 for g in 0..G {
                     for j in 0..4 {
-                        let k = P::w(k.add((first + 4 * g + j) * dim + d));
+                        let at = (first + 4 * g + j) * dim + d;
+                        if let Some(ahead) = ahead {
+                            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(at).cast());
+                        }
+                        let k = P::w(k.add(at));
                         for i in 0..Q {
                             sums[i][g][j] = P::add(sums[i][g][j], k, qs[i]);
                         }
@@ -180,37 +186,19 @@ unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softma
 /// # Safety
 /// As `Kernels::mix` with Q factors; the machine has AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn mix<T: Wide, const Q: usize>(
-    acc: *mut f32,
-    factors: &[f32],
-    weights: *const f32,
-    v: &[*const T; TILE_BLOCKS],
-    keys: Range<usize>,
-    dim: usize,
-) {
-    let job = Mix { acc, factors, weights, v, keys, dim };
+unsafe fn mix<T: Wide, const Q: usize>(job: &Mix<'_, T>) {
     let mut d = 0;
-    while d < dim {
+    while d < job.dim {
         // SAFETY: columns d.. of dim, as many as each call's width.
         unsafe {
-            match dim - d {
-                64.. => d += mix_columns::<T, Q, 4, false>(&job, d),
-                32.. => d += mix_columns::<T, Q, 2, false>(&job, d),
-                16.. => d += mix_columns::<T, Q, 1, false>(&job, d),
-                _ => d += mix_columns::<T, Q, 1, true>(&job, d),
+            match job.dim - d {
+                64.. => d += mix_columns::<T, Q, 4, false>(job, d),
+                32.. => d += mix_columns::<T, Q, 2, false>(job, d),
+                16.. => d += mix_columns::<T, Q, 1, false>(job, d),
+                _ => d += mix_columns::<T, Q, 1, true>(job, d),
             }
         }
     }
-}
-
-/// The arguments of `Kernels::mix`.
-struct Mix<'a, T> {
-    acc: *mut f32,
-    factors: &'a [f32],
-    weights: *const f32,
-    v: &'a [*const T; TILE_BLOCKS],
-    keys: Range<usize>,
-    dim: usize,
 }
 
 /// C vectors of columns from `d`, or the last 8 columns (`HALF`); returns how many columns.
@@ -236,8 +224,16 @@ unsafe fn mix_columns<T: Wide, const Q: usize, const C: usize, const HALF: bool>
         let mut j = job.keys.start;
         while j < job.keys.end {
             let end = job.keys.end.min(j - j % BLOCK + BLOCK);
-            let mut v = job.v[j / BLOCK].add(j % BLOCK * job.dim + d);
+            let from = j % BLOCK * job.dim + d;
+            let mut v = job.v[j / BLOCK].add(from);
+            let ahead = job.ahead[j / BLOCK];
+            let step = if ahead.is_null() { 0 } else { job.dim };
+            let mut ahead = if ahead.is_null() { v } else { ahead.wrapping_add(from) };
             while j < end {
+                for c in (0..C).step_by(64 / (LANES * size_of::<T>())) {
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(c * LANES).cast());
+                }
+                ahead = ahead.wrapping_add(step);
                 let vs: [__m512; C] =
                     std::array::from_fn(
                         |c| if HALF { T::load_part(v, 8) } else { T::load(v.add(c * LANES)) },
