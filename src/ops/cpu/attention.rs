@@ -8,10 +8,10 @@
 
 use std::mem::MaybeUninit;
 
-#[cfg(target_arch = "x86_64")]
-use super::attention_avx512::Avx512;
 use super::attention_scalar::Plain;
 use super::{Element, Isa, SharedMut};
+#[cfg(target_arch = "x86_64")]
+use super::{attention_avx2::Avx2, attention_avx512::Avx512};
 
 /// Positions of a cache block.
 pub const BLOCK: usize = 16;
@@ -114,17 +114,23 @@ pub trait CacheElement: Element {
     type Scalar: Kernels<Kv = Self>;
     #[cfg(target_arch = "x86_64")]
     type Avx512: Kernels<Kv = Self>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2: Kernels<Kv = Self>;
 }
 
 impl CacheElement for f32 {
     type Scalar = Plain<f32>;
     #[cfg(target_arch = "x86_64")]
     type Avx512 = Avx512<f32>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = Avx2<f32>;
 }
 impl CacheElement for half::bf16 {
     type Scalar = Plain<half::bf16>;
     #[cfg(target_arch = "x86_64")]
     type Avx512 = Avx512<half::bf16>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = Avx2<half::bf16>;
 }
 
 /// Computes a group. q: `[rows, heads · head_dim]`, cache: `[blocks, 2, kv_heads, BLOCK, head_dim]`.
@@ -145,6 +151,8 @@ pub unsafe fn attend<T: CacheElement, O: Element>(
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => attend_with::<T::Avx512, O>(shape, group, q, cache, dst),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => attend_with::<T::Avx2, O>(shape, group, q, cache, dst),
             _ => attend_with::<T::Scalar, O>(shape, group, q, cache, dst),
         }
     }

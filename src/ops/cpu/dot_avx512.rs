@@ -9,16 +9,14 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+use super::Element;
 use super::avx512::{Wide, join_quarters, sum_quarters};
-use super::dot::{Panel, row_tiles};
-
-/// Activation rows of a tile at most: 4 × 6 accumulators, 6 activations and a weight fill 31 registers.
-const TILE_ROWS: usize = 6;
+use super::dot::{Panel, Place, Tiles};
 
 /// How a pair of element types is multiplied.
 pub trait Product {
-    type W: Copy;
-    type X: Copy;
+    type W: Element;
+    type X: Element;
     type V: Copy;
     /// Elements of a vector.
     const STEP: usize;
@@ -42,7 +40,7 @@ pub trait Product {
 /// Both widened to f32.
 pub struct Widened<W, X>(PhantomData<(W, X)>);
 
-impl<W: Wide, X: Wide> Product for Widened<W, X> {
+impl<W: Wide + Element, X: Wide + Element> Product for Widened<W, X> {
     type W = W;
     type X = X;
     type V = __m512;
@@ -115,67 +113,27 @@ impl Product for Bf16Pairs {
     }
 }
 
-/// Where a tile lies in its panel.
-#[derive(Clone, Copy)]
-struct Place {
-    /// First weight row.
-    n: usize,
-    /// Distance between the tile's weight rows.
-    spread: usize,
-    /// First activation row.
-    row: usize,
-    /// Which of the same four rows of the next panel to fetch meanwhile: from, to.
-    fetch: (usize, usize),
-}
+/// AVX-512 tiles of a product.
+pub struct Avx512<P>(PhantomData<P>);
 
-/// Computes a panel.
-///
-/// # Safety
-/// As `dot::panel` asks; the machine has AVX-512.
-pub unsafe fn panel<P: Product>(p: &Panel<'_, P::W, P::X>) {
-    let weights = p.weight_rows();
-    let quarter = weights / 4;
-    let sweeps = p.rows.div_ceil(TILE_ROWS);
-    for (sweep, (row, count)) in row_tiles(p.rows, TILE_ROWS).enumerate() {
-        // The first sweep fetches the weights from memory: four long streams, one in each quarter of
-        // the panel, are read half again as fast as four rows side by side. Later sweeps find them cached.
-        let (step, spread) = if sweep == 0 { (1, quarter) } else { (4, 1) };
-        let fetch = if p.next.is_empty() { (0, 0) } else { fetched(sweep, sweeps) };
-        // SAFETY: each tile's weight rows and activation rows lie within the panel's.
+impl<P: Product> Tiles for Avx512<P> {
+    type W = P::W;
+    type X = P::X;
+    /// 4 × 6 accumulators, 6 activations and a weight fill 31 registers.
+    const ROWS: usize = 6;
+
+    #[inline]
+    unsafe fn tile<const M: usize>(p: &Panel<'_, P::W, P::X>, at: Place, count: usize) {
+        // SAFETY: the caller's promises.
         unsafe {
-            for n in 0..quarter {
-                tile_of::<P, 4>(p, Place { n: n * step, spread, row, fetch }, count);
+            match count {
+                1 => tile::<P, M, 1>(p, at),
+                2 => tile::<P, M, 2>(p, at),
+                3 => tile::<P, M, 3>(p, at),
+                4 => tile::<P, M, 4>(p, at),
+                5 => tile::<P, M, 5>(p, at),
+                _ => tile::<P, M, 6>(p, at),
             }
-            for n in 4 * quarter..weights {
-                tile_of::<P, 1>(p, Place { n, spread: 1, row, fetch: (0, 0) }, count);
-            }
-        }
-    }
-}
-
-/// The share of the next panel that a sweep fetches: all is spread over sweeps 1 to 4 at most, since
-/// sweep 0 waits for memory itself.
-fn fetched(sweep: usize, sweeps: usize) -> (usize, usize) {
-    let shares = (sweeps - 1).min(4);
-    if sweep == 0 || sweep > shares {
-        return (0, 0);
-    }
-    ((sweep - 1) * 4 / shares, sweep * 4 / shares)
-}
-
-/// # Safety
-/// As [`tile`], of `count` activation rows.
-#[inline]
-unsafe fn tile_of<P: Product, const M: usize>(p: &Panel<'_, P::W, P::X>, at: Place, count: usize) {
-    // SAFETY: the caller's promises.
-    unsafe {
-        match count {
-            1 => tile::<P, M, 1>(p, at),
-            2 => tile::<P, M, 2>(p, at),
-            3 => tile::<P, M, 3>(p, at),
-            4 => tile::<P, M, 4>(p, at),
-            5 => tile::<P, M, 5>(p, at),
-            _ => tile::<P, M, 6>(p, at),
         }
     }
 }
@@ -183,7 +141,7 @@ unsafe fn tile_of<P: Product, const M: usize>(p: &Panel<'_, P::W, P::X>, at: Pla
 /// M (4 or 1) weight rows × R activation rows.
 ///
 /// # Safety
-/// These rows lie within the panel, which is as `dot::panel` asks; the machine has AVX-512.
+/// As `Tiles::tile`; the machine has AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn tile<P: Product, const M: usize, const R: usize>(p: &Panel<'_, P::W, P::X>, at: Place) {
     let k = p.k;
@@ -242,20 +200,17 @@ unsafe fn store<P: Product, const M: usize, const R: usize>(
     // SAFETY: bias covers the panel, and the outputs are rows and columns of it.
     unsafe {
         for r in 0..R {
-            let out = p.dst.at((at.row + r) * p.stride + p.column + at.n);
+            let totals = totals.add(4 * r);
             if M == 4 && at.spread == 1 {
+                let out = p.dst.at((at.row + r) * p.stride + p.column + at.n);
                 let bias = _mm_loadu_ps(p.bias.as_ptr().add(at.n));
-                let mut value = _mm_add_ps(_mm_loadu_ps(totals.add(4 * r)), bias);
+                let mut value = _mm_add_ps(_mm_loadu_ps(totals), bias);
                 if p.accumulate {
                     value = _mm_add_ps(_mm_loadu_ps(out), value);
                 }
                 _mm_storeu_ps(out, value);
             } else {
-                for m in 0..M {
-                    let out = out.add(m * at.spread);
-                    let value = *totals.add(4 * r + m) + p.bias[at.n + m * at.spread];
-                    *out = if p.accumulate { *out + value } else { value };
-                }
+                p.store(at, r, std::slice::from_raw_parts(totals, M));
             }
         }
     }

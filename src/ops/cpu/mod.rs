@@ -9,11 +9,17 @@ use half::{bf16, f16};
 
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
+pub mod attention_avx2;
+#[cfg(target_arch = "x86_64")]
 pub mod attention_avx512;
 pub mod attention_scalar;
 #[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod dot;
+#[cfg(target_arch = "x86_64")]
+pub mod dot_avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod dot_avx512;
 pub mod dot_scalar;
