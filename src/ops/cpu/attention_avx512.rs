@@ -230,7 +230,7 @@ unsafe fn mix_columns<T: Wide, const Q: usize, const C: usize, const HALF: bool>
             let step = if ahead.is_null() { 0 } else { job.dim };
             let mut ahead = if ahead.is_null() { v } else { ahead.wrapping_add(from) };
             while j < end {
-                for c in (0..C).step_by(64 / (LANES * size_of::<T>())) {
+                for c in 0..C {
                     _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(c * LANES).cast());
                 }
                 ahead = ahead.wrapping_add(step);
