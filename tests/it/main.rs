@@ -4,3 +4,4 @@ mod engine;
 mod parity;
 mod scheduler;
 mod support;
+mod tidy;
