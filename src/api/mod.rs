@@ -32,7 +32,11 @@ mod tally;
 mod tokens;
 
 #[cfg(test)]
+mod endpoint_tests;
+#[cfg(test)]
 mod server_tests;
+#[cfg(test)]
+mod test_engine;
 #[cfg(test)]
 mod testing;
 

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::api::testing::{Unit, exchange, quick_limits};
+use crate::api::testing::{Unit, eventually, exchange, quick_limits};
 use crate::api::{ApiConfig, ApiKeys, BodyLimits, ServerConfig, TimeLimits};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -186,19 +186,6 @@ async fn connections_are_limited() {
     timeout(PATIENCE, again).await.unwrap();
 }
 
-fn metric(unit: &Unit, line: &str) -> bool {
-    unit.state.metrics.render(true).unwrap().lines().any(|l| l.starts_with(line))
-}
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let waiting = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(timeout(PATIENCE, waiting).await.is_ok(), "{what}");
-}
-
 #[tokio::test]
 async fn a_panic_is_a_500_and_the_connection_lives() {
     let unit = Unit::start(ApiConfig::default(), ServerConfig::default()).await;
@@ -215,12 +202,12 @@ async fn a_client_that_leaves_ends_its_request_streamed_or_not() {
     for path in ["/test/hang", "/test/stream/100000000"] {
         let mut stream = unit.connect().await;
         stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
-        eventually("it runs", || metric(&unit, "hashwatt_http_requests_in_flight 1")).await;
+        eventually("it runs", || unit.metric("hashwatt_http_requests_in_flight 1")).await;
         drop(stream);
-        eventually("it ends", || metric(&unit, "hashwatt_http_requests_in_flight 0")).await;
+        eventually("it ends", || unit.metric("hashwatt_http_requests_in_flight 0")).await;
     }
     eventually("both count as aborted", || {
-        metric(&unit, "hashwatt_requests_finished_total{model_name=\"test\",finished_reason=\"abort\"} 2")
+        unit.metric("hashwatt_requests_finished_total{model_name=\"test\",finished_reason=\"abort\"} 2")
     })
     .await;
 }
@@ -230,9 +217,9 @@ async fn a_reader_that_stalls_is_dropped() {
     let unit = Unit::start(ApiConfig::default(), limited(quick_limits())).await;
     let mut stream = unit.connect().await;
     stream.write_all(b"GET /test/stream/100000000 HTTP/1.1\r\n\r\n").await.unwrap();
-    eventually("it runs", || metric(&unit, "hashwatt_http_requests_in_flight 1")).await;
-    eventually("it is dropped", || metric(&unit, "hashwatt_http_connections 0")).await;
-    eventually("its generation ends", || metric(&unit, "hashwatt_http_requests_in_flight 0")).await;
+    eventually("it runs", || unit.metric("hashwatt_http_requests_in_flight 1")).await;
+    eventually("it is dropped", || unit.metric("hashwatt_http_connections 0")).await;
+    eventually("its generation ends", || unit.metric("hashwatt_http_requests_in_flight 0")).await;
 }
 
 #[tokio::test]
@@ -242,7 +229,7 @@ async fn shutdown_lets_what_runs_end_and_answers_probes_meanwhile() {
     running.write_all(b"GET /test/stream/100000000 HTTP/1.1\r\n\r\n").await.unwrap();
     let mut idle = unit.connect().await;
     assert_eq!(status(&ask(&mut idle, "GET /livez HTTP/1.1\r\n\r\n").await), 200);
-    eventually("it runs", || metric(&unit, "hashwatt_http_requests_in_flight 1")).await;
+    eventually("it runs", || unit.metric("hashwatt_http_requests_in_flight 1")).await;
     unit.shutdown.cancel();
     // On an open connection and on a new one.
     let answer = ask(&mut idle, "GET /readyz HTTP/1.1\r\n\r\n").await;

@@ -10,6 +10,7 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::get;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -18,11 +19,15 @@ use tokio_util::sync::CancellationToken;
 use crate::api::chunk::{ChunkWriter, Identity, Shape};
 use crate::api::stream::{self, StreamParts};
 use crate::api::tally::{Source, Tally};
+use crate::api::test_engine::{self, Pace};
 use crate::api::{ApiConfig, ApiState, Server, ServerConfig, TimeLimits, engine_source, layered, routes};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, MetricsConfig};
-use crate::service::{Delta, Finish, Service, Timings, Usage};
+use crate::service::{Delta, Finish, SamplingDefaults, ServedModel, Service, Timings, Usage};
+use crate::text::chat_template::ChatTemplate;
+use crate::text::tokenizer::{STAND_IN_TEMPLATE, Tokenizer};
 use crate::unit;
+use crate::wire::client::Client;
 
 /// Limits that a test can wait for.
 pub fn quick_limits() -> TimeLimits {
@@ -41,6 +46,24 @@ pub struct Unit {
     pub server: JoinHandle<std::io::Result<()>>,
 }
 
+/// What the engine says, over and over.
+pub const REPLY: &str = "Grüße, world. ";
+
+fn served(unit: &Arc<unit::Unit>, tokenizer: Arc<Tokenizer>) -> ServedModel {
+    ServedModel {
+        id: "demo/tiny".into(),
+        aliases: vec!["tiny".into()],
+        created: 1_700_000_000,
+        max_model_len: 4096,
+        vocab: tokenizer.vocab(),
+        end_tokens: Vec::new(),
+        tokenizer,
+        template: Some(ChatTemplate::new(STAND_IN_TEMPLATE, "", "").unwrap()),
+        defaults: SamplingDefaults::default(),
+        unit: unit.clone(),
+    }
+}
+
 impl Unit {
     pub async fn start(config: ApiConfig, server: ServerConfig) -> Unit {
         Unit::start_with(config, server, test_routes()).await
@@ -48,11 +71,19 @@ impl Unit {
 
     /// With further routes beside the real ones.
     pub async fn start_with(config: ApiConfig, server: ServerConfig, more: Router<Arc<ApiState>>) -> Unit {
+        let unit = Unit::loading(config, server, more).await;
+        unit.load(Pace::default());
+        unit
+    }
+
+    /// Without an engine yet.
+    pub async fn loading(config: ApiConfig, server: ServerConfig, more: Router<Arc<ApiState>>) -> Unit {
         let unit = unit::Unit::new(Clock::system());
-        let service = Arc::new(Service::stub(unit.clone()));
+        let tokenizer = Arc::new(Tokenizer::stand_in(300).unwrap());
+        let service = Arc::new(Service::new(vec![served(&unit, tokenizer)], unit.clone()));
         let named = MetricsConfig { model_name: "test".into(), vllm_names: true };
         let metrics = Arc::new(Metrics::new(named, engine_source(unit)));
-        let state = Arc::new(ApiState { service, metrics, config });
+        let state = ApiState::new(service, metrics, config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -61,9 +92,60 @@ impl Unit {
         Unit { address, state, shutdown, server: tokio::spawn(running) }
     }
 
+    /// Gives it its engine.
+    pub fn load(&self, pace: Pace) {
+        let unit = self.state.service.unit();
+        let reply = self.state.service.models()[0].tokenizer.encode(REPLY, false).unwrap();
+        unit.open(vec![test_engine::start(unit.clock().clone(), pace, reply)]);
+    }
+
     pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }
+
+    pub fn client(&self) -> Client {
+        Client::new(&format!("http://{}", self.address)).unwrap()
+    }
+
+    /// Status and JSON of a POST.
+    pub async fn post(&self, path: &str, body: &str) -> (u16, Value) {
+        let mut response = self.client().post_json(path, body.as_bytes()).await.unwrap();
+        let body = response.bytes().await.unwrap();
+        (response.status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        let mut response = self.client().get(path).await.unwrap();
+        let body = response.bytes().await.unwrap();
+        (response.status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    /// The data of all events of a streamed POST.
+    pub async fn stream(&self, path: &str, body: &str) -> Vec<String> {
+        let mut response = self.client().post_json(path, body.as_bytes()).await.unwrap();
+        assert_eq!(response.header("content-type"), Some("text/event-stream"), "{}", response.status);
+        assert_eq!(response.header("cache-control"), Some("no-cache"));
+        let mut events = Vec::new();
+        while let Some(event) = response.next_event().await.unwrap() {
+            events.push(event.data);
+        }
+        events
+    }
+
+    /// Whether a line of the metrics begins so.
+    pub fn metric(&self, line: &str) -> bool {
+        self.state.metrics.render(true).unwrap().lines().any(|l| l.starts_with(line))
+    }
+}
+
+/// Waits for a condition, not for ever.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(5), waiting).await.is_ok(), "{what}");
 }
 
 fn test_routes() -> Router<Arc<ApiState>> {
