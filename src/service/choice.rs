@@ -17,7 +17,7 @@ use crate::text::tokenizer::Tokenizer;
 struct Open {
     begin: usize,
     end: usize,
-    logprob: Option<TokenLogprob>,
+    logprob: Option<Box<TokenLogprob>>,
 }
 
 pub(super) struct Choice {
@@ -93,7 +93,7 @@ impl Choice {
             Some(TokenEvent::Token { id, logprob }) => self.token(id, logprob, out),
             Some(TokenEvent::Prompt(scores)) => self.echo_prompt(scores, out),
             Some(TokenEvent::Finished { reason, stats }) => {
-                self.stats = Some(stats);
+                self.stats = Some(*stats);
                 let rest = self.detokenizer.finish();
                 self.written += rest.len();
                 if let Some(last) = self.open.back_mut() {
@@ -111,7 +111,7 @@ impl Choice {
             }
             Some(TokenEvent::Failed(error)) => {
                 self.events = None;
-                out.push_back(Delta::Failed(error.into()));
+                out.push_back(Delta::Failed((*error).into()));
             }
             None => {
                 self.events = None;
@@ -121,7 +121,7 @@ impl Choice {
         }
     }
 
-    fn token(&mut self, id: u32, logprob: Option<TokenLogprob>, out: &mut VecDeque<Delta>) {
+    fn token(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>, out: &mut VecDeque<Delta>) {
         if self.stop_tokens.contains(&id) {
             // It ends the sequence or is there although it should not count as text: it was computed, so
             // it counts, and it is never shown.

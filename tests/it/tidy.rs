@@ -20,10 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("engine", &["error", "quantity", "clock", "model"]),
     ("unit", &["error", "quantity", "clock", "engine", "power", "economics", "metrics"]),
     ("service", &["error", "quantity", "clock", "unit", "text", "engine", "wire", "metrics"]),
-    (
-        "measure",
-        &["error", "quantity", "clock", "service", "unit", "economics", "power", "wire", "metrics"],
-    ),
+    ("measure", &["error", "quantity", "clock", "service", "unit", "economics", "power", "wire", "metrics"]),
     ("measure/baseline", &["error", "quantity", "clock", "ops", "model", "engine"]),
     ("api", &["error", "quantity", "clock", "wire", "unit", "service", "metrics"]),
     ("config", &["quantity", "model"]),
@@ -132,7 +129,12 @@ fn the_table_is_a_hierarchy() {
         .filter(|(_, may)| !may.contains(&"*"))
         .map(|(name, may)| (*name, may.iter().copied().collect()))
         .collect();
-    fn reaches<'a>(from: &'a str, to: &str, layers: &BTreeMap<&'a str, BTreeSet<&'a str>>, depth: usize) -> bool {
+    fn reaches<'a>(
+        from: &'a str,
+        to: &str,
+        layers: &BTreeMap<&'a str, BTreeSet<&'a str>>,
+        depth: usize,
+    ) -> bool {
         assert!(depth < 50, "a cycle through `{from}`");
         layers.get(from).is_some_and(|may| may.iter().any(|m| *m == to || reaches(m, to, layers, depth + 1)))
     }
@@ -164,7 +166,16 @@ fn files_and_functions_stay_readable() {
         for (number, line) in body.lines().enumerate() {
             let trimmed = line.trim_start();
             let indent = line.len() - trimmed.len();
-            let opens = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn ", "unsafe fn ", "pub unsafe fn "];
+            let opens = [
+                "fn ",
+                "pub fn ",
+                "pub(crate) fn ",
+                "pub(super) fn ",
+                "async fn ",
+                "pub async fn ",
+                "unsafe fn ",
+                "pub unsafe fn ",
+            ];
             if start.is_none() && opens.iter().any(|o| trimmed.starts_with(o)) && !line.ends_with(';') {
                 start = Some((number, indent, trimmed.to_string()));
             }
@@ -184,12 +195,14 @@ fn files_and_functions_stay_readable() {
 
 #[test]
 fn every_dependency_has_its_reason() {
-    let manifest: toml::Table =
-        std::fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let manifest: toml::Table = std::fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     let reasons = std::fs::read_to_string(root().join("docs/dependencies.md")).unwrap();
     for section in ["dependencies", "dev-dependencies"] {
         for name in manifest[section].as_table().unwrap().keys() {
-            assert!(reasons.contains(&format!("| `{name}` |")), "docs/dependencies.md has no line for `{name}`");
+            assert!(
+                reasons.contains(&format!("| `{name}` |")),
+                "docs/dependencies.md has no line for `{name}`"
+            );
         }
     }
 }
