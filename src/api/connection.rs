@@ -204,11 +204,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedIo<S> {
     }
 }
 
-/// An answer's body; when it is gone the connection is idle and the request `in_flight` no more.
+/// An answer's body; when it is gone the connection is idle and the request in flight no more.
 pub struct WatchedBody<B, G> {
     pub inner: B,
     pub activity: Arc<Activity>,
-    pub in_flight: G,
+    /// Held only to be dropped with the body.
+    pub _in_flight: G,
 }
 
 impl<B: Body<Data = Bytes> + Unpin, G: Unpin> Body for WatchedBody<B, G> {
