@@ -1,18 +1,22 @@
 //! Prints the rates of the CPU kernels: GB/s of weights for one row, GFLOP/s for batches, attention.
 //!
-//! `cargo run --release --example kernel_rates -- --threads 2`. Medians over repeats; other load on the
-//! machine shows.
+//! `cargo run --release --example kernel_rates -- --threads 2 --isa avx2 --only attention`. Medians
+//! over repeats, and the best; other load on the machine shows. The dev profile's checks in the inner
+//! loops cost several times the arithmetic, so its figures mean little.
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
 use hashwatt::clock::Clock;
-use hashwatt::ops::linear::Linear;
-use hashwatt::ops::paged_attention::{AttentionPlan, AttentionSpan, BLOCK_SIZE, PagedAttention};
+use hashwatt::ops::cpu::Isa;
+use hashwatt::ops::linear::{Linear, LinearOn};
+use hashwatt::ops::paged_attention::{
+    AttentionPlan, AttentionSpan, BLOCK_SIZE, PagedAttention, PagedAttentionOn,
+};
 use hashwatt::ops::pool::Pool;
 use hashwatt::ops::weight::Weight;
 
-/// Median seconds of a call over about half a second of calls.
-fn median(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+/// Median and least seconds of a call over about half a second of calls.
+fn seconds(mut call: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
     let clock = Clock::system();
     call()?;
     let mut times = vec![];
@@ -23,14 +27,14 @@ fn median(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
         times.push(clock.now().since(start).as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok((times[times.len() / 2], times[0]))
 }
 
 fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 65536.0 - 0.5).collect()
 }
 
-fn linear(pool: &Pool, kind: DType, k: usize, n: usize) -> Result<()> {
+fn linear(pool: &Pool, isa: Isa, kind: DType, k: usize, n: usize) -> Result<()> {
     let data = numbers(n * k);
     let (weight, bytes) = match kind {
         DType::BF16 => (Weight::from_bf16(data.iter().map(|x| bf16::from_f32(*x)).collect(), n, k), 2),
@@ -43,19 +47,21 @@ fn linear(pool: &Pool, kind: DType, k: usize, n: usize) -> Result<()> {
         let x = Tensor::from_vec(numbers(rows * k), (rows, k), &Device::Cpu)?.to_dtype(kind)?;
         let dst = Tensor::zeros((rows, n), DType::F32, &Device::Cpu)?;
         let op = Linear { weight: &weight, bias: None, rows, accumulate: false, pool };
-        let s = median(|| dst.inplace_op2(&x, &op))?;
+        let (s, best) = seconds(|| dst.inplace_op2(&x, &LinearOn { op, isa }))?;
         println!(
-            "linear {kind:?} K {k:5} N {n:6} rows {rows:3}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s",
+            "linear {kind:?} K {k:5} N {n:6} rows {rows:3}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s (best {:.1})",
             s * 1e6,
             (n * k * bytes) as f64 / s / 1e9,
-            (2 * n * k * rows) as f64 / s / 1e9
+            (2 * n * k * rows) as f64 / s / 1e9,
+            (2 * n * k * rows) as f64 / best / 1e9
         );
     }
     Ok(())
 }
 
 /// `sequences` of `length` tokens of which the last `rows` are in the step.
-fn attention(pool: &Pool, kind: DType, sequences: usize, length: usize, rows: usize) -> Result<()> {
+fn attention(pool: &Pool, isa: Isa, kind: DType, step: (usize, usize, usize)) -> Result<()> {
+    let (sequences, length, rows) = step;
     let (heads, kv_heads, head_dim) = (16, 8, 128);
     let per = length.div_ceil(BLOCK_SIZE);
     let blocks = sequences * per;
@@ -80,30 +86,39 @@ fn attention(pool: &Pool, kind: DType, sequences: usize, length: usize, rows: us
     let dst = Tensor::zeros((all, heads * head_dim), kind, &Device::Cpu)?;
     let plan = AttentionPlan { spans: &spans, block_tables: &tables, rows: all };
     let op = PagedAttention { plan, kv: &cache, heads, kv_heads, head_dim, scale: 0.088, pool };
-    let s = median(|| dst.inplace_op2(&q, &op))?;
+    let (s, best) = seconds(|| dst.inplace_op2(&q, &PagedAttentionOn { op, isa }))?;
     let seen = sequences * (rows * (length - rows) + rows * (rows + 1) / 2);
     let read = sequences * length * 2 * kv_heads * head_dim * kind.size_in_bytes();
     println!(
-        "attention {kind:?} {sequences:2} × {rows:3} rows of {length:5}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s",
+        "attention {kind:?} {sequences:2} × {rows:3} rows of {length:5}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s (best {:.1})",
         s * 1e6,
         read as f64 / s / 1e9,
-        (4 * seen * heads * head_dim) as f64 / s / 1e9
+        (4 * seen * heads * head_dim) as f64 / s / 1e9,
+        (4 * seen * heads * head_dim) as f64 / best / 1e9
     );
     Ok(())
 }
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
-    let threads = args.iter().position(|a| a == "--threads").and_then(|i| args.get(i + 1)?.parse().ok());
-    let pool = Pool::new(threads.unwrap_or(2));
+    let option = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned();
+    let pool = Pool::new(option("--threads").and_then(|t| t.parse().ok()).unwrap_or(2));
+    let named =
+        |isa: &Isa| option("--isa").is_some_and(|name| format!("{isa:?}").eq_ignore_ascii_case(&name));
+    let isa = Isa::ALL.into_iter().find(named).unwrap_or_else(Isa::detect);
+    let only = option("--only");
+    let wanted = |what: &str| only.as_deref().is_none_or(|only| only == what);
+    println!("{isa:?}, {} threads", pool.threads());
     for kind in [DType::BF16, DType::F32] {
-        for (k, n) in [(192, 512), (1024, 3072), (3072, 1024), (8192, 2048), (1024, 151_936)] {
-            linear(&pool, kind, k, n)?;
+        if wanted("linear") {
+            for (k, n) in [(192, 512), (1024, 3072), (3072, 1024), (8192, 2048), (1024, 151_936)] {
+                linear(&pool, isa, kind, k, n)?;
+            }
         }
-        for (sequences, length, rows) in
-            [(1, 256, 1), (1, 4096, 1), (32, 1024, 1), (1, 512, 512), (1, 4096, 512)]
-        {
-            attention(&pool, kind, sequences, length, rows)?;
+        if wanted("attention") {
+            for step in [(1, 256, 1), (1, 4096, 1), (32, 1024, 1), (1, 512, 512), (1, 4096, 512)] {
+                attention(&pool, isa, kind, step)?;
+            }
         }
     }
     Ok(())

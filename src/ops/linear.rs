@@ -19,6 +19,8 @@ const INLINE_WORK: usize = 30_000;
 const PANEL_BYTES: usize = 256 << 10;
 /// Outputs that share a cache line of the destination: panels begin at such a boundary.
 const LINE: usize = 16;
+/// Panels of a task at most.
+const PANELS_OF_TASK: usize = 8;
 
 /// `dst[0..rows, N] = src[0..rows, K] · weightᵀ + bias`, or `+=` with `accumulate`.
 ///
@@ -109,36 +111,42 @@ impl LinearOn<'_> {
         }
         let out = SharedMut::new(dst);
         let step = panel_rows(n, k * size_of::<W>(), pool.threads());
-        let task = |i: usize| {
-            let column = i * step;
-            let count = step.min(n - column);
-            let mut widened = [0.0; PANEL_ROWS];
-            if let Some(bias) = bias {
-                for (j, b) in widened[..count].iter_mut().enumerate() {
-                    *b = bias.get(column + j);
+        let panels = n.div_ceil(step);
+        let weights = |i: usize| &w[(i * step * k).min(w.len())..((i + 1) * step * k).min(w.len())];
+        // A task is a few panels, so that a thread knows which weights it needs next.
+        let per_task = (panels / (4 * pool.threads())).clamp(1, PANELS_OF_TASK);
+        let task = |t: usize| {
+            let end = ((t + 1) * per_task).min(panels);
+            for i in t * per_task..end {
+                let mut widened = [0.0; PANEL_ROWS];
+                if let Some(bias) = bias {
+                    for (j, b) in widened[..step.min(n - i * step)].iter_mut().enumerate() {
+                        *b = bias.get(i * step + j);
+                    }
                 }
+                let p = Panel {
+                    w: weights(i),
+                    next: if i + 1 < end { weights(i + 1) } else { &[] },
+                    x,
+                    k,
+                    rows,
+                    bias: &widened,
+                    accumulate,
+                    dst: out,
+                    stride: n,
+                    column: i * step,
+                };
+                // SAFETY: dst holds rows × n elements (sliced so by the caller), panels own disjoint
+                // columns, and cpu_fwd checked that the machine has the instruction set.
+                unsafe { panel(self.isa, &p) }
             }
-            let p = Panel {
-                w: &w[column * k..(column + count) * k],
-                x,
-                k,
-                rows,
-                bias: &widened,
-                accumulate,
-                dst: out,
-                stride: n,
-                column,
-            };
-            // SAFETY: dst holds rows × n elements (sliced so above), tasks own disjoint columns, and
-            // cpu_fwd checked that the machine has the instruction set.
-            unsafe { panel(self.isa, &p) }
         };
-        let tasks = n.div_ceil(step);
+        let tasks = panels.div_ceil(per_task);
         if n * k * rows < INLINE_WORK { (0..tasks).for_each(task) } else { pool.run(tasks, &task) }
     }
 }
 
-/// Weight rows a task takes: few enough to stay cached and to share out evenly.
+/// Weight rows of a panel: few enough to stay cached and to share out evenly.
 fn panel_rows(n: usize, row_bytes: usize, threads: usize) -> usize {
     let cached = PANEL_BYTES / row_bytes.max(1);
     let even = n.div_ceil(4 * threads);

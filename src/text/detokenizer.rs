@@ -1,28 +1,25 @@
-//! Text from tokens as they come: never half a character, and in the end exactly the whole decoding.
+//! Text from tokens as they come: never half a character, and in the end the whole decoding.
 //!
-//! Byte-level vocabularies concatenate bytes. Others (sentencepiece) may join tokens with context, so
-//! there a short window is decoded twice and the difference is the new text.
+//! Byte-level vocabularies concatenate bytes, and so do runs of byte-fallback tokens. What any other
+//! token adds is found by decoding it behind its predecessor: decoders (sentencepiece, WordPiece) join
+//! tokens with the context of their neighbour only. So each token costs the same however long the text.
 
 use std::sync::Arc;
 
 use super::tokenizer::Tokenizer;
 
-/// Tokens a window may hold back before it is taken as it is.
-const LONGEST_WINDOW: usize = 16;
-
 /// The state of one sequence.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
-    /// Byte-level: bytes that do not make a character yet.
+    /// Bytes that do not make a character yet.
     bytes: Vec<u8>,
-    /// Otherwise: recent tokens; those before `read` have been turned into text.
-    window: Vec<u32>,
-    read: usize,
+    /// Not byte-level: the last token that was not special, and its text at the beginning of a line.
+    last: Option<(u32, String)>,
 }
 
 impl Detokenizer {
     pub fn new(tokenizer: Arc<Tokenizer>) -> Detokenizer {
-        Detokenizer { tokenizer, bytes: Vec::new(), window: Vec::new(), read: 0 }
+        Detokenizer { tokenizer, bytes: Vec::new(), last: None }
     }
 
     /// The text this token completes; empty while a character is open.
@@ -34,20 +31,24 @@ impl Detokenizer {
             self.bytes.extend(self.tokenizer.token_bytes(id));
             return self.take_complete();
         }
-        self.window.push(id);
-        let new = self.window_text();
-        let open = new.ends_with('\u{FFFD}') && self.window.len() - self.read < LONGEST_WINDOW;
-        if open || new.is_empty() { String::new() } else { self.slide(new) }
+        let byte = self.tokenizer.fallback_byte(id);
+        let (alone, added) = self.added(id);
+        let first = self.last.replace((id, alone)).is_none();
+        match byte {
+            // A leading space that the decoder strips is stripped as a byte, too.
+            Some(_) if first && added.is_empty() => String::new(),
+            Some(byte) => {
+                self.bytes.push(byte);
+                self.take_complete()
+            }
+            None => self.finish() + &added,
+        }
     }
 
-    /// What is still held back, when the sequence has ended.
+    /// What is still held back: a character that was begun is U+FFFD, as in a whole decoding.
     pub fn finish(&mut self) -> String {
-        if self.tokenizer.is_byte_level() {
-            let rest = std::mem::take(&mut self.bytes);
-            return String::from_utf8_lossy(&rest).into_owned();
-        }
-        let new = self.window_text();
-        self.slide(new)
+        let rest = std::mem::take(&mut self.bytes);
+        String::from_utf8_lossy(&rest).into_owned()
     }
 
     /// Decodes the complete characters; a broken byte becomes U+FFFD as in a whole decoding.
@@ -74,19 +75,21 @@ impl Detokenizer {
         }
     }
 
-    /// What the tokens from `read` on add to the text of the window.
-    fn window_text(&self) -> String {
-        // Ids come from the model and lie in the vocabulary; a decoder's refusal adds no text.
+    /// The token's text alone, and what it adds behind its predecessor.
+    fn added(&self, id: u32) -> (String, String) {
+        // An id that only the model has (padding of its vocabulary) has no text.
         let decode = |ids: &[u32]| self.tokenizer.decode(ids).unwrap_or_default();
-        let before = decode(&self.window[..self.read]);
-        let all = decode(&self.window);
-        all.get(before.len()..).unwrap_or_default().to_string()
-    }
-
-    fn slide(&mut self, text: String) -> String {
-        self.window.drain(..self.read);
-        self.read = self.window.len();
-        text
+        let alone = decode(&[id]);
+        let Some((before, text)) = &self.last else { return (alone.clone(), alone) };
+        if alone.is_empty() && id as usize >= self.tokenizer.vocab() {
+            return (alone.clone(), alone);
+        }
+        let pair = decode(&[*before, id]);
+        // A decoder that changes the predecessor's text leaves the longest common beginning.
+        let same: usize =
+            pair.chars().zip(text.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        let added = pair[same..].to_string();
+        (alone, added)
     }
 }
 
@@ -146,12 +149,84 @@ mod tests {
         assert_eq!((pieces.len(), text.as_str()), (5, "hello world. hello"));
     }
 
+    #[test]
+    fn bytes_that_make_no_character_do_not_spoil_what_follows() {
+        // 你 whole, a stray byte, a word; an id that only the model has; a special token's place.
+        let tokenizer = fallback();
+        let byte = |b: u8| 7 + u32::from(b);
+        let ids = [byte(0xE4), byte(0xBD), byte(0xA0), byte(0xFF), 4, 5000, 2, byte(0xF0), byte(0x9F), 1, 6];
+        let (pieces, text) = pieces(&tokenizer, &ids);
+        assert_eq!(text, "你\u{FFFD}a world\u{FFFD} hello.");
+        assert_eq!(pieces[2..5], ["你", "\u{FFFD}", "a"]);
+        assert_eq!(pieces[7..10], ["", "", "\u{FFFD} hello"]);
+    }
+
+    /// BERT-like: pieces that continue a word are marked, the others get a space before.
+    fn word_piece() -> Arc<Tokenizer> {
+        let words = ["[UNK]", "play", "##ing", "##ed", "the", ".", "##s"];
+        let vocab: serde_json::Map<_, _> =
+            words.iter().enumerate().map(|(i, w)| (w.to_string(), i.into())).collect();
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "truncation": null, "padding": null,
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                      "max_input_chars_per_word": 100, "vocab": vocab}
+        });
+        Arc::new(Tokenizer::from_json("test", json.to_string().as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn a_long_text_costs_as_much_a_token_as_a_short_one() {
+        let clock = crate::clock::Clock::system();
+        for tokenizer in [byte_level(), fallback()] {
+            let begun = clock.now();
+            let ids: Vec<u32> = (0..200_000).map(|i| [1, 2, 3, 6, 200, 255][i % 6]).collect();
+            assert!(pieces(&tokenizer, &ids).1.len() > 100_000);
+            // Linear work takes a fraction of a second; quadratic work takes hours.
+            assert!(clock.now().since(begun).as_secs() < 20);
+        }
+    }
+
     proptest! {
         #[test]
         fn pieces_make_the_whole_decoding(ids in prop::collection::vec(0u32..400, 0..40)) {
             let tokenizer = byte_level();
             let whole = tokenizer.decode(&ids).unwrap();
             prop_assert_eq!(pieces(&tokenizer, &ids).1, whole);
+        }
+
+        #[test]
+        fn pieces_make_the_whole_decoding_of_words_and_bytes(
+            parts in prop::collection::vec(prop_oneof![(0u32..7).prop_map(Ok), any::<char>().prop_map(Err)], 0..20)
+        ) {
+            let tokenizer = fallback();
+            let mut ids = Vec::new();
+            for part in parts {
+                match part {
+                    Ok(id) => ids.push(id),
+                    Err(c) => ids.extend(c.to_string().bytes().map(|b| 7 + u32::from(b))),
+                }
+            }
+            let whole = tokenizer.decode(&ids).unwrap();
+            let (pieces, text) = pieces(&tokenizer, &ids);
+            prop_assert_eq!(&text, &whole);
+            let broken = |p: &String| p.contains('\u{FFFD}');
+            prop_assert_eq!(pieces.iter().any(broken), broken(&whole));
+        }
+
+        #[test]
+        fn pieces_make_the_whole_decoding_of_word_pieces(ids in prop::collection::vec(0u32..7, 0..20)) {
+            let tokenizer = word_piece();
+            let whole = tokenizer.decode(&ids).unwrap();
+            prop_assert_eq!(pieces(&tokenizer, &ids).1, whole);
+        }
+
+        #[test]
+        fn no_bytes_split_a_character_or_panic(ids in prop::collection::vec(0u32..300, 0..60)) {
+            let tokenizer = fallback();
+            let (pieces, _) = pieces(&tokenizer, &ids);
+            prop_assert_eq!(pieces.len(), ids.len() + 1);
         }
 
         #[test]

@@ -19,6 +19,8 @@ pub const STAND_IN_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start
 pub struct Tokenizer {
     inner: Inner,
     byte_level: bool,
+    /// Characters outside the vocabulary are spelled in tokens of one byte.
+    byte_fallback: bool,
     vocab: usize,
     longest_token: usize,
     /// Special tokens, sorted: they have no text.
@@ -33,17 +35,20 @@ impl Tokenizer {
     pub fn from_json(file: &str, bytes: &[u8]) -> Result<Tokenizer, TextError> {
         let fail = |problem: String| TextError::Tokenizer { file: file.into(), problem };
         let json: Value = serde_json::from_slice(bytes).map_err(|e| fail(e.to_string()))?;
-        let byte_level = json.get("decoder").is_some_and(has_byte_level);
+        let steps = json.get("decoder").map(decoder_steps).unwrap_or_default();
+        let (byte_level, byte_fallback) = (is_byte_level(&steps), steps.contains(&"ByteFallback"));
         // The crate has panicked on malformed files before; a bad file must stay an error.
-        let inner = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
+        let mut inner = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
             .map_err(|_| fail("is malformed".into()))?
             .map_err(|e| fail(e.to_string()))?;
+        // Training settings that some files carry: they would cut or pad prompts without a word.
+        inner.with_padding(None).with_truncation(None).map_err(|e| fail(e.to_string()))?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let longest_token = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
         let mut specials: Vec<u32> =
             inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
         specials.sort_unstable();
-        Ok(Tokenizer { inner, byte_level, vocab, longest_token, specials })
+        Ok(Tokenizer { inner, byte_level, byte_fallback, vocab, longest_token, specials })
     }
 
     /// The stand-in of exactly `vocab` entries (at least 259).
@@ -86,10 +91,22 @@ impl Tokenizer {
     /// # Errors
     /// An id outside the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.decode_with(ids, true)
+    }
+
+    /// The text of ids with the special tokens spelled out, as a rendered template has them.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.decode_with(ids, false)
+    }
+
+    fn decode_with(&self, ids: &[u32], skip_specials: bool) -> Result<String, TextError> {
         if let Some(&id) = ids.iter().find(|id| **id as usize >= self.vocab) {
             return Err(TextError::UnknownToken { id, vocab: self.vocab });
         }
-        self.inner.decode(ids, true).map_err(|e| TextError::Encode(e.to_string()))
+        self.inner.decode(ids, skip_specials).map_err(|e| TextError::Encode(e.to_string()))
     }
 
     pub fn is_special(&self, id: u32) -> bool {
@@ -101,6 +118,13 @@ impl Tokenizer {
         self.byte_level
     }
 
+    /// The byte of a byte-fallback token (`<0xE4>`) of a vocabulary that is not byte-level.
+    pub(super) fn fallback_byte(&self, id: u32) -> Option<u8> {
+        let token = self.inner.id_to_token(id).filter(|_| self.byte_fallback)?;
+        let hex = token.strip_prefix("<0x")?.strip_suffix('>').filter(|h| h.len() == 2)?;
+        u8::from_str_radix(hex, 16).ok()
+    }
+
     /// The bytes a token stands for; none for an id the vocabulary does not have.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         let Some(token) = self.inner.id_to_token(id) else { return Vec::new() };
@@ -108,18 +132,24 @@ impl Tokenizer {
             // As the decoder does it: a token with any other character stands for itself.
             return token.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or(token.into_bytes());
         }
-        let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
-        match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
+        match self.fallback_byte(id) {
             Some(byte) => vec![byte],
             None => token.replace('▁', " ").into_bytes(),
         }
     }
 }
 
-fn has_byte_level(decoder: &Value) -> bool {
-    let inner = decoder.get("decoders").and_then(Value::as_array);
-    decoder.get("type").is_some_and(|t| t == "ByteLevel")
-        || inner.is_some_and(|all| all.iter().any(has_byte_level))
+/// The steps of a decoder, by name.
+fn decoder_steps(decoder: &Value) -> Vec<&str> {
+    match decoder.get("decoders").and_then(Value::as_array) {
+        Some(all) => all.iter().flat_map(decoder_steps).collect(),
+        None => decoder.get("type").and_then(Value::as_str).into_iter().collect(),
+    }
+}
+
+/// True when text is the tokens' bytes joined and nothing else is done to them.
+fn is_byte_level(steps: &[&str]) -> bool {
+    steps.contains(&"ByteLevel") && steps.iter().all(|s| ["ByteLevel", "Fuse"].contains(s))
 }
 
 /// GPT-2's printable stand-in for a byte (`bytes_to_unicode`).
@@ -201,8 +231,29 @@ mod tests {
         assert_eq!(t.encode("<|im_end|>", false).unwrap(), [999]);
         assert!(t.is_special(999) && !t.is_special(300));
         assert_eq!(t.decode(&[300, 999]).unwrap(), " w300");
+        assert_eq!(t.decode_all(&[300, 999]).unwrap(), " w300<|im_end|>");
         assert!(matches!(t.decode(&[1000]), Err(TextError::UnknownToken { id: 1000, vocab: 1000 })));
         assert!(Tokenizer::stand_in(258).is_err());
+    }
+
+    #[test]
+    fn training_settings_neither_cut_nor_pad_a_prompt() {
+        let mut json = stand_in_json(300).unwrap();
+        json["truncation"] =
+            json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+        json["padding"] = json!({"strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": null,
+                                 "pad_id": 0, "pad_type_id": 0, "pad_token": "!"});
+        let t = Tokenizer::from_json("t", json.to_string().as_bytes()).unwrap();
+        assert_eq!(t.encode("123456", false).unwrap().len(), 6);
+    }
+
+    #[test]
+    fn a_million_times_one_character_is_tokenised_in_linear_time() {
+        let t = Tokenizer::stand_in(300).unwrap();
+        let clock = crate::clock::Clock::system();
+        let begun = clock.now();
+        assert_eq!(t.encode(&"a".repeat(1 << 20), false).unwrap().len(), 1 << 20);
+        assert!(clock.now().since(begun).as_secs() < 10);
     }
 
     #[test]

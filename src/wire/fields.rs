@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value};
 
+use super::strict::{self, Strict};
+
 /// Why a request body was refused, in the terms of OpenAI's error object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -51,10 +53,15 @@ impl Fields {
     /// The object of a request body.
     ///
     /// # Errors
-    /// Malformed JSON (with the place), invalid UTF-8, too deep nesting, or no object.
+    /// Malformed JSON (with the place), invalid UTF-8, too deep nesting, a name that occurs twice in
+    /// an object, U+0000 in a string, or no object.
     pub fn of_body(body: &[u8]) -> Result<Fields, RequestError> {
-        let value = serde_json::from_slice(body)
+        let Strict(value) = serde_json::from_slice(body)
             .map_err(|e| RequestError::body(format!("The request body is not valid JSON: {e}")))?;
+        if let Some(path) = strict::find_nul(&value) {
+            let message = format!("{path} must not contain the character U+0000");
+            return Err(RequestError::invalid(&path, message));
+        }
         match value {
             Value::Object(map) => Ok(Fields { map, prefix: String::new() }),
             other => {
@@ -74,6 +81,11 @@ impl Fields {
 
     pub fn path(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
+    }
+
+    /// True when the field is there and not null.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(|v| !v.is_null())
     }
 
     /// Takes a field whatever its type.
@@ -130,11 +142,10 @@ impl Fields {
         }
     }
 
-    /// Fields that are accepted and have no effect on the tokens.
-    pub fn ignore(&mut self, keys: &[&str]) {
-        for key in keys {
-            self.map.remove(*key);
-        }
+    /// A string of at most `max_bytes`, for fields that label and do not speak to the model.
+    pub fn label(&mut self, key: &str, max_bytes: usize) -> Result<Option<String>, RequestError> {
+        let expected = format!("a string of at most {max_bytes} bytes");
+        self.typed(key, &expected, |v| v.as_str().filter(|s| s.len() <= max_bytes).map(str::to_string))
     }
 
     /// Fields that are known and refused.

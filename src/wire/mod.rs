@@ -6,6 +6,8 @@
 pub mod client;
 pub mod error;
 pub mod fields;
+pub mod messages;
 pub mod request;
 pub mod response;
 pub mod sse;
+mod strict;

@@ -6,6 +6,8 @@
 use serde_json::{Value, json};
 
 use super::fields::{Fields, RequestError, UnknownParameters, as_usize, wrong};
+pub use super::messages::ChatMessage;
+use super::messages::messages;
 
 /// Choices of one prompt.
 pub const MAX_N: usize = 128;
@@ -18,6 +20,53 @@ const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_TOP_LOGPROBS: usize = 20;
 const MAX_COMPLETION_LOGPROBS: usize = 5;
 const MAX_CACHE_SALT_BYTES: usize = 256;
+/// `user`, `model` and the like; entries of `metadata`.
+pub(super) const MAX_LABEL_BYTES: usize = 512;
+const MAX_METADATA: usize = 16;
+
+/// Arguments of OpenAI's and vLLM's APIs that exist and are not built here. Those that may say what is
+/// the case anyway (`store: false`, `tools: []`) are read before.
+const UNSUPPORTED: &[&str] = &[
+    "allowed_token_ids",
+    "audio",
+    "bad_words",
+    "best_of",
+    "chat_template",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "documents",
+    "functions",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "include_reasoning",
+    "include_stop_str_in_output",
+    "kv_transfer_params",
+    "length_penalty",
+    "logits_processors",
+    "mm_processor_kwargs",
+    "moderation",
+    "prediction",
+    "priority",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "prompt_embeds",
+    "prompt_logprobs",
+    "reasoning_effort",
+    "request_id",
+    "return_token_ids",
+    "return_token_strs",
+    "return_tokens_as_token_ids",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "structured_outputs",
+    "suffix",
+    "truncate_prompt_tokens",
+    "use_beam_search",
+    "verbosity",
+    "web_search_options",
+];
 
 /// `service_tier`: who is served first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,14 +112,6 @@ pub struct Parameters {
     pub logprobs: Option<usize>,
     pub service_tier: ServiceTier,
     pub cache_salt: Option<String>,
-}
-
-/// One message, its text parts joined.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChatMessage {
-    pub role: String,
-    pub content: String,
-    pub name: Option<String>,
 }
 
 /// `POST /v1/chat/completions`.
@@ -119,11 +160,11 @@ pub struct DetokenizeRequest {
 impl ChatRequest {
     pub fn parse(body: &[u8], unknown: UnknownParameters) -> Result<ChatRequest, RequestError> {
         let mut f = Fields::of_body(body)?;
-        let mut parameters = Parameters::read(&mut f)?;
+        let mut parameters = Parameters::read(&mut f, 1, unknown)?;
         parameters.logprobs = chat_logprobs(&mut f)?;
         let completion = f.integer("max_completion_tokens", 1, usize::MAX)?;
         parameters.max_tokens = completion.or(parameters.max_tokens);
-        let messages = messages(&mut f)?;
+        let messages = messages(&mut f, unknown)?;
         let add_generation_prompt = f.bool("add_generation_prompt")?.unwrap_or(true);
         f.only("tools", &[json!([])])?;
         f.only("functions", &[json!([])])?;
@@ -131,9 +172,9 @@ impl ChatRequest {
         f.only("function_call", &[json!("none")])?;
         f.only("response_format", &[json!({"type": "text"})])?;
         f.only("modalities", &[json!(["text"])])?;
-        f.refuse(&["audio", "prediction", "web_search_options", "reasoning_effort", "verbosity"])?;
-        f.refuse(&["chat_template", "chat_template_kwargs", "documents", "continue_final_message", "echo"])?;
-        f.ignore(&["parallel_tool_calls"]);
+        f.only("echo", &[json!(false)])?;
+        f.bool("parallel_tool_calls")?;
+        f.refuse(UNSUPPORTED)?;
         f.finish(unknown)?;
         Ok(ChatRequest { parameters, messages, add_generation_prompt })
     }
@@ -142,7 +183,9 @@ impl ChatRequest {
 impl CompletionRequest {
     pub fn parse(body: &[u8], unknown: UnknownParameters) -> Result<CompletionRequest, RequestError> {
         let mut f = Fields::of_body(body)?;
-        let mut parameters = Parameters::read(&mut f)?;
+        let echo = f.bool("echo")?.unwrap_or(false);
+        // Nothing but the prompt, scored: how evaluation harnesses ask for log-likelihoods.
+        let mut parameters = Parameters::read(&mut f, usize::from(!echo), unknown)?;
         parameters.logprobs = f.integer("logprobs", 0, MAX_COMPLETION_LOGPROBS)?;
         // OpenAI's default for this endpoint.
         parameters.max_tokens = parameters.max_tokens.or(Some(16));
@@ -155,8 +198,8 @@ impl CompletionRequest {
             );
             return Err(RequestError::invalid("n", message));
         }
-        let echo = f.bool("echo")?.unwrap_or(false);
-        f.refuse(&["suffix", "best_of", "response_format", "prompt_logprobs"])?;
+        f.only("response_format", &[json!({"type": "text"})])?;
+        f.refuse(UNSUPPORTED)?;
         f.finish(unknown)?;
         Ok(CompletionRequest { parameters, prompts, echo })
     }
@@ -171,11 +214,16 @@ impl TokenizeRequest {
                 text,
                 add_special_tokens: f.bool("add_special_tokens")?.unwrap_or(true),
             },
-            None => TokenizeInput::Messages {
-                messages: messages(&mut f)?,
+            None if f.has("messages") => TokenizeInput::Messages {
+                messages: messages(&mut f, unknown)?,
                 add_generation_prompt: f.bool("add_generation_prompt")?.unwrap_or(true),
             },
+            None => return Err(RequestError::invalid("prompt", "prompt or messages is required")),
         };
+        if f.has("messages") {
+            return Err(RequestError::invalid("messages", "messages and prompt exclude each other"));
+        }
+        f.refuse(UNSUPPORTED)?;
         f.finish(unknown)?;
         Ok(TokenizeRequest { model, input })
     }
@@ -193,16 +241,20 @@ impl DetokenizeRequest {
 }
 
 impl Parameters {
-    fn read(f: &mut Fields) -> Result<Parameters, RequestError> {
+    fn read(
+        f: &mut Fields,
+        least_tokens: usize,
+        unknown: UnknownParameters,
+    ) -> Result<Parameters, RequestError> {
         let stream = f.bool("stream")?.unwrap_or(false);
         let parameters = Parameters {
-            model: f.string("model")?,
+            model: f.label("model", MAX_LABEL_BYTES)?,
             n: f.integer("n", 1, MAX_N)?.unwrap_or(1),
             stop: stop(f)?,
             stop_token_ids: stop_token_ids(f)?,
             stream,
-            include_usage: stream_options(f, stream)?,
-            max_tokens: f.integer("max_tokens", 1, usize::MAX)?,
+            include_usage: stream_options(f, stream, unknown)?,
+            max_tokens: f.integer("max_tokens", least_tokens, usize::MAX)?,
             min_tokens: f.integer("min_tokens", 0, usize::MAX)?.unwrap_or(0),
             ignore_eos: f.bool("ignore_eos")?.unwrap_or(false),
             temperature: f.number("temperature", 0.0, 2.0)?,
@@ -219,8 +271,24 @@ impl Parameters {
             cache_salt: cache_salt(f)?,
         };
         f.only("store", &[json!(false)])?;
-        f.ignore(&["user", "metadata", "safety_identifier", "prompt_cache_key"]);
+        for label in ["user", "safety_identifier", "prompt_cache_key"] {
+            f.label(label, MAX_LABEL_BYTES)?;
+        }
+        metadata(f)?;
         Ok(parameters)
+    }
+}
+
+/// Labels for the caller's own books; they have no effect here, but must be what they should be.
+fn metadata(f: &mut Fields) -> Result<(), RequestError> {
+    let Some(value) = f.take("metadata") else { return Ok(()) };
+    let short = |v: &Value| v.as_str().is_some_and(|s| s.len() <= MAX_LABEL_BYTES);
+    match &value {
+        Value::Object(map) if map.len() <= MAX_METADATA && map.values().all(short) => Ok(()),
+        _ => {
+            let expected = format!("an object of up to {MAX_METADATA} strings, {MAX_LABEL_BYTES} bytes each");
+            Err(wrong("metadata", &expected, &value))
+        }
     }
 }
 
@@ -267,15 +335,17 @@ fn stop_token_ids(f: &mut Fields) -> Result<Vec<u32>, RequestError> {
 }
 
 /// `include_usage`; the object is only allowed with `stream: true`.
-fn stream_options(f: &mut Fields, stream: bool) -> Result<bool, RequestError> {
+fn stream_options(f: &mut Fields, stream: bool, unknown: UnknownParameters) -> Result<bool, RequestError> {
     let Some(value) = f.take("stream_options") else { return Ok(false) };
     if !stream {
         return Err(RequestError::invalid("stream_options", "stream_options needs stream: true"));
     }
     let mut options = Fields::of_value(value, "stream_options")?;
     let include = options.bool("include_usage")?.unwrap_or(false);
+    // Padding against traffic analysis: it changes no token.
     options.bool("include_obfuscation")?;
-    options.finish(UnknownParameters::Refuse)?;
+    options.only("continuous_usage_stats", &[json!(false)])?;
+    options.finish(unknown)?;
     Ok(include)
 }
 
@@ -358,61 +428,6 @@ fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, RequestError> {
         }
         p => Ok(p),
     }
-}
-
-fn messages(f: &mut Fields) -> Result<Vec<ChatMessage>, RequestError> {
-    let required = || RequestError::invalid("messages", "messages is required and must not be empty");
-    let all = match f.take("messages") {
-        Some(Value::Array(all)) if !all.is_empty() => all,
-        None | Some(Value::Array(_)) => return Err(required()),
-        Some(other) => return Err(wrong("messages", "an array of messages", &other)),
-    };
-    all.into_iter().enumerate().map(|(i, value)| message(value, &format!("messages[{i}]"))).collect()
-}
-
-fn message(value: Value, path: &str) -> Result<ChatMessage, RequestError> {
-    let mut f = Fields::of_value(value, path)?;
-    let role = f.required_string("role")?;
-    let role_path = f.path("role");
-    match role.as_str() {
-        "system" | "developer" | "user" | "assistant" => {}
-        "tool" | "function" => return Err(RequestError::unsupported(&role_path, &format!("role {role}"))),
-        _ => return Err(wrong(&role_path, "system, developer, user or assistant", &json!(role))),
-    }
-    let content = content(f.take("content"), &f.path("content"))?;
-    let name = f.string("name")?;
-    f.only("tool_calls", &[json!([])])?;
-    f.refuse(&["function_call", "audio", "tool_call_id"])?;
-    f.ignore(&["refusal", "annotations"]);
-    f.finish(UnknownParameters::Refuse)?;
-    // Templates know `system`; `developer` is its newer name.
-    let role = if role == "developer" { "system".into() } else { role };
-    Ok(ChatMessage { role, content, name })
-}
-
-/// A string, or text parts that are joined.
-fn content(value: Option<Value>, path: &str) -> Result<String, RequestError> {
-    let parts = match value {
-        Some(Value::String(text)) => return Ok(text),
-        Some(Value::Array(parts)) if !parts.is_empty() => parts,
-        None => return Err(RequestError::invalid(path, format!("{path} is required"))),
-        Some(other) => return Err(wrong(path, "a string or an array of content parts", &other)),
-    };
-    let mut text = String::new();
-    for (i, part) in parts.into_iter().enumerate() {
-        let mut f = Fields::of_value(part, &format!("{path}[{i}]"))?;
-        let kind_path = f.path("type");
-        match f.required_string("type")?.as_str() {
-            "text" => text.push_str(&f.required_string("text")?),
-            kind @ ("image_url" | "input_image" | "input_audio" | "audio_url" | "video_url" | "file"
-            | "input_file" | "refusal") => {
-                return Err(RequestError::unsupported(&kind_path, &format!("content of type {kind}")));
-            }
-            kind => return Err(wrong(&kind_path, "text", &json!(kind))),
-        }
-        f.finish(UnknownParameters::Refuse)?;
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

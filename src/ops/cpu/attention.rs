@@ -10,6 +10,8 @@ use std::mem::MaybeUninit;
 
 use super::attention_scalar::Plain;
 use super::{Element, Isa, SharedMut};
+#[cfg(target_arch = "x86_64")]
+use super::{attention_avx2::Avx2, attention_avx512::Avx512};
 
 /// Positions of a cache block.
 pub const BLOCK: usize = 16;
@@ -54,18 +56,43 @@ pub struct Softmax {
     pub sum: f32,
 }
 
+/// What `Kernels::mix` works on.
+pub struct Mix<'a, T> {
+    /// `[queries, dim]`
+    pub acc: *mut f32,
+    /// One for each query.
+    pub factors: &'a [f32],
+    /// `[queries, TILE]`
+    pub weights: *const f32,
+    /// The tile's blocks of values `[BLOCK, dim]`, those that `keys` needs.
+    pub v: &'a [*const T; TILE_BLOCKS],
+    /// Blocks of values that are needed soon; null where there is none.
+    pub ahead: &'a [*const T; TILE_BLOCKS],
+    /// Positions within the tile.
+    pub keys: std::ops::Range<usize>,
+    pub dim: usize,
+}
+
 /// The three inner loops, for one instruction set and one type of cache.
 pub trait Kernels {
     type Kv: Element;
     /// What queries are rounded to before they meet the keys.
     type Query: Element;
 
-    /// `scores[i · TILE + j] = q_i · k_j` for `n` queries and the 16 keys of a block.
+    /// `scores[i · TILE + j] = q_i · k_j` for `n` queries and the 16 keys of a block, while keys that
+    /// are needed soon are fetched from `ahead`.
     ///
     /// # Safety
     /// q: `[n, dim]`, k: `[BLOCK, dim]`, scores: `[n, TILE]` from the block's first column; dim is a
     /// multiple of 8; the machine has the instruction set.
-    unsafe fn scores(q: *const Self::Query, n: usize, k: *const Self::Kv, dim: usize, scores: *mut f32);
+    unsafe fn scores(
+        q: *const Self::Query,
+        n: usize,
+        k: *const Self::Kv,
+        dim: usize,
+        scores: *mut f32,
+        ahead: Option<*const Self::Kv>,
+    );
 
     /// Turns the first `valid` ≥ 1 scores of a tile into weights e^(scale·score − max), updates the
     /// softmax and returns the factor by which what was accumulated before is to be scaled.
@@ -74,31 +101,36 @@ pub trait Kernels {
     /// `scores` holds a tile whose blocks up to the one of `valid − 1` are written.
     unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softmax) -> f32;
 
-    /// `acc_i = acc_i · factor_i + Σ_j weight_ij · v_j` for 1 to [`SHARED_QUERIES`] queries and the
-    /// tile's keys `from..to`.
+    /// `acc_i = acc_i · factor_i + Σ_j weight_ij · v_j` for 1 to [`SHARED_QUERIES`] queries and some of
+    /// the tile's keys.
     ///
     /// # Safety
-    /// acc: `[n, dim]`, weights: `[n, TILE]`, each block of `v`: `[BLOCK, dim]` where `from..to` needs it.
-    unsafe fn mix(
-        acc: *mut f32,
-        factors: &[f32],
-        weights: *const f32,
-        v: &[*const Self::Kv; TILE_BLOCKS],
-        keys: std::ops::Range<usize>,
-        dim: usize,
-    );
+    /// The pointers are as [`Mix`] says; the machine has the instruction set.
+    unsafe fn mix(job: &Mix<'_, Self::Kv>);
 }
 
 /// A type of cache and its kernels.
 pub trait CacheElement: Element {
     type Scalar: Kernels<Kv = Self>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512: Kernels<Kv = Self>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2: Kernels<Kv = Self>;
 }
 
 impl CacheElement for f32 {
     type Scalar = Plain<f32>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = Avx512<f32>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = Avx2<f32>;
 }
 impl CacheElement for half::bf16 {
     type Scalar = Plain<half::bf16>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = Avx512<half::bf16>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = Avx2<half::bf16>;
 }
 
 /// Computes a group. q: `[rows, heads · head_dim]`, cache: `[blocks, 2, kv_heads, BLOCK, head_dim]`.
@@ -114,9 +146,15 @@ pub unsafe fn attend<T: CacheElement, O: Element>(
     cache: &[T],
     dst: SharedMut<O>,
 ) {
-    match isa {
-        // SAFETY: the caller's promises are passed on.
-        _ => unsafe { attend_with::<T::Scalar, O>(shape, group, q, cache, dst) },
+    // SAFETY: the caller's promises are passed on.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => attend_with::<T::Avx512, O>(shape, group, q, cache, dst),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => attend_with::<T::Avx2, O>(shape, group, q, cache, dst),
+            _ => attend_with::<T::Scalar, O>(shape, group, q, cache, dst),
+        }
     }
 }
 
@@ -160,30 +198,30 @@ unsafe fn attend_with<K: Kernels, O: Element>(
     }
     let q_at = scratch.q.as_ptr().cast::<K::Query>();
     let acc = scratch.acc.as_mut_ptr().cast::<f32>();
-    let scores = scratch.scores.as_mut_ptr().cast::<f32>();
+    let all_scores = scratch.scores.as_mut_ptr().cast::<f32>();
 
     let seen = group.first_position + group.rows; // positions the last row sees
+    // The keys or the values of the n-th block, as far as the group looks.
+    let part =
+        |n: usize, part: usize| (n * BLOCK < seen).then(|| block_part(shape, group, cache, n, part).as_ptr());
     for tile in 0..seen.div_ceil(TILE) {
         let start = tile * TILE;
         // Rows that see nothing of this tile sit it out.
         let first_active = start.saturating_sub(group.first_position) * group.heads;
-        let n = queries - first_active;
-        let blocks = (seen - start).min(TILE).div_ceil(BLOCK);
-        let mut v = [std::ptr::null(); TILE_BLOCKS];
-        for b in 0..blocks {
-            let k = block_part(shape, group, cache, tile * TILE_BLOCKS + b, 0);
-            v[b] = block_part(shape, group, cache, tile * TILE_BLOCKS + b, 1).as_ptr();
-            // SAFETY: n queries follow first_active in the scratch; the key block is [BLOCK, dim].
+        // Blocks lie scattered: no hardware foresees the next tile's.
+        let next = |b: usize, which: usize| part((tile + 1) * TILE_BLOCKS + b, which);
+        for b in 0..TILE_BLOCKS {
+            let Some(k) = part(tile * TILE_BLOCKS + b, 0) else { break };
+            let (q, scores) = (first_active * dim, first_active * TILE + b * BLOCK);
+            // SAFETY: the active queries follow in the scratch; the block of keys is [BLOCK, dim].
             unsafe {
-                K::scores(
-                    q_at.add(first_active * dim),
-                    n,
-                    k.as_ptr(),
-                    dim,
-                    scores.add(first_active * TILE + b * BLOCK),
-                );
+                let (q, scores) = (q_at.add(q), all_scores.add(scores));
+                K::scores(q, queries - first_active, k, dim, scores, next(b, 0));
             }
         }
+        let or_null = |v: Option<*const K::Kv>| v.unwrap_or(std::ptr::null());
+        let v = std::array::from_fn(|b| or_null(part(tile * TILE_BLOCKS + b, 1)));
+        let v_ahead = std::array::from_fn(|b| or_null(next(b, 1)));
         let valid = |i: usize| (group.first_position + i / group.heads + 1 - start).min(TILE);
         for i in (first_active..queries).step_by(SHARED_QUERIES) {
             let end = (i + SHARED_QUERIES).min(queries);
@@ -191,20 +229,23 @@ unsafe fn attend_with<K: Kernels, O: Element>(
             for j in i..end {
                 // SAFETY: query j's scores are written up to its last visible block.
                 factors[j - i] =
-                    unsafe { K::weigh(scores.add(j * TILE), valid(j), shape.scale, &mut softmax[j]) };
+                    unsafe { K::weigh(all_scores.add(j * TILE), valid(j), shape.scale, &mut softmax[j]) };
             }
             // What all of them see in one go, then each what it sees beyond.
             let common = valid(i);
-            // SAFETY: queries i..end lie within the scratch and see keys 0..common of this tile.
-            unsafe {
-                K::mix(acc.add(i * dim), &factors[..end - i], scores.add(i * TILE), &v, 0..common, dim);
-            }
+            let mix = |first: usize, factors: &[f32], keys: std::ops::Range<usize>, ahead| {
+                // SAFETY: these queries lie within the scratch and see these keys of the tile.
+                unsafe {
+                    let (acc, weights) = (acc.add(first * dim), all_scores.add(first * TILE));
+                    K::mix(&Mix { acc, factors, weights, v: &v, ahead, keys, dim });
+                }
+            };
+            let nothing = [std::ptr::null(); TILE_BLOCKS];
+            let ahead = if i == first_active { &v_ahead } else { &nothing };
+            mix(i, &factors[..end - i], 0..common, ahead);
             for j in i + 1..end {
                 if valid(j) > common {
-                    // SAFETY: query j sees keys common..valid(j).
-                    unsafe {
-                        K::mix(acc.add(j * dim), &[1.0], scores.add(j * TILE), &v, common..valid(j), dim);
-                    }
+                    mix(j, &[1.0], common..valid(j), &nothing);
                 }
             }
         }

@@ -4,10 +4,9 @@
 //! that the vector ones follow term by term.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use super::Element;
-use super::attention::{BLOCK, Kernels, Softmax, TILE, TILE_BLOCKS};
+use super::attention::{BLOCK, Kernels, Mix, Softmax, TILE};
 use super::dot_scalar::dot;
 
 /// Plain loops over a cache of `T`.
@@ -17,7 +16,14 @@ impl<T: Element> Kernels for Plain<T> {
     type Kv = T;
     type Query = f32;
 
-    unsafe fn scores(q: *const f32, n: usize, k: *const T, dim: usize, scores: *mut f32) {
+    unsafe fn scores(
+        q: *const f32,
+        n: usize,
+        k: *const T,
+        dim: usize,
+        scores: *mut f32,
+        _ahead: Option<*const T>,
+    ) {
         for i in 0..n {
             for j in 0..BLOCK {
                 // SAFETY: the caller's promise: q is [n, dim], k is [BLOCK, dim], scores are [n, TILE].
@@ -48,22 +54,16 @@ impl<T: Element> Kernels for Plain<T> {
         factor
     }
 
-    unsafe fn mix(
-        acc: *mut f32,
-        factors: &[f32],
-        weights: *const f32,
-        v: &[*const T; TILE_BLOCKS],
-        keys: Range<usize>,
-        dim: usize,
-    ) {
-        for (i, factor) in factors.iter().enumerate() {
+    unsafe fn mix(job: &Mix<'_, T>) {
+        let dim = job.dim;
+        for (i, factor) in job.factors.iter().enumerate() {
             // SAFETY: the caller's promise: acc is [n, dim], weights are [n, TILE], v covers the keys.
             unsafe {
-                let acc = std::slice::from_raw_parts_mut(acc.add(i * dim), dim);
+                let acc = std::slice::from_raw_parts_mut(job.acc.add(i * dim), dim);
                 acc.iter_mut().for_each(|a| *a *= factor);
-                for j in keys.clone() {
-                    let weight = *weights.add(i * TILE + j);
-                    let v = std::slice::from_raw_parts(v[j / BLOCK].add(j % BLOCK * dim), dim);
+                for j in job.keys.clone() {
+                    let weight = *job.weights.add(i * TILE + j);
+                    let v = std::slice::from_raw_parts(job.v[j / BLOCK].add(j % BLOCK * dim), dim);
                     for (a, v) in acc.iter_mut().zip(v) {
                         *a += weight * v.widen();
                     }

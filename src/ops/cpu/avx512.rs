@@ -92,13 +92,6 @@ pub fn join_quarters(v: [__m512; 4]) -> __m512 {
     pair(pair(v[0], v[1]), pair(v[2], v[3]))
 }
 
-/// Largest lane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub fn max_lane(v: __m512) -> f32 {
-    _mm512_reduce_max_ps(v)
-}
-
 /// e^x for x ≤ 0 to about one part in 10⁷; NaN stays NaN.
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -9,16 +9,14 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+use super::Element;
 use super::avx512::{Wide, join_quarters, sum_quarters};
-use super::dot::{Panel, row_tiles};
-
-/// Activation rows of a tile at most: 4 × 6 accumulators, 6 activations and a weight fill 31 registers.
-const TILE_ROWS: usize = 6;
+use super::dot::{Panel, Place, Tiles};
 
 /// How a pair of element types is multiplied.
 pub trait Product {
-    type W: Copy;
-    type X: Copy;
+    type W: Element;
+    type X: Element;
     type V: Copy;
     /// Elements of a vector.
     const STEP: usize;
@@ -42,7 +40,7 @@ pub trait Product {
 /// Both widened to f32.
 pub struct Widened<W, X>(PhantomData<(W, X)>);
 
-impl<W: Wide, X: Wide> Product for Widened<W, X> {
+impl<W: Wide + Element, X: Wide + Element> Product for Widened<W, X> {
     type W = W;
     type X = X;
     type V = __m512;
@@ -115,63 +113,51 @@ impl Product for Bf16Pairs {
     }
 }
 
-/// Computes a panel.
-///
-/// # Safety
-/// As `dot::panel` asks; the machine has AVX-512.
-pub unsafe fn panel<P: Product>(p: &Panel<'_, P::W, P::X>) {
-    let weights = p.weight_rows();
-    for (row, count) in row_tiles(p.rows, TILE_ROWS) {
-        let mut n = 0;
-        while n < weights {
-            // SAFETY: the tile's weight rows and activation rows lie within the panel's.
-            unsafe {
-                if weights - n >= 4 {
-                    tile_of::<P, 4>(p, n, row, count);
-                    n += 4;
-                } else {
-                    tile_of::<P, 1>(p, n, row, count);
-                    n += 1;
-                }
+/// AVX-512 tiles of a product.
+pub struct Avx512<P>(PhantomData<P>);
+
+impl<P: Product> Tiles for Avx512<P> {
+    type W = P::W;
+    type X = P::X;
+    /// 4 × 6 accumulators, 6 activations and a weight fill 31 registers.
+    const ROWS: usize = 6;
+
+    #[inline]
+    unsafe fn tile<const M: usize>(p: &Panel<'_, P::W, P::X>, at: Place, count: usize) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match count {
+                1 => tile::<P, M, 1>(p, at),
+                2 => tile::<P, M, 2>(p, at),
+                3 => tile::<P, M, 3>(p, at),
+                4 => tile::<P, M, 4>(p, at),
+                5 => tile::<P, M, 5>(p, at),
+                _ => tile::<P, M, 6>(p, at),
             }
         }
     }
 }
 
-/// # Safety
-/// As [`tile`], of `count` activation rows.
-#[inline]
-unsafe fn tile_of<P: Product, const M: usize>(p: &Panel<'_, P::W, P::X>, n: usize, row: usize, count: usize) {
-    // SAFETY: the caller's promises.
-    unsafe {
-        match count {
-            1 => tile::<P, M, 1>(p, n, row),
-            2 => tile::<P, M, 2>(p, n, row),
-            3 => tile::<P, M, 3>(p, n, row),
-            4 => tile::<P, M, 4>(p, n, row),
-            5 => tile::<P, M, 5>(p, n, row),
-            _ => tile::<P, M, 6>(p, n, row),
-        }
-    }
-}
-
-/// M (4 or 1) weight rows from `n` × R activation rows from `row`.
+/// M (4 or 1) weight rows × R activation rows.
 ///
 /// # Safety
-/// These rows lie within the panel, which is as `dot::panel` asks; the machine has AVX-512.
+/// As `Tiles::tile`; the machine has AVX-512.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn tile<P: Product, const M: usize, const R: usize>(p: &Panel<'_, P::W, P::X>, n: usize, row: usize) {
+unsafe fn tile<P: Product, const M: usize, const R: usize>(p: &Panel<'_, P::W, P::X>, at: Place) {
     let k = p.k;
     let mut sums = [[_mm512_setzero_ps(); 4]; R];
-    // SAFETY: rows n.. of w and row.. of x have k elements each; a prefetch may point anywhere.
+    // SAFETY: the rows of w and x have k elements each; a prefetch may point anywhere.
     unsafe {
-        let w: [*const P::W; M] = std::array::from_fn(|m| p.w.as_ptr().add((n + m) * k));
-        let x: [*const P::X; R] = std::array::from_fn(|r| p.x.as_ptr().add((row + r) * k));
+        let w: [*const P::W; M] = std::array::from_fn(|m| p.w.as_ptr().add((at.n + m * at.spread) * k));
+        let x: [*const P::X; R] = std::array::from_fn(|r| p.x.as_ptr().add((at.row + r) * k));
+        let next = p.next.as_ptr().wrapping_add(at.n * k);
         let mut i = 0;
         while i + P::STEP <= k {
+            for m in at.fetch.0..at.fetch.1 {
+                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(m * k + i).cast());
+            }
             let xs: [P::V; R] = std::array::from_fn(|r| P::x(x[r].add(i)));
             for m in 0..M {
-                _mm_prefetch::<_MM_HINT_T0>(w[m].wrapping_add(M * k + i).cast());
                 let w = P::w(w[m].add(i));
                 for r in 0..R {
                     sums[r][m] = P::add(sums[r][m], w, xs[r]);
@@ -188,7 +174,7 @@ unsafe fn tile<P: Product, const M: usize, const R: usize>(p: &Panel<'_, P::W, P
                 }
             }
         }
-        store::<P, M, R>(p, n, row, &sums);
+        store::<P, M, R>(p, at, &sums);
     }
 }
 
@@ -200,33 +186,31 @@ unsafe fn tile<P: Product, const M: usize, const R: usize>(p: &Panel<'_, P::W, P
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn store<P: Product, const M: usize, const R: usize>(
     p: &Panel<'_, P::W, P::X>,
-    n: usize,
-    row: usize,
+    at: Place,
     sums: &[[__m512; 4]; R],
 ) {
-    for first in (0..R).step_by(4) {
-        let mut quarters = [_mm512_setzero_ps(); 4];
-        for r in first..R.min(first + 4) {
-            quarters[r - first] = sum_quarters(sums[r]);
-        }
-        let totals = join_quarters(quarters);
-        let totals = [
-            _mm512_castps512_ps128(totals),
-            _mm512_extractf32x4_ps::<1>(totals),
-            _mm512_extractf32x4_ps::<2>(totals),
-            _mm512_extractf32x4_ps::<3>(totals),
-        ];
-        // SAFETY: bias covers the panel; the outputs are rows first.. and columns n..n + M of it.
-        unsafe {
-            for r in first..R.min(first + 4) {
-                let mask = ((1u32 << M) - 1) as __mmask8;
-                let bias = _mm_maskz_loadu_ps(mask, p.bias.as_ptr().add(n));
-                let out = p.dst.at((row + r) * p.stride + p.column + n);
-                let mut value = _mm_add_ps(totals[r - first], bias);
+    // Whole loops over constants only: the accumulators must stay in registers.
+    let mut quarters = [_mm512_setzero_ps(); 8];
+    for r in 0..R {
+        quarters[r] = sum_quarters(sums[r]);
+    }
+    let [a, b, c, d, e, f, g, h] = quarters;
+    let totals = [join_quarters([a, b, c, d]), join_quarters([e, f, g, h])];
+    let totals = totals.as_ptr().cast::<f32>(); // [8, 4]
+    // SAFETY: bias covers the panel, and the outputs are rows and columns of it.
+    unsafe {
+        for r in 0..R {
+            let totals = totals.add(4 * r);
+            if M == 4 && at.spread == 1 {
+                let out = p.dst.at((at.row + r) * p.stride + p.column + at.n);
+                let bias = _mm_loadu_ps(p.bias.as_ptr().add(at.n));
+                let mut value = _mm_add_ps(_mm_loadu_ps(totals), bias);
                 if p.accumulate {
-                    value = _mm_add_ps(_mm_maskz_loadu_ps(mask, out), value);
+                    value = _mm_add_ps(_mm_loadu_ps(out), value);
                 }
-                _mm_mask_storeu_ps(out, mask, value);
+                _mm_storeu_ps(out, value);
+            } else {
+                p.store(at, r, std::slice::from_raw_parts(totals, M));
             }
         }
     }

@@ -5,16 +5,27 @@
 //! each agrees with itself whatever the row count, the neighbours and the thread count. Nothing here
 //! knows of tensors, layouts or models.
 
+// Kernels index arrays of vectors by constants, so that these stay in registers.
+#![allow(clippy::needless_range_loop)]
+
 use half::{bf16, f16};
 
 pub mod attention;
-pub mod attention_scalar;
 #[cfg(target_arch = "x86_64")]
-pub mod avx512;
+mod attention_avx2;
+#[cfg(target_arch = "x86_64")]
+mod attention_avx512;
+mod attention_scalar;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod dot;
 #[cfg(target_arch = "x86_64")]
-pub mod dot_avx512;
-pub mod dot_scalar;
+mod dot_avx2;
+#[cfg(target_arch = "x86_64")]
+mod dot_avx512;
+mod dot_scalar;
 
 /// An instruction set that the kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,5 +138,60 @@ impl<T> SharedMut<T> {
     pub unsafe fn at(self, i: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(i) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// e^x of every instruction set the machine has, each value in all lanes.
+    fn exps(x: f32) -> Vec<f32> {
+        let mut all = vec![attention_scalar::exp(x)];
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: each is called where the machine has it; the arrays are as long as the vectors.
+        unsafe {
+            use std::arch::x86_64::*;
+            if Isa::Avx2.is_available() {
+                let mut lanes = [0.0f32; 8];
+                _mm256_storeu_ps(lanes.as_mut_ptr(), avx2::exp(_mm256_set1_ps(x)));
+                all.extend(lanes);
+            }
+            if Isa::Avx512.is_available() {
+                let mut lanes = [0.0f32; 16];
+                _mm512_storeu_ps(lanes.as_mut_ptr(), avx512::exp(_mm512_set1_ps(x)));
+                all.extend(lanes);
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn the_exponential_is_good_to_a_part_in_ten_million() {
+        for i in 0..200_000 {
+            let x = i as f32 * -4.3e-4;
+            let want = f64::from(x).exp();
+            for got in exps(x) {
+                let error = (f64::from(got) - want).abs() / want;
+                assert!(error < 2e-7, "e^{x} = {got}, not {want}: {error:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_exponential_ends_well() {
+        assert!(exps(0.0).iter().all(|e| *e == 1.0));
+        assert!(exps(f32::NEG_INFINITY).iter().all(|e| *e == 0.0));
+        assert!(exps(-1000.0).iter().all(|e| *e == 0.0));
+        assert!(exps(f32::NAN).iter().all(|e| e.is_nan()));
+    }
+
+    #[test]
+    fn bf16_rounds_as_half_does() {
+        let cases = (0..=u32::MAX).step_by(9973).map(f32::from_bits).filter(|x| !x.is_nan());
+        for x in cases.chain([f32::INFINITY, f32::MAX, -f32::MAX, f32::MIN_POSITIVE]) {
+            assert_eq!(<bf16 as Element>::narrow(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+        }
+        assert!(<bf16 as Element>::narrow(f32::from_bits(0x7f80_0001)).is_nan());
     }
 }

@@ -1,0 +1,209 @@
+//! Putting a unit together: checkpoint → decoder → one engine per device → the service.
+//!
+//! In two halves: `open` checks everything that can be known without reading weights, so that the port
+//! may open; `start` reads them, warms the engines up and opens the unit.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail};
+
+use super::machine;
+use crate::clock::{BusyTime, Clock};
+use crate::config::Config;
+use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
+use crate::model::Checkpoint;
+use crate::model::checkpoint::TokenizerSource;
+use crate::model::decoder::{Decoder, Precision};
+use crate::model::input::BLOCK_SIZE;
+use crate::model::kv_cache::KvCache;
+use crate::model::runner::Runner;
+use crate::model::spec::FloatType;
+use crate::model::workspace::Capacity;
+use crate::ops::pool::Pool;
+use crate::service::{SamplingDefaults, ServedModel, Service};
+use crate::text::chat_template::ChatTemplate;
+use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, Tokenizer};
+use crate::unit::Unit;
+
+/// Share of the free memory the KV cache takes by default.
+const KV_SHARE_OF_FREE: u64 = 4;
+/// Rows with logits in a step: enough to score a prompt in reasonable chunks.
+const MIN_LOGIT_ROWS: usize = 64;
+
+/// How large the parts of a unit are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    pub threads_per_device: usize,
+    pub blocks_per_device: usize,
+    pub max_model_len: usize,
+    pub kv_bytes: u64,
+}
+
+/// A model that has been opened and checked.
+pub struct Opened {
+    pub checkpoint: Checkpoint,
+    pub sizes: Sizes,
+    pub service: Arc<Service>,
+}
+
+fn pool_for(config: &Config) -> Arc<Pool> {
+    Arc::new(Pool::new(config.threads.unwrap_or_else(machine::cores)))
+}
+
+/// Opens the model and works out all sizes.
+///
+/// # Errors
+/// What is wrong with the checkpoint or does not fit the machine, by file and setting.
+pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
+    let checkpoint = Checkpoint::open(&config.model, &pool_for(config))?;
+    let sizes = sizes(config, &checkpoint)?;
+    let model = served_model(config, &checkpoint, sizes.max_model_len, unit)?;
+    let service = Arc::new(Service::new(vec![model], unit.clone()));
+    Ok(Opened { checkpoint, sizes, service })
+}
+
+/// Bytes of an activation or cache element.
+fn cache_element(config: &Config, checkpoint: &Checkpoint) -> candle_core::DType {
+    match (config.precision, checkpoint.spec.float_type) {
+        (Precision::Bf16, _) | (Precision::AsStored, FloatType::Bf16) => candle_core::DType::BF16,
+        _ => candle_core::DType::F32,
+    }
+}
+
+fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
+    let devices = config.devices.len();
+    let spec = &checkpoint.spec;
+    if let Some(asked) = config.max_model_len.filter(|l| *l > spec.max_positions) {
+        bail!("max-model-len = {asked}: the model's context is {} tokens", spec.max_positions);
+    }
+    let context = config.max_model_len.unwrap_or(spec.max_positions);
+    let block_bytes = KvCache::block_bytes(spec, cache_element(config, checkpoint)) as u64;
+    let wanted = config.max_num_seqs * context.div_ceil(BLOCK_SIZE);
+    let budget = match config.kv_memory {
+        Some(bytes) => bytes,
+        None => machine::memory().map_or(1 << 30, |m| m.available / KV_SHARE_OF_FREE),
+    } / devices as u64;
+    let blocks = wanted.min(usize::try_from(budget / block_bytes).unwrap_or(usize::MAX));
+    let room = blocks * BLOCK_SIZE;
+    if room < 2 * BLOCK_SIZE || config.max_model_len.is_some_and(|l| l > room) {
+        bail!(
+            "the KV cache of {budget} bytes per device has room for {room} tokens, and one sequence may have \
+             {context}: raise --kv-memory or lower --max-model-len"
+        );
+    }
+    Ok(Sizes {
+        threads_per_device: (config.threads.unwrap_or_else(machine::cores) / devices).max(1),
+        blocks_per_device: blocks,
+        max_model_len: context.min(room),
+        kv_bytes: blocks as u64 * block_bytes * devices as u64,
+    })
+}
+
+fn served_model(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    max_model_len: usize,
+    unit: &Arc<Unit>,
+) -> anyhow::Result<ServedModel> {
+    let text = &checkpoint.text;
+    let (tokenizer, template, end_tokens) = match &text.tokenizer {
+        TokenizerSource::Synthetic { vocab } => {
+            let tokenizer = Tokenizer::stand_in(*vocab)?;
+            let end = tokenizer.id(STAND_IN_SPECIALS[2]).into_iter().collect();
+            (tokenizer, Some(ChatTemplate::new(STAND_IN_TEMPLATE, "", STAND_IN_SPECIALS[2])?), end)
+        }
+        TokenizerSource::Json { file, bytes } => {
+            let tokenizer = Tokenizer::from_json(file, bytes)?;
+            if tokenizer.vocab() > checkpoint.spec.vocab {
+                bail!(
+                    "{file}: has ids up to {}, the model's vocabulary is {}",
+                    tokenizer.vocab() - 1,
+                    checkpoint.spec.vocab
+                );
+            }
+            let template = ChatTemplate::of_checkpoint(text.chat_template.as_deref(), &text.tokenizer_config)
+                .with_context(|| format!("model {}", checkpoint.name))?;
+            (tokenizer, template, checkpoint.end_tokens()?)
+        }
+    };
+    let mut names = config.served_model_names.clone();
+    if names.is_empty() {
+        names.push(checkpoint.name.clone());
+    }
+    Ok(ServedModel {
+        id: names.remove(0),
+        aliases: names,
+        created: crate::clock::unix_seconds(),
+        max_model_len,
+        vocab: checkpoint.spec.vocab,
+        end_tokens,
+        tokenizer: Arc::new(tokenizer),
+        template,
+        defaults: SamplingDefaults::of(&text.generation_config),
+        unit: unit.clone(),
+    })
+}
+
+/// Reads the weights, with a progress bar where there is a terminal.
+///
+/// # Errors
+/// A tensor that is not what the configuration says, or holds numbers that are not finite.
+pub fn load(config: &Config, checkpoint: &Checkpoint, scan_all: bool) -> anyhow::Result<Decoder> {
+    let bar = match std::io::stderr().is_terminal() {
+        true => indicatif::ProgressBar::new(100).with_message("loading weights"),
+        false => indicatif::ProgressBar::hidden(),
+    };
+    bar.set_style(indicatif::ProgressStyle::with_template("{msg} [{bar:30}] {percent} % {eta}")?);
+    let progress = |share: f32| bar.set_position((share * 100.0) as u64);
+    let decoder = checkpoint.load(config.precision, scan_all, &progress);
+    bar.finish_and_clear();
+    Ok(decoder?)
+}
+
+/// One engine per device, warmed up, all of one decoder.
+///
+/// # Errors
+/// A device that cannot hold its cache, or a warm-up with logits that are not finite.
+pub fn start_engines(
+    config: &Config,
+    sizes: Sizes,
+    decoder: Decoder,
+    clock: &Clock,
+) -> anyhow::Result<Vec<EngineHandle>> {
+    let decoder = Arc::new(decoder);
+    let mut engines = Vec::new();
+    for index in 0..config.devices.len() {
+        let capacity = Capacity {
+            rows: config.max_num_batched_tokens,
+            logit_rows: config.max_num_seqs.max(MIN_LOGIT_ROWS),
+        };
+        let pool = Arc::new(Pool::new(sizes.threads_per_device));
+        let runner = Runner::new(decoder.clone(), pool, capacity, sizes.blocks_per_device)
+            .map_err(|e| anyhow!("device cpu:{index}: {e}"))?;
+        let engine = EngineConfig {
+            device: format!("cpu:{index}"),
+            limits: Limits {
+                max_rows: config.max_num_seqs,
+                max_tokens: config.max_num_batched_tokens,
+                duty: 1.0,
+            },
+            prefix_caching: config.prefix_caching,
+            max_queue: config.max_queue,
+        };
+        let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), BusyTime::default())
+            .map_err(|e| anyhow!("device cpu:{index}: {e}"))?;
+        engines.push(handle);
+    }
+    Ok(engines)
+}
+
+/// Loads and starts everything and opens the unit.
+///
+/// # Errors
+/// As [`load`] and [`start_engines`].
+pub fn start(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> anyhow::Result<()> {
+    let decoder = load(config, &opened.checkpoint, false)?;
+    unit.open(start_engines(config, opened.sizes, decoder, unit.clock())?);
+    Ok(())
+}

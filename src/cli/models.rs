@@ -1,0 +1,143 @@
+//! `hashwatt models`: what can be served here, and writing a model as a HuggingFace-style folder.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::ArgMatches;
+use serde_json::{Map, Value, json};
+
+use super::{Exit, machine};
+use crate::config::Config;
+use crate::model::Checkpoint;
+use crate::model::arch;
+use crate::model::checkpoint::{PRESETS, TokenizerSource, preset_config};
+use crate::model::decoder;
+use crate::ops::pool::Pool;
+use crate::ops::weight::{Weight, WeightSlice, WeightType};
+use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, stand_in_json};
+
+/// Lists the demo, the presets, and the checkpoints under `models-dir`.
+pub fn list(config: &Config, json: bool) -> Exit {
+    let mut rows = vec![("demo".to_string(), describe("demo"))];
+    rows.extend(PRESETS.iter().map(|(name, _)| {
+        let id = format!("synthetic:{name}");
+        let about = preset_config(name).and_then(|c| arch::spec_of(name, &c)).map_or_else(
+            |e| format!("unusable: {e}"),
+            |s| size(s.architecture, s.parameters(), s.max_positions),
+        );
+        (id, about)
+    }));
+    if let Some(dir) = &config.models_dir {
+        let entries = std::fs::read_dir(dir).with_context(|| format!("models-dir {}", dir.display()))?;
+        let mut folders: Vec<_> = entries
+            .filter_map(|e| Some(e.ok()?.path()))
+            .filter(|p| p.join("config.json").is_file())
+            .collect();
+        folders.sort();
+        rows.extend(folders.into_iter().map(|p| (p.display().to_string(), describe(&p.to_string_lossy()))));
+    }
+    if json {
+        let all: Vec<Value> = rows.iter().map(|(m, about)| json!({"model": m, "about": about})).collect();
+        println!("{}", Value::from(all));
+    } else {
+        rows.iter().for_each(|(model, about)| println!("{model:<24} {about}"));
+    }
+    Ok(0)
+}
+
+fn size(architecture: &str, parameters: usize, context: usize) -> String {
+    format!("{architecture}, {:.2} B parameters, context {context}", parameters as f64 / 1e9)
+}
+
+fn describe(model: &str) -> String {
+    match Checkpoint::open(model, &Arc::new(Pool::new(1))) {
+        Ok(c) => size(c.spec.architecture, c.spec.parameters(), c.spec.max_positions),
+        Err(e) => format!("unusable: {e}"),
+    }
+}
+
+/// `models write SOURCE DIR`.
+pub fn write(matches: &ArgMatches) -> Exit {
+    let argument = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
+    let (source, folder) = (argument("source"), argument("folder"));
+    let folder = Path::new(&folder);
+    let checkpoint = Checkpoint::open(&source, &Arc::new(Pool::new(machine::cores())))?;
+    if folder.join("config.json").exists() {
+        bail!("{} already holds a model", folder.display());
+    }
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    write_text(&checkpoint, folder)?;
+    let bytes = write_weights(&checkpoint, &folder.join("model.safetensors"))?;
+    println!("wrote {} to {} ({:.1} MB of weights)", checkpoint.name, folder.display(), bytes as f64 / 1e6);
+    Ok(0)
+}
+
+fn write_text(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
+    let put = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).with_context(|| path.display().to_string())
+    };
+    let pretty = |v: &Value| serde_json::to_vec_pretty(v);
+    let mut config = checkpoint.config.clone();
+    match &checkpoint.text.tokenizer {
+        TokenizerSource::Json { bytes, .. } => {
+            put("tokenizer.json", bytes)?;
+            put("tokenizer_config.json", &pretty(&checkpoint.text.tokenizer_config)?)?;
+            put("generation_config.json", &pretty(&checkpoint.text.generation_config)?)?;
+        }
+        TokenizerSource::Synthetic { vocab } => {
+            let end = vocab - 1;
+            config["eos_token_id"] = json!(end);
+            config["bos_token_id"] = json!(vocab - STAND_IN_SPECIALS.len());
+            put("tokenizer.json", &serde_json::to_vec(&stand_in_json(*vocab)?)?)?;
+            let tokenizer = json!({
+                "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": STAND_IN_SPECIALS[0],
+                "eos_token": STAND_IN_SPECIALS[2], "chat_template": STAND_IN_TEMPLATE,
+            });
+            put("tokenizer_config.json", &pretty(&tokenizer)?)?;
+            put("generation_config.json", &pretty(&json!({"eos_token_id": end}))?)?;
+        }
+    }
+    put("config.json", &pretty(&config)?)
+}
+
+/// Writes all tensors, one at a time: a model larger than memory can be written.
+fn write_weights(checkpoint: &Checkpoint, path: &Path) -> anyhow::Result<u64> {
+    let tensors = decoder::tensors(&checkpoint.spec);
+    let kind = checkpoint.source.weight(&tensors[0].0, &tensors[0].1)?.kind();
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut offset = 0u64;
+    for (name, shape) in &tensors {
+        let end = offset + (shape.iter().product::<usize>() * kind.bytes()) as u64;
+        let dtype = match kind {
+            WeightType::F32 => "F32",
+            WeightType::F16 => "F16",
+            WeightType::Bf16 => "BF16",
+        };
+        header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}));
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    // The data begins at a multiple of eight, so that mapped weights are aligned.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut out = BufWriter::new(File::create(path).with_context(|| path.display().to_string())?);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    for (name, shape) in &tensors {
+        write_tensor(&checkpoint.source.weight(name, shape)?, &mut out)?;
+    }
+    out.flush()?;
+    Ok(offset)
+}
+
+fn write_tensor(weight: &Weight, out: &mut impl Write) -> std::io::Result<()> {
+    match weight.slice() {
+        WeightSlice::F32(s) => s.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
+        WeightSlice::F16(s) => s.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
+        WeightSlice::Bf16(s) => s.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
+    }
+}

@@ -1,0 +1,203 @@
+//! `hashwatt serve`: a unit behind a port, from start to drain.
+//!
+//! The port opens when the checkpoint is known to be sound; weights are read while probes and
+//! `/v1/models` already answer. SIGTERM or Ctrl-C drains; a second one ends every stream at once.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::assemble::{self, Opened};
+use super::{Exit, machine};
+use crate::api::{ApiConfig, ApiKeys, ApiState, BodyLimits, Server, ServerConfig, TimeLimits, engine_source};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::metrics::{Metrics, MetricsConfig};
+use crate::unit::Unit;
+use crate::wire::fields::UnknownParameters;
+
+/// Bytes of request bodies that may be in memory at once.
+const BODY_MEMORY: usize = 512 << 20;
+
+/// Validates everything, weights included.
+pub fn check(config: &Config) -> Exit {
+    config.check_exposure()?;
+    let unit = Unit::new(Clock::system());
+    let opened = assemble::open(config, &unit)?;
+    let decoder = assemble::load(config, &opened.checkpoint, true)?;
+    let bytes = decoder.weight_bytes();
+    assemble::start_engines(config, opened.sizes, decoder, unit.clock())?;
+    println!(
+        "ok: {} ({} parameters, {:.1} MB), context {}, every weight finite, warm-up passed",
+        opened.checkpoint.name,
+        opened.checkpoint.spec.parameters(),
+        bytes as f64 / 1e6,
+        opened.sizes.max_model_len
+    );
+    Ok(0)
+}
+
+/// Serves until told to stop.
+pub fn run(config: Config) -> Exit {
+    config.check_exposure()?;
+    let unit = Unit::new(Clock::system());
+    let opened = assemble::open(&config, &unit)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(machine::cores().clamp(1, 4))
+        .enable_all()
+        .build()
+        .context("the runtime could not start")?;
+    let outcome = runtime.block_on(serve(Arc::new(config), opened, unit));
+    // Blocking work that is left (a load that was interrupted) must not hold the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: Arc<Config>, opened: Opened, unit: Arc<Unit>) -> Exit {
+    let address = SocketAddr::new(config.host, config.port);
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    let state = api_state(&config, &opened, &unit);
+    let shutdown = CancellationToken::new();
+    let server = Server::new(server_config(&config)).run(listener, state, shutdown.clone());
+    let server = tokio::spawn(server);
+    let opened = Arc::new(opened);
+    let mut loading = {
+        let (config, opened, unit) = (config.clone(), opened.clone(), unit.clone());
+        tokio::task::spawn_blocking(move || assemble::start(&config, &opened, &unit))
+    };
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        loaded = &mut loading => {
+            loaded.context("loading the model panicked")??;
+            banner(&config, &opened, address);
+            signals.next().await;
+        }
+        () = signals.next() => tracing::info!("stopped while loading"),
+    }
+    drain(&config, &unit, &shutdown, server, &mut signals).await
+}
+
+/// Not ready, no new requests; what runs may finish until the timeout or the next signal.
+async fn drain(
+    config: &Config,
+    unit: &Unit,
+    shutdown: &CancellationToken,
+    mut server: tokio::task::JoinHandle<std::io::Result<()>>,
+    signals: &mut Signals,
+) -> Exit {
+    let running = unit.live_requests();
+    tracing::info!(running, timeout = ?config.drain_timeout, "draining; a second signal ends at once");
+    unit.drain();
+    shutdown.cancel();
+    tokio::select! {
+        ended = &mut server => {
+            ended.context("the server panicked")??;
+            return Ok(0);
+        }
+        () = tokio::time::sleep(config.drain_timeout) => tracing::warn!("the drain timeout is over"),
+        () = signals.next() => tracing::warn!("ending at once"),
+    }
+    unit.abort();
+    // Each stream gets its error and closes; a connection that does not take it is not waited for.
+    let patience = std::time::Duration::from_secs(5);
+    match tokio::time::timeout(patience, server).await {
+        Ok(ended) => ended.context("the server panicked")??,
+        Err(_) => tracing::warn!("connections were left open"),
+    }
+    Ok(0)
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn server_config(config: &Config) -> ServerConfig {
+    let limits = TimeLimits {
+        header: config.header_timeout,
+        idle: config.idle_timeout,
+        write_stall: config.write_timeout,
+        ..TimeLimits::default()
+    };
+    ServerConfig { max_connections: config.max_connections, limits, ..ServerConfig::default() }
+}
+
+/// What the HTTP layer is given.
+pub fn api_state(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> Arc<ApiState> {
+    let keys = ApiKeys::new(config.api_key.as_slice());
+    let metrics = MetricsConfig {
+        model_name: opened.service.models().first().map(|m| m.id.clone()).unwrap_or_default(),
+        vllm_names: config.vllm_metrics,
+    };
+    let unknown_parameters = match config.refuse_unknown_parameters {
+        true => UnknownParameters::Refuse,
+        false => UnknownParameters::Warn,
+    };
+    let metrics = Arc::new(Metrics::new(metrics, engine_source(unit.clone())));
+    let api = ApiConfig {
+        keys,
+        body: BodyLimits::new(config.max_body_bytes, config.body_timeout, BODY_MEMORY),
+        keep_alive: config.keep_alive,
+        unknown_parameters,
+        ..ApiConfig::default()
+    };
+    ApiState::new(opened.service.clone(), metrics, api)
+}
+
+fn banner(config: &Config, opened: &Opened, address: SocketAddr) {
+    let Opened { checkpoint, sizes, .. } = opened;
+    let model = opened.service.models().first().map(|m| m.id.as_str()).unwrap_or_default();
+    let key = config
+        .api_key
+        .as_ref()
+        .map_or(String::new(), |_| " -H \"Authorization: Bearer $HASHWATT_API_KEY\"".into());
+    let host = if address.ip().is_unspecified() { "127.0.0.1".to_string() } else { address.ip().to_string() };
+    let base = match address.ip() {
+        std::net::IpAddr::V6(ip) if !ip.is_unspecified() => format!("http://[{host}]:{}", address.port()),
+        _ => format!("http://{host}:{}", address.port()),
+    };
+    let demo =
+        if config.model == "demo" { " (a small demonstration; --model DIR serves a real one)" } else { "" };
+    println!("hashwatt {} serves {model}{demo}", env!("CARGO_PKG_VERSION"));
+    println!(
+        "  model    {:.1} M parameters, {:?}, context {}",
+        checkpoint.spec.parameters() as f64 / 1e6,
+        checkpoint.spec.float_type,
+        sizes.max_model_len
+    );
+    println!(
+        "  device   {} × cpu, {} threads each, {}; KV cache {} tokens ({:.0} MB at most)",
+        config.devices.len(),
+        sizes.threads_per_device,
+        machine::instructions(),
+        sizes.blocks_per_device * crate::model::input::BLOCK_SIZE * config.devices.len(),
+        sizes.kv_bytes as f64 / 1e6
+    );
+    let auth = if config.api_key.is_some() { "API key required" } else { "no API key" };
+    println!("  listen   {base}/v1 ({auth}), metrics at {base}/metrics");
+    println!("  try      curl {base}/v1/chat/completions{key} -H 'Content-Type: application/json' \\");
+    println!(
+        "             -d '{{\"messages\": [{{\"role\": \"user\", \"content\": \"What is hashprice?\"}}]}}'"
+    );
+}

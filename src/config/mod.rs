@@ -1,0 +1,405 @@
+//! Flags, environment and `unit.toml`, resolved into one validated, immutable struct.
+//!
+//! `settings` is the one table: name, default and help of every setting. A flag beats an environment
+//! variable, that beats the file, that beats the default. This is the only place that reads the
+//! environment.
+
+pub mod settings;
+pub mod value;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use settings::{SETTINGS, Setting};
+use value::{parse_bytes, parse_duration};
+
+/// A setting that cannot be honoured; names it and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{name} = {value:?} ({origin}): {problem}")]
+    Invalid { name: String, value: String, origin: String, problem: String },
+    #[error("{file}: {problem}")]
+    File { file: String, problem: String },
+    #[error("unknown setting `{name}` ({origin}); `hashwatt serve --help` lists them")]
+    Unknown { name: String, origin: String },
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    Flag,
+    Environment(String),
+    File(PathBuf),
+    Default,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Origin::Flag => write!(f, "flag"),
+            Origin::Environment(name) => write!(f, "environment {name}"),
+            Origin::File(path) => write!(f, "file {}", path.display()),
+            Origin::Default => write!(f, "default"),
+        }
+    }
+}
+
+/// Every setting as text, with its origin.
+#[derive(Debug, Clone)]
+pub struct Resolved(BTreeMap<&'static str, (String, Origin)>);
+
+/// Which devices serve; each is an engine of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    Cpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// The unit's configuration, checked as far as it can be without opening the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub host: IpAddr,
+    pub port: u16,
+    /// `demo`, `synthetic:PRESET` or a folder.
+    pub model: String,
+    pub served_model_names: Vec<String>,
+    /// `None` is the model's own context.
+    pub max_model_len: Option<usize>,
+    pub max_num_seqs: usize,
+    pub max_num_batched_tokens: usize,
+    pub precision: crate::model::decoder::Precision,
+    pub devices: Vec<DeviceKind>,
+    /// Of all devices together; `None` is every core.
+    pub threads: Option<usize>,
+    /// Bytes of KV cache of all devices together; `None` is worked out.
+    pub kv_memory: Option<u64>,
+    pub prefix_caching: bool,
+    pub max_queue: usize,
+    pub api_key: Option<String>,
+    pub insecure: bool,
+    pub refuse_unknown_parameters: bool,
+    pub max_body_bytes: usize,
+    pub max_connections: usize,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub write_timeout: Duration,
+    pub keep_alive: Duration,
+    pub drain_timeout: Duration,
+    pub vllm_metrics: bool,
+    pub models_dir: Option<PathBuf>,
+    pub log_level: String,
+    pub log_format: LogFormat,
+}
+
+impl Resolved {
+    /// Merges the sources. `flags` are those given; `environment` is the process's.
+    ///
+    /// # Errors
+    /// An unknown `HASHWATT_*` variable or file key, an unreadable file.
+    pub fn merge(
+        flags: &[(&'static str, String)],
+        environment: &[(String, String)],
+    ) -> Result<Resolved, ConfigError> {
+        let mut values: BTreeMap<&'static str, (String, Origin)> =
+            SETTINGS.iter().map(|s| (s.name, (s.default.to_string(), Origin::Default))).collect();
+        let from_environment = environment_settings(environment)?;
+        let file = flags
+            .iter()
+            .map(|(name, value)| (*name, value))
+            .chain(from_environment.iter().map(|(s, value, _)| (s.name, value)))
+            .find(|(name, _)| *name == "config")
+            .map(|(_, path)| PathBuf::from(path));
+        if let Some(path) = &file {
+            for (name, value) in file_settings(path)? {
+                values.insert(name, (value, Origin::File(path.clone())));
+            }
+        }
+        for (setting, value, variable) in from_environment {
+            values.insert(setting.name, (value, Origin::Environment(variable)));
+        }
+        for (name, value) in flags {
+            values.insert(name, (value.clone(), Origin::Flag));
+        }
+        Ok(Resolved(values))
+    }
+
+    /// One line a setting: its value, secrets hidden, and its origin.
+    pub fn lines(&self) -> Vec<String> {
+        let shown = |name: &str, value: &str| match (settings::find(name).is_some_and(|s| s.secret), value) {
+            (_, "") => "(not set)".to_string(),
+            (true, _) => "***".to_string(),
+            _ => value.to_string(),
+        };
+        self.0.iter().map(|(n, (v, origin))| format!("{n} = {}  # {origin}", shown(n, v))).collect()
+    }
+
+    fn get<T>(
+        &self,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, ConfigError> {
+        let (value, origin) = &self.0[name];
+        parse(value).map_err(|problem| {
+            let secret = settings::find(name).is_some_and(|s| s.secret);
+            let value = if secret { "***".into() } else { value.clone() };
+            ConfigError::Invalid { name: name.into(), value, origin: origin.to_string(), problem }
+        })
+    }
+
+    fn number(&self, name: &'static str, min: usize) -> Result<usize, ConfigError> {
+        self.get(name, |v| match v.parse::<usize>() {
+            Ok(n) if n >= min => Ok(n),
+            _ => Err(format!("is not a whole number of at least {min}")),
+        })
+    }
+
+    fn optional_number(&self, name: &'static str) -> Result<Option<usize>, ConfigError> {
+        if self.0[name].0.is_empty() { Ok(None) } else { self.number(name, 1).map(Some) }
+    }
+
+    fn flag(&self, name: &'static str) -> Result<bool, ConfigError> {
+        self.get(name, |v| match v {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => Err("is neither true nor false".into()),
+        })
+    }
+
+    fn text(&self, name: &'static str) -> Option<String> {
+        Some(self.0[name].0.clone()).filter(|v| !v.is_empty())
+    }
+
+    fn duration(&self, name: &'static str) -> Result<Duration, ConfigError> {
+        self.get(name, parse_duration)
+    }
+
+    /// The typed configuration.
+    ///
+    /// # Errors
+    /// A value that is not of its setting's kind, and combinations that are refused.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let bytes = |name| match self.text(name) {
+            None => Ok(None),
+            Some(_) => self.get(name, parse_bytes).map(Some),
+        };
+        let max_body = self.get("max-body-bytes", parse_bytes)?;
+        let config = Config {
+            host: self.get("host", |v| match v {
+                "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+                v => v.parse().map_err(|_| "is not an IP address".to_string()),
+            })?,
+            port: self.get("port", |v| v.parse().map_err(|_| "is not a port (0 to 65535)".to_string()))?,
+            model: self.text("model").unwrap_or_default(),
+            served_model_names: list(&self.0["served-model-name"].0),
+            max_model_len: self.optional_number("max-model-len")?,
+            max_num_seqs: self.number("max-num-seqs", 1)?,
+            max_num_batched_tokens: self.number("max-num-batched-tokens", 1)?,
+            precision: self.get("dtype", value::parse_precision)?,
+            devices: self.get("device", value::parse_devices)?,
+            threads: self.optional_number("threads")?,
+            kv_memory: bytes("kv-memory")?,
+            prefix_caching: self.flag("enable-prefix-caching")?,
+            max_queue: self.number("max-queue", 0)?,
+            api_key: self.text("api-key"),
+            insecure: self.flag("insecure")?,
+            refuse_unknown_parameters: self.get("unknown-parameters", |v| match v {
+                "refuse" => Ok(true),
+                "warn" => Ok(false),
+                _ => Err("is neither refuse nor warn".into()),
+            })?,
+            max_body_bytes: usize::try_from(max_body).unwrap_or(usize::MAX),
+            max_connections: self.number("max-connections", 1)?,
+            header_timeout: self.duration("header-timeout")?,
+            body_timeout: self.duration("body-timeout")?,
+            idle_timeout: self.duration("idle-timeout")?,
+            write_timeout: self.duration("write-timeout")?,
+            keep_alive: self.duration("keep-alive-interval")?,
+            drain_timeout: self.duration("drain-timeout")?,
+            vllm_metrics: self.flag("vllm-metrics")?,
+            models_dir: self.text("models-dir").map(PathBuf::from),
+            log_level: self.text("log-level").unwrap_or_default(),
+            log_format: self.get("log-format", |v| match v {
+                "text" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                _ => Err("is neither text nor json".into()),
+            })?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+impl Config {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.api_key.as_ref().is_some_and(|k| k.trim() != k || k.len() < 8) {
+            return Err(ConfigError::Refused(
+                "api-key must have at least 8 characters and no spaces around it".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses to listen to strangers without a key. Only what opens a port asks.
+    ///
+    /// # Errors
+    /// `Refused`, saying what to do.
+    pub fn check_exposure(&self) -> Result<(), ConfigError> {
+        if self.host.is_loopback() || self.api_key.is_some() || self.insecure {
+            return Ok(());
+        }
+        Err(ConfigError::Refused(format!(
+            "host {} can be reached from other machines and no API key is set: set --api-key (or \
+             HASHWATT_API_KEY), or say --insecure if the network itself is trusted",
+            self.host
+        )))
+    }
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_string).collect()
+}
+
+/// The process's environment.
+#[allow(clippy::disallowed_methods)] // this is the place that reads it
+pub fn process_environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.to_string_lossy().into_owned())))
+        .collect()
+}
+
+/// What `HASHWATT_*` variables set.
+fn environment_settings(
+    environment: &[(String, String)],
+) -> Result<Vec<(&'static Setting, String, String)>, ConfigError> {
+    let mut found = Vec::new();
+    for (variable, value) in environment {
+        let Some(name) = variable.strip_prefix("HASHWATT_") else { continue };
+        let name = name.to_ascii_lowercase().replace('_', "-");
+        let setting = settings::find(&name).ok_or_else(|| ConfigError::Unknown {
+            name: name.clone(),
+            origin: format!("environment {variable}"),
+        })?;
+        found.push((setting, value.clone(), variable.clone()));
+    }
+    Ok(found)
+}
+
+/// What a `unit.toml` sets. Keys are the flags' names, with `_` or `-`.
+fn file_settings(path: &Path) -> Result<Vec<(&'static str, String)>, ConfigError> {
+    let fail = |problem: String| ConfigError::File { file: path.display().to_string(), problem };
+    let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| fail(e.to_string()))?;
+    let mut found = Vec::new();
+    for (key, value) in table {
+        let name = key.replace('_', "-");
+        let origin = || format!("file {}", path.display());
+        let setting = settings::find(&name)
+            .filter(|s| s.name != "config")
+            .ok_or_else(|| ConfigError::Unknown { name: key.clone(), origin: origin() })?;
+        let value = match value {
+            toml::Value::String(s) => s,
+            toml::Value::Array(all) => {
+                let items: Option<Vec<&str>> = all.iter().map(toml::Value::as_str).collect();
+                items.ok_or_else(|| fail(format!("`{key}` is not a list of strings")))?.join(",")
+            }
+            toml::Value::Table(_) => return Err(fail(format!("`{key}` is a table; settings are flat"))),
+            other => other.to_string(),
+        };
+        found.push((setting.name, value));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(flags: &[(&'static str, &str)], env: &[(&str, &str)]) -> Result<Resolved, ConfigError> {
+        let flags: Vec<_> = flags.iter().map(|(k, v)| (*k, v.to_string())).collect();
+        let env: Vec<_> = env.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        Resolved::merge(&flags, &env)
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("unit.toml");
+        std::fs::write(
+            &file,
+            "port = 1\nmax_queue = 2\nmax-num-seqs = 3\nserved-model-name = [\"a\", \"b\"]",
+        )
+        .unwrap();
+        let path = file.to_str().unwrap();
+        let r = resolve(
+            &[("port", "11"), ("config", path)],
+            &[("HASHWATT_PORT", "12"), ("HASHWATT_MAX_QUEUE", "22")],
+        )
+        .unwrap();
+        let c = r.config().unwrap();
+        assert_eq!((c.port, c.max_queue, c.max_num_seqs, c.drain_timeout.as_secs()), (11, 22, 3, 30));
+        assert_eq!(c.served_model_names, ["a", "b"]);
+        let lines = r.lines().join("\n");
+        for want in [
+            "port = 11  # flag",
+            "max-queue = 22  # environment HASHWATT_MAX_QUEUE",
+            "max-num-seqs = 3  # file",
+        ] {
+            assert!(lines.contains(want), "{lines}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_or_not_possible_is_named() {
+        let unknown = |r: Result<Resolved, ConfigError>| r.err().unwrap().to_string();
+        assert!(unknown(resolve(&[], &[("HASHWATT_PROT", "1")])).contains("HASHWATT_PROT"));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("unit.toml");
+        for (text, want) in [
+            ("prot = 1", "prot"),
+            ("port = {}", "port"),
+            ("port = ", "unit.toml"),
+            ("config = \"x\"", "config"),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert!(unknown(resolve(&[("config", file.to_str().unwrap())], &[])).contains(want));
+        }
+        assert!(unknown(resolve(&[("config", "/no/such/file")], &[])).contains("/no/such/file"));
+        for (name, value) in [
+            ("port", "65536"),
+            ("host", "example"),
+            ("max-num-seqs", "0"),
+            ("dtype", "int3"),
+            ("device", "tpu"),
+            ("kv-memory", "lots"),
+            ("drain-timeout", "-3"),
+            ("unknown-parameters", "ignore"),
+            ("vllm-metrics", "perhaps"),
+        ] {
+            let error = resolve(&[(name, value)], &[]).unwrap().config().unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(value) && error.contains("flag"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_never_shown_and_strangers_need_one() {
+        let r = resolve(&[("host", "0.0.0.0")], &[("HASHWATT_API_KEY", "secret-key-1")]).unwrap();
+        assert!(!r.lines().join("\n").contains("secret"));
+        r.config().unwrap().check_exposure().unwrap();
+        let short = resolve(&[("api-key", "short")], &[]).unwrap().config().unwrap_err();
+        assert!(!short.to_string().contains("short\""));
+        let open = resolve(&[("host", "0.0.0.0")], &[]).unwrap().config().unwrap();
+        assert!(open.check_exposure().is_err());
+        let trusted = resolve(&[("host", "0.0.0.0"), ("insecure", "true")], &[]).unwrap().config().unwrap();
+        trusted.check_exposure().unwrap();
+    }
+}

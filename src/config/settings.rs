@@ -1,0 +1,82 @@
+//! The one table of settings: flag `--name`, variable `HASHWATT_NAME`, key `name` in `unit.toml`.
+
+/// What a setting is.
+#[derive(Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    /// Empty when nothing is set by default.
+    pub default: &'static str,
+    /// What a value looks like; empty for true/false settings.
+    pub shape: &'static str,
+    pub help: &'static str,
+    pub secret: bool,
+}
+
+const fn setting(
+    name: &'static str,
+    default: &'static str,
+    shape: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { name, default, shape, help, secret: false }
+}
+
+/// Names are vLLM's where the meaning is the same.
+pub static SETTINGS: &[Setting] = &[
+    setting("config", "", "FILE", "A unit.toml with settings; keys are the flags' names"),
+    setting("host", "127.0.0.1", "ADDRESS", "Address to listen on; any other than loopback wants an API key"),
+    setting("port", "8000", "PORT", "Port to listen on; 0 takes a free one"),
+    setting("model", "demo", "MODEL", "demo, synthetic:PRESET, or a folder with config.json and safetensors"),
+    setting(
+        "served-model-name",
+        "",
+        "NAME,…",
+        "Names clients use for the model; the first is the one answered with",
+    ),
+    setting(
+        "max-model-len",
+        "",
+        "TOKENS",
+        "Longest prompt plus completion; the model's own context by default",
+    ),
+    setting("max-num-seqs", "64", "N", "Sequences in one step at most"),
+    setting(
+        "max-num-batched-tokens",
+        "512",
+        "TOKENS",
+        "Tokens in one step at most; longer prompts are prefilled in chunks",
+    ),
+    setting("dtype", "auto", "TYPE", "auto (as stored), float32, float16 or bfloat16"),
+    setting("device", "auto", "DEVICES", "auto, cpu, or cpu,cpu for two engines"),
+    setting("threads", "", "N", "Threads of all devices together; every core by default"),
+    setting(
+        "kv-memory",
+        "",
+        "BYTES",
+        "Memory for the KV cache, as 2GiB; worked out from what is free by default",
+    ),
+    setting("enable-prefix-caching", "true", "", "Reuse the computed blocks of prompts that begin alike"),
+    setting("max-queue", "512", "N", "Requests that may wait in an engine; more are answered 503"),
+    Setting {
+        secret: true,
+        ..setting("api-key", "", "KEY", "Bearer key that guards everything but the health routes")
+    },
+    setting("insecure", "false", "", "Listen to other machines without an API key"),
+    setting("unknown-parameters", "refuse", "refuse|warn", "What a request field the API does not know gets"),
+    setting("max-body-bytes", "8MiB", "BYTES", "Largest request body"),
+    setting("max-connections", "8192", "N", "Open connections at most"),
+    setting("header-timeout", "10s", "TIME", "For a client to send a request's head"),
+    setting("body-timeout", "60s", "TIME", "For a client to send a request's body"),
+    setting("idle-timeout", "75s", "TIME", "A connection may be idle between requests"),
+    setting("write-timeout", "60s", "TIME", "A client may take nothing of its answer before it is let go"),
+    setting("keep-alive-interval", "10s", "TIME", "A stream with nothing to say sends a comment this often"),
+    setting("drain-timeout", "30s", "TIME", "For running requests to end after SIGTERM"),
+    setting("vllm-metrics", "true", "", "Metrics under vLLM's names too"),
+    setting("models-dir", "", "DIR", "Folder of checkpoints that `hashwatt models` lists"),
+    setting("log-level", "info", "FILTER", "error, warn, info, debug, trace, or a tracing filter"),
+    setting("log-format", "text", "text|json", "Log lines for people or for machines"),
+];
+
+pub fn find(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|s| s.name == name)
+}

@@ -1,0 +1,89 @@
+//! Readers of single values: sizes, times, devices, number types.
+
+use std::time::Duration;
+
+use super::DeviceKind;
+use crate::model::decoder::Precision;
+
+/// `512`, `512KiB`, `2GiB`, `2GB`.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" | "K" => 1 << 10,
+        "MiB" | "M" => 1 << 20,
+        "GiB" | "G" => 1 << 30,
+        "TiB" | "T" => 1 << 40,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err("is not a size such as 512MiB or 2GiB".into()),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n > 0.0 && n * (factor as f64) < 1e18 => Ok((n * factor as f64) as u64),
+        _ => Err("is not a size such as 512MiB or 2GiB".into()),
+    }
+}
+
+/// `30`, `30s`, `500ms`, `2m`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let (number, seconds) = if let Some(n) = text.strip_suffix("ms") {
+        (n, 1e-3)
+    } else if let Some(n) = text.strip_suffix('m') {
+        (n, 60.0)
+    } else {
+        (text.strip_suffix('s').unwrap_or(text), 1.0)
+    };
+    match number.trim().parse::<f64>() {
+        Ok(n) if (0.0..1e7).contains(&n) => Ok(Duration::from_secs_f64(n * seconds)),
+        _ => Err("is not a time such as 30s or 500ms".into()),
+    }
+}
+
+/// vLLM's names of number types.
+pub fn parse_precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "auto" => Ok(Precision::AsStored),
+        "float32" | "float" => Ok(Precision::F32),
+        "float16" | "half" => Ok(Precision::F16),
+        "bfloat16" => Ok(Precision::Bf16),
+        _ => Err("is not auto, float32, float16 or bfloat16".into()),
+    }
+}
+
+/// A list of devices; one engine each.
+pub fn parse_devices(text: &str) -> Result<Vec<DeviceKind>, String> {
+    const MOST: usize = 64;
+    let devices: Option<Vec<DeviceKind>> = text
+        .split(',')
+        .map(|d| match d.trim() {
+            "auto" | "cpu" => Some(DeviceKind::Cpu),
+            _ => None,
+        })
+        .collect();
+    devices
+        .filter(|d| d.len() <= MOST)
+        .ok_or_else(|| "is not auto, cpu, or a list of cpu (this build has no other device)".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read() {
+        assert_eq!(parse_bytes("1.5GiB"), Ok(3 << 29));
+        assert_eq!(parse_bytes("2GB"), Ok(2_000_000_000));
+        assert_eq!(parse_bytes("7"), Ok(7));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "-1", "1XB", "NaN", "1e400"] {
+            assert!(parse_bytes(bad).is_err() && parse_duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_devices("cpu,cpu").unwrap().len(), 2);
+        assert!(parse_devices("cuda").is_err());
+    }
+}
