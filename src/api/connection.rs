@@ -109,7 +109,8 @@ impl Activity {
 
 /// Completes when the connection has overstepped a limit, with the reason.
 pub async fn watch(activity: Arc<Activity>, limits: TimeLimits) -> &'static str {
-    let shortest = limits.header.min(limits.idle).min(limits.write_stall).min(limits.linger * 4);
+    // Lingering may last a little longer than its limit: not worth waking every connection for.
+    let shortest = limits.header.min(limits.idle).min(limits.write_stall);
     let pause = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(2500));
     loop {
         tokio::time::sleep(pause).await;
