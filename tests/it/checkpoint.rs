@@ -49,7 +49,7 @@ fn a_mapped_folder_gives_the_logits_of_its_source() {
     let folder = Checkpoint::open(dir.path().to_str().unwrap(), &pool(1)).unwrap();
     assert!(folder.source.is_mapped());
     let p = [prompt(30, 517, 5)];
-    let mut run = |c: &Checkpoint| {
+    let run = |c: &Checkpoint| {
         let decoder = c.load(Precision::AsStored, true, &|_| {}).unwrap();
         Steps::new(&std::sync::Arc::new(decoder), Shape::default()).run(&p, 4)
     };

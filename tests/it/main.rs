@@ -5,6 +5,7 @@
 
 mod allocation;
 mod checkpoint;
+mod demo;
 mod engine;
 mod parity;
 mod scheduler;

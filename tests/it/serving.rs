@@ -44,7 +44,8 @@ pub fn serve(settings: &[(&'static str, &str)]) -> Running {
 pub async fn stream(client: &Client, path: &str, body: &Value) -> (String, String) {
     let mut response = client.post_json(path, body.to_string().as_bytes()).await.unwrap();
     if response.status != 200 {
-        panic!("{}: {}", response.status, String::from_utf8_lossy(&response.bytes().await.unwrap()));
+        let body = response.bytes().await.unwrap();
+        panic!("{}: {}", response.status, String::from_utf8_lossy(&body));
     }
     let (mut text, mut finish) = (String::new(), String::new());
     while let Some(event) = response.next_event().await.unwrap().filter(|e| !e.is_done()) {
