@@ -106,6 +106,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
     }
     let config = resolved.config()?;
     start_logging(&config)?;
+    quiet_panics();
     match (name, inner.subcommand()) {
         ("chat", _) => chat::run(&config, inner),
         ("models", Some(("write", m))) => models::write(m),
@@ -114,6 +115,14 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         _ if inner.get_flag("check") => serve::check(&config),
         _ => serve::run(config),
     }
+}
+
+/// A panic's message may hold what a client sent; the log gets only where it happened.
+fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(%place, "a thread panicked");
+    }));
 }
 
 fn start_logging(config: &Config) -> anyhow::Result<()> {

@@ -12,8 +12,9 @@ use crate::engine::event::{EngineError, EventStream, GenerateRequest};
 use crate::engine::stats::EngineStats;
 use crate::engine::worker::{EngineHandle, Limits};
 
-/// Longest silence of a worker before it counts as hung.
-pub const HEARTBEAT_MAX_AGE: Duration = Duration::from_secs(10);
+/// Longest silence of a worker before it counts as hung: well above the longest step, a full prefill chunk
+/// of a large model on a slow device.
+pub const HEARTBEAT_MAX_AGE: Duration = Duration::from_secs(60);
 
 /// Whether requests are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
