@@ -74,9 +74,11 @@ pub fn answers(
             rows.push(Row { start: ids.len(), ids, done: false });
         }
         for (row, (draft, next)) in rows.iter_mut().zip(drafted.iter().zip(predictions(model, &drafted)?)) {
-            for at in row.start - 1..draft.len() {
-                row.push(next[at]);
-                if row.done || draft.get(at + 1) != Some(&next[at]) {
+            // `next` runs on over the padding, which says nothing.
+            let guesses = draft[row.start..].iter().map(Some).chain([None]);
+            for (&id, guess) in next[row.start - 1..].iter().zip(guesses) {
+                row.push(id);
+                if row.done || guess != Some(&id) {
                     break;
                 }
             }
