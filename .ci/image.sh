@@ -35,7 +35,7 @@ buildah "${storage[@]}" build --isolation chroot --layers=false --timestamp 0 --
 echo "image: $(podman "${storage[@]}" image inspect "$image" --format '{{.Size}}') bytes"
 
 run() {
-  podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs run --network host --pull never \
+  podman "${storage[@]}" --runtime runc --cgroup-manager cgroupfs run --network host --pull never --ulimit nofile=1024:1024 --ulimit nproc=512:512 \
     --read-only --cap-drop all --security-opt no-new-privileges -e HASHWATT_PORT=$port "$@"
 }
 
