@@ -9,9 +9,8 @@ use half::bf16;
 use hashwatt::clock::Clock;
 use hashwatt::ops::cpu::Isa;
 use hashwatt::ops::linear::{Linear, LinearOn};
-use hashwatt::ops::paged_attention::{
-    AttentionPlan, AttentionSpan, BLOCK_SIZE, PagedAttention, PagedAttentionOn,
-};
+use hashwatt::ops::paged_attention as paged;
+use hashwatt::ops::paged_attention::{AttentionPlan, AttentionSpan, PagedAttention};
 use hashwatt::ops::pool::Pool;
 use hashwatt::ops::weight::Weight;
 
@@ -40,10 +39,7 @@ fn linear(pool: &Pool, isa: Isa, kind: DType, k: usize, n: usize) -> Result<()> 
         DType::BF16 => (Weight::from_bf16(data.iter().map(|x| bf16::from_f32(*x)).collect(), n, k), 2),
         _ => (Weight::from_f32(data, n, k), 4),
     };
-    for rows in [1, 2, 4, 8, 32, 128, 512] {
-        if rows * n > 32 * 151_936 {
-            continue;
-        }
+    for rows in [1, 2, 4, 8, 32, 128, 512].into_iter().filter(|rows| rows * n <= 32 * 151_936) {
         let x = Tensor::from_vec(numbers(rows * k), (rows, k), &Device::Cpu)?.to_dtype(kind)?;
         let dst = Tensor::zeros((rows, n), DType::F32, &Device::Cpu)?;
         let op = Linear { weight: &weight, bias: None, rows, accumulate: false, pool };
@@ -63,17 +59,17 @@ fn linear(pool: &Pool, isa: Isa, kind: DType, k: usize, n: usize) -> Result<()> 
 fn attention(pool: &Pool, isa: Isa, kind: DType, step: (usize, usize, usize)) -> Result<()> {
     let (sequences, length, rows) = step;
     let (heads, kv_heads, head_dim) = (16, 8, 128);
-    let per = length.div_ceil(BLOCK_SIZE);
+    let per = length.div_ceil(paged::BLOCK_SIZE);
     let blocks = sequences * per;
     let cache = Tensor::from_vec(
-        numbers(blocks * 2 * kv_heads * BLOCK_SIZE * head_dim),
-        (blocks, 2, kv_heads, BLOCK_SIZE, head_dim),
+        numbers(blocks * 2 * kv_heads * paged::BLOCK_SIZE * head_dim),
+        (blocks, 2, kv_heads, paged::BLOCK_SIZE, head_dim),
         &Device::Cpu,
     )?
     .to_dtype(kind)?;
     // Neighbouring tokens' blocks are far apart, as after a while of serving.
     let tables: Vec<u32> = (0..blocks).map(|i| (i * 7919 % blocks) as u32).collect();
-    let spans: Vec<AttentionSpan> = (0..sequences)
+    let spans: Vec<_> = (0..sequences)
         .map(|s| AttentionSpan {
             first_row: (s * rows) as u32,
             rows: rows as u32,
@@ -86,7 +82,7 @@ fn attention(pool: &Pool, isa: Isa, kind: DType, step: (usize, usize, usize)) ->
     let dst = Tensor::zeros((all, heads * head_dim), kind, &Device::Cpu)?;
     let plan = AttentionPlan { spans: &spans, block_tables: &tables, rows: all };
     let op = PagedAttention { plan, kv: &cache, heads, kv_heads, head_dim, scale: 0.088, pool };
-    let (s, best) = seconds(|| dst.inplace_op2(&q, &PagedAttentionOn { op, isa }))?;
+    let (s, best) = seconds(|| dst.inplace_op2(&q, &paged::PagedAttentionOn { op, isa }))?;
     let seen = sequences * (rows * (length - rows) + rows * (rows + 1) / 2);
     let read = sequences * length * 2 * kv_heads * head_dim * kind.size_in_bytes();
     println!(
@@ -106,8 +102,7 @@ fn main() -> Result<()> {
     let named =
         |isa: &Isa| option("--isa").is_some_and(|name| format!("{isa:?}").eq_ignore_ascii_case(&name));
     let isa = Isa::ALL.into_iter().find(named).unwrap_or_else(Isa::detect);
-    let only = option("--only");
-    let wanted = |what: &str| only.as_deref().is_none_or(|only| only == what);
+    let wanted = |what: &str| option("--only").is_none_or(|only| only == what);
     println!("{isa:?}, {} threads", pool.threads());
     for kind in [DType::BF16, DType::F32] {
         if wanted("linear") {

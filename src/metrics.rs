@@ -28,6 +28,7 @@ pub struct EngineSample {
     pub preemptions: u64,
     pub steps: u64,
     pub last_rows: usize,
+    pub max_rows: usize,
     pub prompt_tokens: u64,
     pub generated_tokens: u64,
     pub ready: bool,
@@ -56,7 +57,7 @@ pub enum Ended {
 const ENDED: [&str; 4] = ["stop", "length", "abort", "error"];
 
 /// Where a metric's value comes from.
-enum From {
+enum Origin {
     EngineGauge(fn(&EngineSample) -> f64),
     EngineCounter(fn(&EngineSample) -> u64),
     Histogram(fn(&Recorded) -> &Histogram),
@@ -72,40 +73,41 @@ struct Row {
     ours: &'static str,
     vllm: Option<&'static str>,
     help: &'static str,
-    from: From,
+    from: Origin,
 }
 
-const fn row(ours: &'static str, vllm: &'static str, help: &'static str, from: From) -> Row {
+const fn row(ours: &'static str, vllm: &'static str, help: &'static str, from: Origin) -> Row {
     Row { ours, vllm: if vllm.is_empty() { None } else { Some(vllm) }, help, from }
 }
 
 #[rustfmt::skip]
 static TABLE: &[Row] = &[
-    row("hashwatt_requests_running", "vllm:num_requests_running", "Sequences that are being computed", From::EngineGauge(|e| e.running as f64)),
-    row("hashwatt_requests_waiting", "vllm:num_requests_waiting", "Sequences that wait for their first step", From::EngineGauge(|e| e.waiting as f64)),
-    row("hashwatt_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc", "Share of the KV cache's blocks owned by sequences, 1 is all", From::EngineGauge(EngineSample::cache_usage)),
-    row("hashwatt_engine_ready", "", "1 from the warm-up forward to the end of the engine", From::EngineGauge(|e| f64::from(u8::from(e.ready)))),
-    row("hashwatt_engine_step_rows", "", "Tokens in the last step", From::EngineGauge(|e| e.last_rows as f64)),
-    row("hashwatt_engine_steps", "", "Steps (forwards) computed", From::EngineCounter(|e| e.steps)),
-    row("hashwatt_prompt_tokens", "vllm:prompt_tokens", "Prompt tokens of admitted requests", From::EngineCounter(|e| e.prompt_tokens)),
-    row("hashwatt_generated_tokens", "vllm:generation_tokens", "Tokens generated", From::EngineCounter(|e| e.generated_tokens)),
-    row("hashwatt_prefix_cache_queries", "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", From::EngineCounter(|e| e.prefix_queries)),
-    row("hashwatt_prefix_cache_hits", "vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", From::EngineCounter(|e| e.prefix_hits)),
-    row("hashwatt_preemptions", "vllm:num_preemptions", "Sequences that gave their blocks back and began anew", From::EngineCounter(|e| e.preemptions)),
-    row("hashwatt_cache_config_info", "vllm:cache_config_info", "Shape of the KV cache, as labels", From::CacheConfig),
-    row("hashwatt_requests_finished", "vllm:request_success", "Choices that ended, by reason", From::FinishReasons),
-    row("hashwatt_time_to_first_token_seconds", "vllm:time_to_first_token_seconds", "From a request's arrival to its first token", From::Histogram(|r| &r.time_to_first_token)),
-    row("hashwatt_inter_token_latency_seconds", "vllm:inter_token_latency_seconds", "Between two pieces of text of a choice", From::Histogram(|r| &r.inter_token)),
-    row("hashwatt_request_latency_seconds", "vllm:e2e_request_latency_seconds", "From a request's arrival to its last token", From::Histogram(|r| &r.end_to_end)),
-    row("hashwatt_request_queue_seconds", "vllm:request_queue_time_seconds", "From a request's arrival to its first step", From::Histogram(|r| &r.queue)),
-    row("hashwatt_request_prefill_seconds", "vllm:request_prefill_time_seconds", "From a request's first step to its first token", From::Histogram(|r| &r.prefill)),
-    row("hashwatt_request_decode_seconds", "vllm:request_decode_time_seconds", "From a request's first token to its last", From::Histogram(|r| &r.decode)),
-    row("hashwatt_request_prompt_tokens", "vllm:request_prompt_tokens", "Prompt tokens of a request", From::Histogram(|r| &r.request_prompt_tokens)),
-    row("hashwatt_request_generated_tokens", "vllm:request_generation_tokens", "Tokens generated for a request", From::Histogram(|r| &r.request_generated_tokens)),
-    row("hashwatt_http_responses", "", "Answers by HTTP status", From::HttpStatuses),
-    row("hashwatt_http_connections", "", "Open connections", From::Gauge(|r| r.connections.load(Ordering::Relaxed) as u64)),
-    row("hashwatt_http_requests_in_flight", "", "Requests whose answer is not complete", From::Gauge(|r| r.in_flight.load(Ordering::Relaxed) as u64)),
-    row("hashwatt_build_info", "", "Version of this process, as a label", From::Build),
+    row("hashwatt_requests_running", "vllm:num_requests_running", "Sequences that are being computed", Origin::EngineGauge(|e| e.running as f64)),
+    row("hashwatt_requests_waiting", "vllm:num_requests_waiting", "Sequences that wait for their first step", Origin::EngineGauge(|e| e.waiting as f64)),
+    row("hashwatt_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc", "Share of the KV cache's blocks owned by sequences, 1 is all", Origin::EngineGauge(EngineSample::cache_usage)),
+    row("hashwatt_engine_ready", "", "1 from the warm-up forward to the end of the engine", Origin::EngineGauge(|e| f64::from(u8::from(e.ready)))),
+    row("hashwatt_engine_step_rows", "", "Tokens in the last step", Origin::EngineGauge(|e| e.last_rows as f64)),
+    row("hashwatt_engine_step_rows_max", "", "Tokens in the largest step so far", Origin::EngineGauge(|e| e.max_rows as f64)),
+    row("hashwatt_engine_steps", "", "Steps (forwards) computed", Origin::EngineCounter(|e| e.steps)),
+    row("hashwatt_prompt_tokens", "vllm:prompt_tokens", "Prompt tokens of admitted requests", Origin::EngineCounter(|e| e.prompt_tokens)),
+    row("hashwatt_generated_tokens", "vllm:generation_tokens", "Tokens generated", Origin::EngineCounter(|e| e.generated_tokens)),
+    row("hashwatt_prefix_cache_queries", "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", Origin::EngineCounter(|e| e.prefix_queries)),
+    row("hashwatt_prefix_cache_hits", "vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", Origin::EngineCounter(|e| e.prefix_hits)),
+    row("hashwatt_preemptions", "vllm:num_preemptions", "Sequences that gave their blocks back and began anew", Origin::EngineCounter(|e| e.preemptions)),
+    row("hashwatt_cache_config_info", "vllm:cache_config_info", "Shape of the KV cache, as labels", Origin::CacheConfig),
+    row("hashwatt_requests_finished", "vllm:request_success", "Choices that ended, by reason", Origin::FinishReasons),
+    row("hashwatt_time_to_first_token_seconds", "vllm:time_to_first_token_seconds", "From a request's arrival to its first token", Origin::Histogram(|r| &r.time_to_first_token)),
+    row("hashwatt_inter_token_latency_seconds", "vllm:inter_token_latency_seconds", "Between two pieces of text of a choice", Origin::Histogram(|r| &r.inter_token)),
+    row("hashwatt_request_latency_seconds", "vllm:e2e_request_latency_seconds", "From a request's arrival to its last token", Origin::Histogram(|r| &r.end_to_end)),
+    row("hashwatt_request_queue_seconds", "vllm:request_queue_time_seconds", "From a request's arrival to its first step", Origin::Histogram(|r| &r.queue)),
+    row("hashwatt_request_prefill_seconds", "vllm:request_prefill_time_seconds", "From a request's first step to its first token", Origin::Histogram(|r| &r.prefill)),
+    row("hashwatt_request_decode_seconds", "vllm:request_decode_time_seconds", "From a request's first token to its last", Origin::Histogram(|r| &r.decode)),
+    row("hashwatt_request_prompt_tokens", "vllm:request_prompt_tokens", "Prompt tokens of a request", Origin::Histogram(|r| &r.request_prompt_tokens)),
+    row("hashwatt_request_generated_tokens", "vllm:request_generation_tokens", "Tokens generated for a request", Origin::Histogram(|r| &r.request_generated_tokens)),
+    row("hashwatt_http_responses", "", "Answers by HTTP status", Origin::HttpStatuses),
+    row("hashwatt_http_connections", "", "Open connections", Origin::Gauge(|r| r.connections.load(Ordering::Relaxed) as u64)),
+    row("hashwatt_http_requests_in_flight", "", "Requests whose answer is not complete", Origin::Gauge(|r| r.in_flight.load(Ordering::Relaxed) as u64)),
+    row("hashwatt_build_info", "", "Version of this process, as a label", Origin::Build),
 ];
 
 // vLLM's buckets (v1/metrics/loggers.py), so that quantiles of both servers compare.
@@ -344,42 +346,46 @@ impl Exporter {
         engines: &[EngineSample],
     ) -> fmt::Result {
         let kind = match row.from {
-            From::EngineGauge(_) | From::CacheConfig | From::Build | From::Gauge(_) => MetricType::Gauge,
-            From::EngineCounter(_) | From::FinishReasons | From::HttpStatuses => MetricType::Counter,
-            From::Histogram(_) => MetricType::Histogram,
+            Origin::EngineGauge(_) | Origin::CacheConfig | Origin::Build | Origin::Gauge(_) => {
+                MetricType::Gauge
+            }
+            Origin::EngineCounter(_) | Origin::FinishReasons | Origin::HttpStatuses => MetricType::Counter,
+            Origin::Histogram(_) => MetricType::Histogram,
         };
         let mut metric = encoder.encode_descriptor(name, row.help, None, kind)?;
         let model = ("model_name", self.config.model_name.as_str());
         match row.from {
-            From::EngineGauge(value) => each_engine(engines, |number, engine| {
+            Origin::EngineGauge(value) => each_engine(engines, |number, engine| {
                 metric.encode_family(&[model, ("engine", number)])?.encode_gauge(&value(engine))
             }),
-            From::EngineCounter(value) => each_engine(engines, |number, engine| {
+            Origin::EngineCounter(value) => each_engine(engines, |number, engine| {
                 let labels = [model, ("engine", number)];
                 metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value(engine), None)
             }),
-            From::CacheConfig => each_engine(engines, |number, engine| {
+            Origin::CacheConfig => each_engine(engines, |number, engine| {
                 let (size, total) = (engine.block_size.to_string(), engine.blocks_total.to_string());
                 let shape = [("block_size", size.as_str()), ("num_gpu_blocks", total.as_str())];
                 let labels = [model, ("engine", number), shape[0], shape[1]];
                 metric.encode_family(&labels)?.encode_gauge(&1u32)
             }),
-            From::Histogram(histogram) => histogram(&self.recorded).encode(metric.encode_family(&[model])?),
-            From::Gauge(value) => metric.encode_gauge(&value(&self.recorded)),
-            From::FinishReasons => ENDED.iter().zip(&self.recorded.ended).try_for_each(|(reason, n)| {
+            Origin::Histogram(histogram) => histogram(&self.recorded).encode(metric.encode_family(&[model])?),
+            Origin::Gauge(value) => metric.encode_gauge(&value(&self.recorded)),
+            Origin::FinishReasons => ENDED.iter().zip(&self.recorded.ended).try_for_each(|(reason, n)| {
                 let labels = [model, ("finished_reason", reason)];
                 let n = n.load(Ordering::Relaxed);
                 metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&n, None)
             }),
-            From::HttpStatuses => (100u16..).zip(&self.recorded.statuses).try_for_each(|(status, n)| match n
-                .load(Ordering::Relaxed)
-            {
-                0 => Ok(()),
-                n => metric
-                    .encode_family(&[("status", status)])?
-                    .encode_counter::<NoLabelSet, _, u64>(&n, None),
-            }),
-            From::Build => {
+            Origin::HttpStatuses => {
+                (100u16..).zip(&self.recorded.statuses).try_for_each(|(status, n)| {
+                    match n.load(Ordering::Relaxed) {
+                        0 => Ok(()),
+                        n => metric
+                            .encode_family(&[("status", status)])?
+                            .encode_counter::<NoLabelSet, _, u64>(&n, None),
+                    }
+                })
+            }
+            Origin::Build => {
                 metric.encode_family(&[("version", env!("CARGO_PKG_VERSION"))])?.encode_gauge(&1u32)
             }
         }

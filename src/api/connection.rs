@@ -109,7 +109,8 @@ impl Activity {
 
 /// Completes when the connection has overstepped a limit, with the reason.
 pub async fn watch(activity: Arc<Activity>, limits: TimeLimits) -> &'static str {
-    let shortest = limits.header.min(limits.idle).min(limits.write_stall).min(limits.linger * 4);
+    // Lingering may last a little longer than its limit: not worth waking every connection for.
+    let shortest = limits.header.min(limits.idle).min(limits.write_stall);
     let pause = (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(2500));
     loop {
         tokio::time::sleep(pause).await;
@@ -204,11 +205,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedIo<S> {
     }
 }
 
-/// An answer's body; when it is gone the connection is idle and the request `in_flight` no more.
+/// An answer's body; when it is gone the connection is idle and the request in flight no more.
 pub struct WatchedBody<B, G> {
     pub inner: B,
     pub activity: Arc<Activity>,
-    pub in_flight: G,
+    /// Held only to be dropped with the body.
+    pub _in_flight: G,
 }
 
 impl<B: Body<Data = Bytes> + Unpin, G: Unpin> Body for WatchedBody<B, G> {

@@ -49,6 +49,7 @@ pub fn engine_source(unit: Arc<Unit>) -> EngineSource {
                 preemptions: stats.preemptions.load(Relaxed),
                 steps: stats.steps.load(Relaxed),
                 last_rows: stats.last_rows.load(Relaxed),
+                max_rows: stats.max_rows.load(Relaxed),
                 prompt_tokens: stats.prompt_tokens.load(Relaxed),
                 generated_tokens: stats.generated_tokens.load(Relaxed),
                 ready: stats.ready.load(Relaxed),

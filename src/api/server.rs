@@ -281,7 +281,7 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
             if shared.draining.is_cancelled() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(response.map(|inner| WatchedBody { inner, activity, in_flight }))
+            Ok(response.map(|inner| WatchedBody { inner, activity, _in_flight: in_flight }))
         })
     }
 }

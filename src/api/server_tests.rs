@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::api::test_engine::Pace;
 use crate::api::testing::{Unit, eventually, exchange, quick_limits};
 use crate::api::{ApiConfig, ApiKeys, BodyLimits, ServerConfig, TimeLimits};
 
@@ -256,66 +257,44 @@ fn thread_cpu_us() -> f64 {
     us(usage.ru_utime) + us(usage.ru_stime)
 }
 
-/// What a streamed token costs the server when each is a frame of its own: the dearest case.
-/// `cargo test --lib per_token -- --ignored --nocapture`
+/// What a streamed token costs the server's thread, detokenising included, when each is a frame of its
+/// own: the dearest case. `cargo test --lib per_token -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement, not a check"]
 fn per_token_cost() {
-    use crate::api::testing::{Received, respond_with};
-    use crate::service::Delta;
     use std::io::{Read, Write};
     const STREAMS: usize = 8;
     const TOKENS: usize = 2000;
     let (ports, port) = std::sync::mpsc::channel();
-    let (sources, streams) = std::sync::mpsc::channel();
     let server = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
-            let route = axum::routing::get(
-                move |axum::extract::State(state): axum::extract::State<
-                    std::sync::Arc<crate::api::ApiState>,
-                >| async move {
-                    let (tx, rx) = tokio::sync::mpsc::channel::<Delta>(4096);
-                    sources.send(tx).unwrap();
-                    respond_with(&state, Received(rx))
-                },
-            );
-            let unit = Unit::start_with(
-                ApiConfig::default(),
-                ServerConfig::default(),
-                axum::Router::new().route("/test/fed", route),
-            )
-            .await;
+            let more = axum::Router::new();
+            let unit = Unit::loading(ApiConfig::default(), ServerConfig::default(), more).await;
+            unit.load(Pace { step: Duration::from_micros(500), ..Pace::default() });
             ports.send((unit.address, unit.shutdown.clone())).unwrap();
-            tokio::time::sleep(Duration::from_millis(300)).await;
             let before = thread_cpu_us();
             unit.server.await.unwrap().unwrap();
             (thread_cpu_us() - before) / (STREAMS * TOKENS) as f64
         })
     });
     let (address, shutdown) = port.recv().unwrap();
-    let readers: Vec<_> = (0..STREAMS)
-        .map(|_| {
-            std::thread::spawn(move || {
-                let mut stream = std::net::TcpStream::connect(address).unwrap();
-                stream.write_all(b"GET /test/fed HTTP/1.1\r\nconnection: close\r\n\r\n").unwrap();
-                let mut all = Vec::new();
-                stream.read_to_end(&mut all).unwrap();
-                all.len()
-            })
-        })
-        .collect();
-    let feeds: Vec<_> = (0..STREAMS).map(|_| streams.recv().unwrap()).collect();
-    std::thread::sleep(Duration::from_millis(400));
-    for _ in 0..TOKENS {
-        for feed in &feeds {
-            let text = " token".into();
-            feed.blocking_send(Delta::Text { choice: 0, text, logprobs: vec![] }).unwrap();
-        }
-        std::thread::sleep(Duration::from_micros(500));
-    }
-    drop(feeds);
-    let bytes: usize = readers.into_iter().map(|r| r.join().unwrap()).sum();
+    let body = format!(
+        r#"{{"messages":[{{"role":"user","content":"x"}}],"stream":true,"seed":1,"max_tokens":{TOKENS}}}"#
+    );
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nconnection: close\r\ncontent-length: ";
+    let request = format!("{head}{}\r\n\r\n{body}", body.len());
+    let read = move |request: String| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        assert!(all.ends_with(b"data: [DONE]\n\n\r\n0\r\n\r\n"));
+        all.windows(6).filter(|w| w == b"data: ").count()
+    };
+    let readers: Vec<_> = (0..STREAMS).map(|_| request.clone()).collect();
+    let readers: Vec<_> = readers.into_iter().map(|r| std::thread::spawn(move || read(r))).collect();
+    let events: usize = readers.into_iter().map(|r| r.join().unwrap()).sum();
     shutdown.cancel();
-    println!("{:.2} µs a token, {} bytes a token", server.join().unwrap(), bytes / (STREAMS * TOKENS));
+    println!("{:.2} µs a token, {events} events", server.join().unwrap());
 }

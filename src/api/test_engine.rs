@@ -63,7 +63,7 @@ fn run(commands: &Receiver<Command>, stats: &EngineStats, clock: &Clock, pace: P
             }
             Ok(Command::Abort) => {
                 for live in waiting.iter().chain(&running) {
-                    live.events.send(TokenEvent::Failed(EngineError::Aborted));
+                    live.events.send(TokenEvent::failed(EngineError::Aborted));
                 }
                 waiting.clear();
                 running.clear();
@@ -97,13 +97,13 @@ fn step(live: &mut Live, clock: &Clock, reply: &[u32]) -> bool {
         live.events.send(TokenEvent::Prompt(scores));
     }
     if request.sampling.seed == FAILING_SEED && live.made == 2 {
-        live.events.send(TokenEvent::Failed(EngineError::NonFiniteLogits));
+        live.events.send(TokenEvent::failed(EngineError::NonFiniteLogits));
         return false;
     }
     let id = reply[live.made % reply.len()];
     let logprob = request.sampling.logprobs.map(|_| scored(request, id));
     live.made += 1;
-    if !live.events.send(TokenEvent::Token { id, logprob }) {
+    if !live.events.send(TokenEvent::Token { id, logprob: logprob.map(Box::new) }) {
         return false;
     }
     if live.made < request.max_tokens {
@@ -120,6 +120,6 @@ fn step(live: &mut Live, clock: &Clock, reply: &[u32]) -> bool {
         finished_at: now,
         ..SequenceStats::default()
     };
-    live.events.send(TokenEvent::Finished { reason: FinishReason::Length, stats });
+    live.events.send(TokenEvent::Finished { reason: FinishReason::Length, stats: Box::new(stats) });
     false
 }

@@ -177,7 +177,7 @@ async fn endless(State(state): State<Arc<ApiState>>, Path(tokens): Path<usize>) 
     respond_with(&state, Received(rx))
 }
 
-pub fn respond_with(state: &ApiState, generation: impl Source) -> Response {
+fn respond_with(state: &ApiState, generation: impl Source) -> Response {
     let identity = Identity {
         id: "chatcmpl-00000000000000000000000000000000".into(),
         created: 1_800_000_000,
@@ -196,7 +196,7 @@ pub fn respond_with(state: &ApiState, generation: impl Source) -> Response {
 }
 
 /// Deltas from a channel.
-pub struct Received(pub tokio::sync::mpsc::Receiver<Delta>);
+struct Received(tokio::sync::mpsc::Receiver<Delta>);
 
 impl futures_core::Stream for Received {
     type Item = Delta;

@@ -10,6 +10,8 @@ pub mod machine;
 mod models;
 mod serve;
 
+pub use serve::api_state as serve_state;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::config::settings::{SETTINGS, Setting};

@@ -80,14 +80,24 @@ pub enum TokenEvent {
     Prompt(Vec<TokenLogprob>),
     Token {
         id: u32,
-        logprob: Option<TokenLogprob>,
+        logprob: Option<Box<TokenLogprob>>,
     },
     Finished {
         reason: FinishReason,
-        stats: SequenceStats,
+        stats: Box<SequenceStats>,
     },
-    Failed(EngineError),
+    Failed(Box<EngineError>),
 }
+
+impl TokenEvent {
+    pub fn failed(error: EngineError) -> TokenEvent {
+        TokenEvent::Failed(Box::new(error))
+    }
+}
+
+// What is large is boxed: the channel allocates 32 events at a time, and a decode step must not make
+// an allocation of a kilobyte.
+const _: () = assert!(size_of::<TokenEvent>() <= 24);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
@@ -197,8 +207,8 @@ impl EventStream {
             return event;
         }
         match self.state.swap(ENDED, Ordering::AcqRel) {
-            SLOW => Some(TokenEvent::Failed(EngineError::SlowReader)),
-            OPEN => Some(TokenEvent::Failed(EngineError::Dead("its thread ended".into()))),
+            SLOW => Some(TokenEvent::failed(EngineError::SlowReader)),
+            OPEN => Some(TokenEvent::failed(EngineError::Dead("its thread ended".into()))),
             _ => None,
         }
     }

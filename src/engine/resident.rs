@@ -127,7 +127,7 @@ impl Resident {
         let (needed, total) = ((max_len).div_ceil(BLOCK_SIZE), self.runner.blocks());
         if needed > total || request.prompt.is_empty() {
             self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
-            let _ = events.send(TokenEvent::Failed(EngineError::TooLargeForCache { needed, total }));
+            let _ = events.send(TokenEvent::failed(EngineError::TooLargeForCache { needed, total }));
             return;
         }
         let rank = Rank { tier: request.tier, arrival };
@@ -163,7 +163,7 @@ impl Resident {
 
     /// Ends every request with this error.
     pub fn fail_all(&mut self, error: &EngineError) {
-        for_all(&mut self.scheduler, |live| live.end(TokenEvent::Failed(error.clone())));
+        for_all(&mut self.scheduler, |live| live.end(TokenEvent::failed(error.clone())));
         self.leave();
     }
 
@@ -202,7 +202,7 @@ impl Resident {
         if let Err(error) = outcome {
             for row in &self.plan.rows {
                 let live = &mut self.scheduler.running_mut()[row.sequence].payload;
-                live.end(TokenEvent::Failed(error.clone()));
+                live.end(TokenEvent::failed(error.clone()));
             }
         }
         let (rows, sequences) = (self.plan.tokens(), self.plan.rows.len());
@@ -282,7 +282,7 @@ impl Live {
         }
         self.stats.generated_tokens = generated;
         self.history.record(&self.params, token);
-        if !self.events.send(TokenEvent::Token { id: token, logprob }) {
+        if !self.events.send(TokenEvent::Token { id: token, logprob: logprob.map(Box::new) }) {
             self.ended = true;
             return;
         }
@@ -294,7 +294,7 @@ impl Live {
         };
         if let Some(reason) = reason {
             self.stats.finished_at = now;
-            self.end(TokenEvent::Finished { reason, stats: self.stats });
+            self.end(TokenEvent::Finished { reason, stats: Box::new(self.stats) });
         }
     }
 }
@@ -347,7 +347,7 @@ fn apply(
             Some(token)
         }
         Err(NonFinite) => {
-            live.end(TokenEvent::Failed(EngineError::NonFiniteLogits));
+            live.end(TokenEvent::failed(EngineError::NonFiniteLogits));
             None
         }
     }

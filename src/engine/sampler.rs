@@ -253,17 +253,17 @@ fn nucleus(candidates: &mut [(f32, u32)], target: f64, mass: impl Fn(f32) -> f64
 
 /// Index of the largest entry, the first among equals; an error when any entry is not finite.
 fn argmax(logits: &[f32]) -> Result<u32, NonFinite> {
-    // x − x is 0 for finite x and NaN otherwise; sixteen lanes so that the loop is vectorised.
+    // x × 0 is 0 for finite x and NaN otherwise; sixteen lanes so that the loop is vectorised.
     let mut lanes = [0f32; 16];
     let chunks = logits.chunks_exact(16);
     let tail = chunks.remainder();
     for chunk in chunks {
         for (l, x) in lanes.iter_mut().zip(chunk) {
-            *l += x - x;
+            *l += x * 0.0;
         }
     }
     for (l, x) in lanes.iter_mut().zip(tail) {
-        *l += x - x;
+        *l += x * 0.0;
     }
     if logits.is_empty() || lanes.iter().any(|l| *l != 0.0) {
         return Err(NonFinite);

@@ -14,6 +14,7 @@ use crate::model::Checkpoint;
 use crate::model::decoder;
 use crate::ops::weight::Weight;
 
+#[allow(clippy::large_enum_variant)] // one exists at a time
 enum Model {
     Llama { model: llama::Llama, cache: llama::Cache, config: llama::Config },
     Qwen3(qwen3::ModelForCausalLM),

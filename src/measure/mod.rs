@@ -1,3 +1,4 @@
-//! L4d. Measuring: what the command line's `bench` and the criterion suites share.
+//! L4d. Measuring: what the command line and the criterion suites share.
 
 pub mod baseline;
+pub mod economics_table;

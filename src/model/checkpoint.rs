@@ -22,7 +22,18 @@ pub const SYNTHETIC_SEED: u64 = 7;
 const SYNTHETIC: &str = "synthetic:";
 
 /// The cards of `models/` that can be built without a download, by name.
-pub const PRESETS: &[(&str, &str)] = &[("qwen3-0.6b", include_str!("../../models/qwen3-0.6b.toml"))];
+pub const PRESETS: &[(&str, &str)] = &[
+    ("llama-3.1-8b", include_str!("../../models/llama-3.1-8b.toml")),
+    ("llama-3.2-1b", include_str!("../../models/llama-3.2-1b.toml")),
+    ("llama-3.3-70b", include_str!("../../models/llama-3.3-70b.toml")),
+    ("qwen3-0.6b", include_str!("../../models/qwen3-0.6b.toml")),
+    ("qwen3-1.7b", include_str!("../../models/qwen3-1.7b.toml")),
+    ("qwen3-14b", include_str!("../../models/qwen3-14b.toml")),
+    ("qwen3-32b", include_str!("../../models/qwen3-32b.toml")),
+    ("qwen3-4b", include_str!("../../models/qwen3-4b.toml")),
+    ("qwen3-8b", include_str!("../../models/qwen3-8b.toml")),
+    ("smollm2-135m", include_str!("../../models/smollm2-135m.toml")),
+];
 
 /// The demo model's files, compiled in.
 mod demo {

@@ -14,7 +14,7 @@ use super::pool::Pool;
 use super::weight::{Weight, WeightSlice, WeightType};
 
 /// Multiply-adds below which waking the pool costs more than it saves.
-const INLINE_WORK: usize = 30_000;
+const INLINE_WORK: usize = 100_000;
 /// Bytes of a panel of weights, which stays in the second-level cache while the activations pass.
 const PANEL_BYTES: usize = 256 << 10;
 /// Outputs that share a cache line of the destination: panels begin at such a boundary.

@@ -16,7 +16,7 @@ use super::pool::Pool;
 pub const BLOCK_SIZE: usize = BLOCK;
 
 /// Multiply-adds below which waking the pool costs more than it saves.
-const INLINE_WORK: usize = 30_000;
+const INLINE_WORK: usize = 100_000;
 
 /// Successive rows of one sequence in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

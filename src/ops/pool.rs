@@ -1,29 +1,21 @@
 //! The threads of one device: runs a step's loops, one at a time, with no allocation.
 //!
-//! Workers spin briefly for the next loop, because a step is a row of short loops, and then sleep.
-//! Which thread takes which task is not fixed, so an operation's result must not depend on it.
+//! Workers spin briefly for the next loop, because a step is a row of short loops, and then sleep. A
+//! loop waits only for workers that entered it: one that wakes too late finds it closed. Which thread
+//! takes which task is not fixed, so an operation's result must not depend on it.
 
+use std::cell::UnsafeCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Turns of the spin loop before a waiting thread sleeps (about 20 µs).
+/// Turns of the spin loop before a waiting thread sleeps (some ten microseconds).
 const SPINS: usize = 2_000;
+/// Set in `Shared::entered` while no loop may be entered.
+const CLOSED: usize = 1 << (usize::BITS - 1);
 
 type Body = dyn Fn(usize) + Sync;
-
-struct Shared {
-    /// The loop in flight: a fat pointer to the caller's closure, valid while `unfinished > 0`.
-    job: Mutex<Job>,
-    wake: Condvar,
-    /// Counts the jobs published; workers watch it without the lock.
-    generation: AtomicUsize,
-    next_task: AtomicUsize,
-    /// Workers that have not yet left the present job.
-    unfinished: AtomicUsize,
-    panicked: AtomicBool,
-    stop: AtomicBool,
-}
 
 #[derive(Clone, Copy)]
 struct Job {
@@ -32,32 +24,52 @@ struct Job {
     tasks: usize,
 }
 
-// SAFETY: the pointer is dereferenced only between publication and the moment `run` sees that every
-// worker has left, and the closure behind it is Sync.
-unsafe impl Send for Job {}
+struct Shared {
+    /// The loop in flight. Written by the caller while `entered` is CLOSED and nobody is inside, read
+    /// by workers that are inside.
+    job: UnsafeCell<Job>,
+    /// Workers inside the loop, and the CLOSED bit.
+    entered: AtomicUsize,
+    /// Counts the loops; workers watch it.
+    generation: AtomicUsize,
+    next_task: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    /// Workers asleep on `wake`, or about to be.
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+// SAFETY: `job` is written only while nobody reads it (see its comment); the closure behind its pointer is
+// Sync and outlives the loop; everything else is atomic.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
 
 /// `threads` threads, the caller of [`Pool::run`] among them.
 pub struct Pool {
     shared: Arc<Shared>,
     threads: usize,
     workers: Vec<JoinHandle<()>>,
-    running: Mutex<()>,
+    one_loop: Mutex<()>,
 }
 
 impl Pool {
     /// A pool of `threads` (at least one): the caller and `threads − 1` workers.
     pub fn new(threads: usize) -> Pool {
-        let threads = threads.max(1);
         let shared = Arc::new(Shared {
-            job: Mutex::new(Job { generation: 0, body: None, tasks: 0 }),
-            wake: Condvar::new(),
+            job: UnsafeCell::new(Job { generation: 0, body: None, tasks: 0 }),
+            entered: AtomicUsize::new(CLOSED),
             generation: AtomicUsize::new(0),
             next_task: AtomicUsize::new(0),
-            unfinished: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
         });
-        let workers = (1..threads)
+        let workers = (1..threads.max(1))
             .filter_map(|i| {
                 let shared = shared.clone();
                 // A thread that cannot be had makes the pool smaller, not wrong.
@@ -67,7 +79,7 @@ impl Pool {
                     .ok()
             })
             .collect::<Vec<_>>();
-        Pool { shared, threads: workers.len() + 1, workers, running: Mutex::new(()) }
+        Pool { shared, threads: workers.len() + 1, workers, one_loop: Mutex::new(()) }
     }
 
     pub fn threads(&self) -> usize {
@@ -83,24 +95,25 @@ impl Pool {
             (0..tasks).for_each(body);
             return;
         }
-        let _one_at_a_time = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.one_loop.lock().unwrap_or_else(PoisonError::into_inner);
         let s = &*self.shared;
         s.next_task.store(0, Ordering::Relaxed);
         s.panicked.store(false, Ordering::Relaxed);
-        s.unfinished.store(self.workers.len(), Ordering::Relaxed);
-        {
-            let mut job = s.job.lock().unwrap_or_else(PoisonError::into_inner);
-            job.generation += 1;
-            job.tasks = tasks;
-            // SAFETY: only the lifetime changes; `run` does not return before every worker has left.
-            job.body =
-                Some(unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const Body>(body) });
-            s.generation.store(job.generation, Ordering::Release);
+        let generation = s.generation.load(Ordering::Relaxed) + 1;
+        // SAFETY: only the lifetime changes; `run` does not return before every worker has left.
+        let body_pointer = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const Body>(body) };
+        // SAFETY: the last loop was closed and left by all, so nobody reads the job.
+        unsafe { *s.job.get() = Job { generation, body: Some(body_pointer), tasks } };
+        s.entered.fetch_and(!CLOSED, Ordering::Release);
+        s.generation.store(generation, Ordering::SeqCst);
+        if s.sleepers.load(Ordering::SeqCst) > 0 {
+            let _asleep = s.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            s.wake.notify_all();
         }
-        s.wake.notify_all();
         take_tasks(s, tasks, body);
+        s.entered.fetch_or(CLOSED, Ordering::AcqRel);
         let mut spins = 0;
-        while s.unfinished.load(Ordering::Acquire) > 0 {
+        while s.entered.load(Ordering::Acquire) != CLOSED {
             spins += 1;
             if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
@@ -109,7 +122,7 @@ impl Pool {
 }
 
 fn take_tasks(s: &Shared, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
         loop {
             let task = s.next_task.fetch_add(1, Ordering::Relaxed);
             if task >= tasks {
@@ -126,37 +139,48 @@ fn take_tasks(s: &Shared, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
 fn worker(s: &Shared) {
     let mut seen = 0;
     loop {
-        let mut spins = 0;
-        while s.generation.load(Ordering::Acquire) == seen && spins < SPINS {
-            spins += 1;
-            std::hint::spin_loop();
-        }
-        let job = {
-            let mut job = s.job.lock().unwrap_or_else(PoisonError::into_inner);
-            while job.generation == seen && !s.stop.load(Ordering::Acquire) {
-                job = s.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
-            }
-            *job
-        };
+        wait_for_other_than(s, seen);
         if s.stop.load(Ordering::Acquire) {
             return;
         }
-        seen = job.generation;
-        if let Some(body) = job.body {
-            // SAFETY: `run` waits for `unfinished` to reach zero before the closure goes away, and this
-            // worker has not yet counted itself out of this job.
-            take_tasks(s, job.tasks, unsafe { &*body });
+        seen = s.generation.load(Ordering::Acquire);
+        if s.entered.fetch_add(1, Ordering::AcqRel) & CLOSED == 0 {
+            // SAFETY: this worker is inside an open loop, so the caller neither writes the job nor drops
+            // the closure before it has left.
+            let job = unsafe { *s.job.get() };
+            seen = job.generation;
+            if let Some(body) = job.body {
+                // SAFETY: as above.
+                take_tasks(s, job.tasks, unsafe { &*body });
+            }
         }
-        s.unfinished.fetch_sub(1, Ordering::AcqRel);
+        s.entered.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// Spins, then sleeps, until there is another loop than `seen`, or the pool ends.
+fn wait_for_other_than(s: &Shared, seen: usize) {
+    for _ in 0..SPINS {
+        if s.generation.load(Ordering::Acquire) != seen {
+            return;
+        }
+        std::hint::spin_loop();
+    }
+    let mut asleep = s.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+    // The caller publishes, then looks for sleepers; here it is the other way round: one sees the other.
+    s.sleepers.fetch_add(1, Ordering::SeqCst);
+    while s.generation.load(Ordering::SeqCst) == seen && !s.stop.load(Ordering::SeqCst) {
+        asleep = s.wake.wait(asleep).unwrap_or_else(PoisonError::into_inner);
+    }
+    s.sleepers.fetch_sub(1, Ordering::SeqCst);
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         {
-            let _job = self.shared.job.lock().unwrap_or_else(PoisonError::into_inner);
-            self.shared.stop.store(true, Ordering::Release);
-            self.shared.generation.fetch_add(1, Ordering::Release);
+            let _asleep = self.shared.sleep.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.stop.store(true, Ordering::SeqCst);
+            self.shared.generation.fetch_add(1, Ordering::SeqCst);
         }
         self.shared.wake.notify_all();
         for w in self.workers.drain(..) {

@@ -17,7 +17,7 @@ use crate::text::tokenizer::Tokenizer;
 struct Open {
     begin: usize,
     end: usize,
-    logprob: Option<TokenLogprob>,
+    logprob: Option<Box<TokenLogprob>>,
 }
 
 pub(super) struct Choice {
@@ -108,12 +108,12 @@ impl Choice {
             Some(TokenEvent::Token { id, logprob }) => self.token(id, logprob, out),
             Some(TokenEvent::Prompt(scores)) => self.echo_prompt(scores, out),
             Some(TokenEvent::Finished { reason, stats }) => {
-                self.stats = Some(stats);
+                self.stats = Some(*stats);
                 self.finished(reason, out);
             }
             Some(TokenEvent::Failed(error)) => {
                 self.events = None;
-                out.push_back(Delta::Failed(error.into()));
+                out.push_back(Delta::Failed((*error).into()));
             }
             None => {
                 self.events = None;
@@ -143,7 +143,7 @@ impl Choice {
         }
     }
 
-    fn token(&mut self, id: u32, logprob: Option<TokenLogprob>, out: &mut VecDeque<Delta>) {
+    fn token(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>, out: &mut VecDeque<Delta>) {
         self.began = true;
         self.echo_prompt(Vec::new(), out);
         if self.muted {

@@ -87,7 +87,7 @@ impl Bench {
 
 fn token(id: u32) -> TokenEvent {
     let logprob = TokenLogprob { id, logprob: -1.0, top: vec![(id, -1.0), (b'?'.into(), -2.0)] };
-    TokenEvent::Token { id, logprob: Some(logprob) }
+    TokenEvent::Token { id, logprob: Some(Box::new(logprob)) }
 }
 
 fn finished(reason: FinishReason) -> TokenEvent {
@@ -99,7 +99,7 @@ fn finished(reason: FinishReason) -> TokenEvent {
         finished_at: Tick(6_000_000_000),
         ..SequenceStats::default()
     };
-    TokenEvent::Finished { reason, stats }
+    TokenEvent::Finished { reason, stats: Box::new(stats) }
 }
 
 fn error_of(result: Result<Generation, ServiceError>) -> (Option<String>, Option<&'static str>, String) {
@@ -239,7 +239,7 @@ async fn one_failure_ends_all_and_a_dropped_generation_cancels_all() {
     let bench = bench();
     let mut generation = bench.complete(json!({"prompt": "p", "n": 3})).unwrap();
     let asked: Vec<_> = (0..3).map(|_| bench.asked().1).collect();
-    asked[1].send(TokenEvent::Failed(EngineError::NonFiniteLogits));
+    asked[1].send(TokenEvent::Failed(Box::new(EngineError::NonFiniteLogits)));
     assert_eq!(generation.next().await, Some(Delta::Failed(EngineError::NonFiniteLogits.into())));
     assert_eq!(generation.next().await, None);
     assert!(asked.iter().all(EventSender::is_closed));

@@ -153,7 +153,7 @@ fn limits_change_while_it_runs_and_abort_ends_every_stream() {
         (0..6).map(|i| engine.submit(request(&prompt(20, VOCAB, i), 1000, greedy())).unwrap()).collect();
     engine.abort();
     for s in streams {
-        assert_eq!(drain(s).1, TokenEvent::Failed(EngineError::Aborted));
+        assert_eq!(drain(s).1, TokenEvent::failed(EngineError::Aborted));
     }
     settle(engine.stats());
 }
@@ -162,7 +162,7 @@ fn limits_change_while_it_runs_and_abort_ends_every_stream() {
 fn what_cannot_fit_is_refused_and_the_queue_is_bounded() {
     let engine = engine(&decoder(&llama(1), Precision::F32), 1, 8, 64, 16);
     let (_, last) = drain(engine.submit(request(&prompt(100, VOCAB, 1), 100, greedy())).unwrap());
-    assert_eq!(last, TokenEvent::Failed(EngineError::TooLargeForCache { needed: 13, total: 8 }));
+    assert_eq!(last, TokenEvent::failed(EngineError::TooLargeForCache { needed: 13, total: 8 }));
     settle(engine.stats());
 }
 

@@ -1,6 +1,17 @@
 //! The integration tests, as one binary: it links the library once.
 
+// A test that cannot go on panics; that is its way to fail.
+#![allow(clippy::unwrap_used)]
+
+mod allocation;
+mod checkpoint;
+mod demo;
 mod engine;
 mod parity;
 mod scheduler;
+mod serving;
 mod support;
+mod tidy;
+
+#[global_allocator]
+static ALLOCATOR: allocation::Counting = allocation::Counting;

@@ -99,7 +99,11 @@ impl TensorTable {
     }
 
     pub fn file_of(&self, name: &str) -> String {
-        self.entries.get(name).map_or(self.folder.clone(), |e| self.shards[e.shard].file.clone())
+        match (self.entries.get(name), self.shards.as_slice()) {
+            (Some(entry), shards) => shards[entry.shard].file.clone(),
+            (None, [only]) => only.file.clone(),
+            (None, _) => self.folder.clone(),
+        }
     }
 
     pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<WeightType, LoadError> {

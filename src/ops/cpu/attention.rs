@@ -7,6 +7,7 @@
 //! Online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022 (FlashAttention).
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::attention_scalar::Plain;
 use super::{Element, Isa, SharedMut};
@@ -69,7 +70,7 @@ pub struct Mix<'a, T> {
     /// Blocks of values that are needed soon; null where there is none.
     pub ahead: &'a [*const T; TILE_BLOCKS],
     /// Positions within the tile.
-    pub keys: std::ops::Range<usize>,
+    pub keys: Range<usize>,
     pub dim: usize,
 }
 
@@ -80,7 +81,7 @@ pub trait Kernels {
     type Query: Element;
 
     /// `scores[i · TILE + j] = q_i · k_j` for `n` queries and the 16 keys of a block, while keys that
-    /// are needed soon are fetched from `ahead`.
+    /// are needed soon are fetched from `ahead` (unless null).
     ///
     /// # Safety
     /// q: `[n, dim]`, k: `[BLOCK, dim]`, scores: `[n, TILE]` from the block's first column; dim is a
@@ -91,7 +92,7 @@ pub trait Kernels {
         k: *const Self::Kv,
         dim: usize,
         scores: *mut f32,
-        ahead: Option<*const Self::Kv>,
+        ahead: *const Self::Kv,
     );
 
     /// Turns the first `valid` ≥ 1 scores of a tile into weights e^(scale·score − max), updates the
@@ -184,65 +185,125 @@ unsafe fn attend_with<K: Kernels, O: Element>(
         acc: [MaybeUninit::uninit(); MAX_QUERIES * MAX_HEAD_DIM],
         scores: [MaybeUninit::uninit(); MAX_QUERIES * TILE],
     };
-    let mut softmax = [Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; MAX_QUERIES];
     // Query i is row i / heads, head i % heads: positions ascend with i.
     let place = |i: usize| {
         (group.first_row + i / group.heads) * shape.heads * dim + (group.first_head + i % group.heads) * dim
     };
     for i in 0..queries {
-        let from = &q[place(i)..place(i) + dim];
-        for (d, x) in from.iter().enumerate() {
-            scratch.q[i * dim + d].write(K::Query::narrow(*x));
+        for (to, x) in scratch.q[i * dim..].iter_mut().zip(&q[place(i)..place(i) + dim]) {
+            to.write(K::Query::narrow(*x));
         }
         scratch.acc[i * dim..(i + 1) * dim].fill(MaybeUninit::new(0.0));
     }
-    let q_at = scratch.q.as_ptr().cast::<K::Query>();
-    let acc = scratch.acc.as_mut_ptr().cast::<f32>();
-    let all_scores = scratch.scores.as_mut_ptr().cast::<f32>();
-
-    let seen = group.first_position + group.rows; // positions the last row sees
-    // The keys or the values of the n-th block, as far as the group looks.
-    let part =
-        |n: usize, part: usize| (n * BLOCK < seen).then(|| block_part(shape, group, cache, n, part).as_ptr());
-    for tile in 0..seen.div_ceil(TILE) {
-        let start = tile * TILE;
+    let mut work = Work::<K> {
+        shape,
+        group,
+        cache,
+        queries,
+        seen: group.first_position + group.rows,
+        q: scratch.q.as_ptr().cast(),
+        acc: scratch.acc.as_mut_ptr().cast(),
+        scores: scratch.scores.as_mut_ptr().cast(),
+        softmax: [Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; MAX_QUERIES],
+    };
+    for tile in 0..work.seen.div_ceil(TILE) {
         // Rows that see nothing of this tile sit it out.
-        let first_active = start.saturating_sub(group.first_position) * group.heads;
-        // Blocks lie scattered: no hardware foresees the next tile's.
-        let next = |b: usize, which: usize| part((tile + 1) * TILE_BLOCKS + b, which);
+        let first = (tile * TILE).saturating_sub(group.first_position) * group.heads;
+        // SAFETY: the caller's promises; queries are filled in and accumulators zeroed above.
+        unsafe {
+            work.score(tile, first);
+            work.mix(tile, first);
+        }
+    }
+    for i in 0..queries {
+        let inverse = 1.0 / work.softmax[i].sum;
+        for d in 0..dim {
+            // SAFETY: acc is written for all queries; the place lies within dst and is ours alone.
+            unsafe { *dst.at(place(i) + d) = O::narrow(*work.acc.add(i * dim + d) * inverse) };
+        }
+    }
+}
+
+/// A group in progress.
+struct Work<'a, K: Kernels> {
+    shape: &'a Shape,
+    group: &'a Group<'a>,
+    cache: &'a [K::Kv],
+    queries: usize,
+    /// Positions that the last row sees.
+    seen: usize,
+    q: *const K::Query,
+    acc: *mut f32,
+    scores: *mut f32,
+    softmax: [Softmax; MAX_QUERIES],
+}
+
+impl<K: Kernels> Work<'_, K> {
+    /// The keys (part 0) or values (part 1) `[BLOCK, head_dim]` of a tile's b-th block; null beyond what
+    /// the group sees.
+    fn block(&self, tile: usize, b: usize, part: usize) -> *const K::Kv {
+        let n = tile * TILE_BLOCKS + b;
+        if n * BLOCK >= self.seen {
+            return std::ptr::null();
+        }
+        let size = BLOCK * self.shape.head_dim;
+        let at =
+            ((self.group.table[n] as usize * 2 + part) * self.shape.kv_heads + self.group.kv_head) * size;
+        self.cache[at..at + size].as_ptr()
+    }
+
+    /// Scores of the queries from `first` on against a tile's keys.
+    ///
+    /// # Safety
+    /// As [`attend`]; the queries are filled in.
+    unsafe fn score(&mut self, tile: usize, first: usize) {
+        let dim = self.shape.head_dim;
         for b in 0..TILE_BLOCKS {
-            let Some(k) = part(tile * TILE_BLOCKS + b, 0) else { break };
-            let (q, scores) = (first_active * dim, first_active * TILE + b * BLOCK);
-            // SAFETY: the active queries follow in the scratch; the block of keys is [BLOCK, dim].
+            let k = self.block(tile, b, 0);
+            if k.is_null() {
+                return;
+            }
+            // Blocks lie scattered: no hardware foresees the next tile's.
+            let ahead = self.block(tile + 1, b, 0);
+            // SAFETY: the queries from `first` lie in the scratch; a block of keys is [BLOCK, dim].
             unsafe {
-                let (q, scores) = (q_at.add(q), all_scores.add(scores));
-                K::scores(q, queries - first_active, k, dim, scores, next(b, 0));
+                let scores = self.scores.add(first * TILE + b * BLOCK);
+                K::scores(self.q.add(first * dim), self.queries - first, k, dim, scores, ahead);
             }
         }
-        let or_null = |v: Option<*const K::Kv>| v.unwrap_or(std::ptr::null());
-        let v = std::array::from_fn(|b| or_null(part(tile * TILE_BLOCKS + b, 1)));
-        let v_ahead = std::array::from_fn(|b| or_null(next(b, 1)));
+    }
+
+    /// Adds a tile's values, weighed, to the accumulators of the queries from `first` on.
+    ///
+    /// # Safety
+    /// As [`attend`]; the tile is scored.
+    unsafe fn mix(&mut self, tile: usize, first: usize) {
+        let (dim, scale) = (self.shape.head_dim, self.shape.scale);
+        let (acc, scores) = (self.acc, self.scores);
+        let v = std::array::from_fn(|b| self.block(tile, b, 1));
+        let next = std::array::from_fn(|b| self.block(tile + 1, b, 1));
+        let nothing = [std::ptr::null(); TILE_BLOCKS];
+        // How many of the tile's keys query i sees.
+        let (group, start) = (self.group, tile * TILE);
         let valid = |i: usize| (group.first_position + i / group.heads + 1 - start).min(TILE);
-        for i in (first_active..queries).step_by(SHARED_QUERIES) {
-            let end = (i + SHARED_QUERIES).min(queries);
+        let mix = |i: usize, factors: &[f32], keys: Range<usize>, ahead: &[*const K::Kv; TILE_BLOCKS]| {
+            // SAFETY: the queries from i lie in the scratch and see these keys of the tile.
+            unsafe {
+                let (acc, weights) = (acc.add(i * dim), scores.add(i * TILE));
+                K::mix(&Mix { acc, factors, weights, v: &v, ahead, keys, dim });
+            }
+        };
+        for i in (first..self.queries).step_by(SHARED_QUERIES) {
+            let end = (i + SHARED_QUERIES).min(self.queries);
             let mut factors = [1.0f32; SHARED_QUERIES];
             for j in i..end {
                 // SAFETY: query j's scores are written up to its last visible block.
                 factors[j - i] =
-                    unsafe { K::weigh(all_scores.add(j * TILE), valid(j), shape.scale, &mut softmax[j]) };
+                    unsafe { K::weigh(scores.add(j * TILE), valid(j), scale, &mut self.softmax[j]) };
             }
             // What all of them see in one go, then each what it sees beyond.
             let common = valid(i);
-            let mix = |first: usize, factors: &[f32], keys: std::ops::Range<usize>, ahead| {
-                // SAFETY: these queries lie within the scratch and see these keys of the tile.
-                unsafe {
-                    let (acc, weights) = (acc.add(first * dim), all_scores.add(first * TILE));
-                    K::mix(&Mix { acc, factors, weights, v: &v, ahead, keys, dim });
-                }
-            };
-            let nothing = [std::ptr::null(); TILE_BLOCKS];
-            let ahead = if i == first_active { &v_ahead } else { &nothing };
-            mix(i, &factors[..end - i], 0..common, ahead);
+            mix(i, &factors[..end - i], 0..common, if i == first { &next } else { &nothing });
             for j in i + 1..end {
                 if valid(j) > common {
                     mix(j, &[1.0], common..valid(j), &nothing);
@@ -250,18 +311,4 @@ unsafe fn attend_with<K: Kernels, O: Element>(
             }
         }
     }
-    for i in 0..queries {
-        let inverse = 1.0 / softmax[i].sum;
-        for d in 0..dim {
-            // SAFETY: acc is written for all queries; the place lies within dst and is ours alone.
-            unsafe { *dst.at(place(i) + d) = O::narrow(*acc.add(i * dim + d) * inverse) };
-        }
-    }
-}
-
-/// The keys (part 0) or values (part 1) `[BLOCK, head_dim]` of the sequence's n-th block.
-fn block_part<'c, T>(shape: &Shape, group: &Group<'_>, cache: &'c [T], n: usize, part: usize) -> &'c [T] {
-    let size = BLOCK * shape.head_dim;
-    let at = ((group.table[n] as usize * 2 + part) * shape.kv_heads + group.kv_head) * size;
-    &cache[at..at + size]
 }

@@ -15,21 +15,13 @@ impl<T: Eight> Kernels for Avx2<T> {
     type Kv = T;
     type Query = f32;
 
-    unsafe fn scores(
-        q: *const f32,
-        n: usize,
-        k: *const T,
-        dim: usize,
-        scores: *mut f32,
-        ahead: Option<*const T>,
-    ) {
+    unsafe fn scores(q: *const f32, n: usize, k: *const T, dim: usize, scores: *mut f32, ahead: *const T) {
         let mut i = 0;
-        let mut ahead = ahead;
         while i < n {
             // SAFETY: the queries from i to n and their scores are the caller's.
             unsafe {
                 let (q, scores) = (q.add(i * dim), scores.add(i * TILE));
-                let ahead = ahead.take();
+                let ahead = if i == 0 { ahead } else { std::ptr::null() };
                 i += match n - i {
                     2.. => score::<T, 2>(q, k, dim, scores, ahead),
                     _ => score::<T, 1>(q, k, dim, scores, ahead),
@@ -66,7 +58,7 @@ unsafe fn score<T: Eight, const Q: usize>(
     k: *const T,
     dim: usize,
     scores: *mut f32,
-    ahead: Option<*const T>,
+    ahead: *const T,
 ) -> usize {
     for first in (0..BLOCK).step_by(4) {
         let mut sums = [[_mm256_setzero_ps(); 4]; Q];
@@ -76,7 +68,7 @@ unsafe fn score<T: Eight, const Q: usize>(
                 let qs: [__m256; Q] = std::array::from_fn(|i| _mm256_loadu_ps(q.add(i * dim + d)));
                 for j in 0..4 {
                     let at = (first + j) * dim + d;
-                    if let Some(ahead) = ahead {
+                    if !ahead.is_null() {
                         _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(at).cast());
                     }
                     let k = T::load(k.add(at));

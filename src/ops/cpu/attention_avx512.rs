@@ -45,15 +45,14 @@ impl<T: Stored> Kernels for Avx512<T> {
         k: *const T,
         dim: usize,
         scores: *mut f32,
-        ahead: Option<*const T>,
+        ahead: *const T,
     ) {
         let mut i = 0;
-        let mut ahead = ahead;
         while i < n {
             // SAFETY: the queries from i to n and their scores are the caller's.
             unsafe {
                 let (q, scores) = (q.add(i * dim), scores.add(i * TILE));
-                let ahead = ahead.take();
+                let ahead = if i == 0 { ahead } else { std::ptr::null() };
                 i += match n - i {
                     4.. => score::<T::Score, 4, 1>(q, k, dim, scores, ahead),
                     2.. => score::<T::Score, 2, 2>(q, k, dim, scores, ahead),
@@ -91,7 +90,7 @@ unsafe fn score<P: Product, const Q: usize, const G: usize>(
     k: *const P::W,
     dim: usize,
     scores: *mut f32,
-    ahead: Option<*const P::W>,
+    ahead: *const P::W,
 ) -> usize {
     for first in (0..BLOCK).step_by(4 * G) {
         let mut sums = [[[_mm512_setzero_ps(); 4]; G]; Q];
@@ -103,7 +102,7 @@ unsafe fn score<P: Product, const Q: usize, const G: usize>(
                 for g in 0..G {
                     for j in 0..4 {
                         let at = (first + 4 * g + j) * dim + d;
-                        if let Some(ahead) = ahead {
+                        if !ahead.is_null() {
                             _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(at).cast());
                         }
                         let k = P::w(k.add(at));

@@ -16,14 +16,7 @@ impl<T: Element> Kernels for Plain<T> {
     type Kv = T;
     type Query = f32;
 
-    unsafe fn scores(
-        q: *const f32,
-        n: usize,
-        k: *const T,
-        dim: usize,
-        scores: *mut f32,
-        _ahead: Option<*const T>,
-    ) {
+    unsafe fn scores(q: *const f32, n: usize, k: *const T, dim: usize, scores: *mut f32, _ahead: *const T) {
         for i in 0..n {
             for j in 0..BLOCK {
                 // SAFETY: the caller's promise: q is [n, dim], k is [BLOCK, dim], scores are [n, TILE].

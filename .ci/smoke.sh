@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Starts the built server and sends it the README's own requests: what the README shows is what works.
+set -euo pipefail
+binary=${1:?usage: smoke.sh PATH-OF-BINARY}
+root=$(cd "$(dirname "$0")/.." && pwd)
+base=http://127.0.0.1:8000
+work=$(mktemp -d)
+server=""
+cleanup() {
+  [ -n "$server" ] && kill "$server" 2>/dev/null || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+
+if curl -s -o /dev/null "$base/livez"; then
+  echo "port 8000 is taken; the README's requests go there" >&2
+  exit 1
+fi
+"$binary" serve >"$work/log" 2>&1 &
+server=$!
+for _ in $(seq 300); do
+  curl -fs -o /dev/null "$base/readyz" && break
+  kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
+  sleep 0.1
+done
+curl -fs "$base/readyz"
+
+# Every ```sh block of the README, each on its own.
+awk -v dir="$work" '/^```sh$/ {n++; on=1; next} /^```$/ {on=0} on {print > (dir "/block" n ".sh")}' "$root/README.md"
+blocks=0
+for block in "$work"/block*.sh; do
+  echo "--- $(head -n 1 "$block")"
+  bash -euo pipefail "$block" >"$work/out"
+  head -c 600 "$work/out"; echo
+  if grep -q '"error"' "$work/out"; then echo "the README's request was refused" >&2; exit 1; fi
+  grep -q '"choices"' "$work/out"
+  blocks=$((blocks + 1))
+done
+[ "$blocks" -ge 2 ] || { echo "the README shows $blocks requests" >&2; exit 1; }
+tail -n 3 "$work/out" | grep -q '^data: \[DONE\]' || { echo "the stream did not end with [DONE]" >&2; exit 1; }
+
+# The curl line of the banner.
+sed -n 's/^  try      //p; s/^             //p' "$work/log" >"$work/banner.sh"
+bash -euo pipefail "$work/banner.sh" | grep -q '"choices"'
+
+# The Python example, with the real client.
+awk '/^```python$/ {on=1; next} /^```$/ {on=0} on' "$root/README.md" >"$work/example.py"
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check openai
+"$work/venv/bin/python" "$work/example.py" | tee "$work/python.out"
+[ -s "$work/python.out" ]
+
+kill -TERM "$server"
+wait "$server" || { echo "the server ended with $? after SIGTERM" >&2; exit 1; }
+server=""
+echo "smoke: passed"

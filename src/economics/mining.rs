@@ -1,0 +1,72 @@
+//! What hashing earns: from difficulty and price to dollars per megawatt-hour.
+
+use super::market::Market;
+use crate::quantity::{Hashprice, JoulesPerTerahash, UsdPerMwh};
+
+const SECONDS_PER_DAY: f64 = 86_400.0;
+const HASHES_PER_PETAHASH: f64 = 1e15;
+
+/// Blocks a petahash per second finds in a day, in expectation: a block takes difficulty × 2³² hashes.
+pub fn blocks_per_petahash_day(difficulty: f64) -> f64 {
+    HASHES_PER_PETAHASH * SECONDS_PER_DAY / (difficulty * 2f64.powi(32))
+}
+
+/// Bitcoin a petahash per second earns in a day, before the pool's fee.
+pub fn btc_per_petahash_day(market: &Market) -> f64 {
+    blocks_per_petahash_day(market.difficulty) * market.reward_btc()
+}
+
+/// The same in dollars, after the pool's fee.
+pub fn hashprice(market: &Market) -> Hashprice {
+    Hashprice(btc_per_petahash_day(market) * market.btc_usd * (1.0 - market.pool_fee))
+}
+
+/// Mining revenue of a megawatt-hour at the machine. A petahash per second at e J/TH draws e kW, which
+/// is 0.024 × e MWh a day.
+pub fn revenue(hashprice: Hashprice, efficiency: JoulesPerTerahash) -> UsdPerMwh {
+    UsdPerMwh(hashprice.0 / (0.024 * efficiency.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn market(difficulty: f64, btc_usd: f64, fee_share: f64) -> Market {
+        Market {
+            example: true,
+            date: "2026-06-26".into(),
+            source: "fixture".into(),
+            difficulty,
+            subsidy_btc: 3.125,
+            fee_share,
+            btc_usd,
+            pool_fee: 0.0,
+        }
+    }
+
+    fn near(got: f64, want: f64) {
+        assert!((got / want - 1.0).abs() < 1e-3, "{got} is not {want}");
+    }
+
+    #[test]
+    fn published_figures_are_reproduced() {
+        near(btc_per_petahash_day(&market(133.87e12, 1.0, 0.006)), 4.724e-4);
+        near(hashprice(&market(152e12, 91_000.0, 0.006)).0, 37.86);
+        near(hashprice(&market(155e12, 106_900.0, 0.006)).0, 43.6);
+    }
+
+    #[test]
+    fn revenue_of_a_megawatt_hour() {
+        // Rows of a published table, rounded there to whole dollars.
+        for (price, efficiency, want) in [
+            (24.0, 9.5, 105.0),
+            (28.7, 17.5, 68.0),
+            (40.0, 15.0, 111.0),
+            (55.0, 29.5, 78.0),
+            (39.0, 17.5, 92.9),
+        ] {
+            let got = revenue(Hashprice(price), JoulesPerTerahash(efficiency)).0;
+            assert!((got - want).abs() <= 0.5, "{got} is not {want}");
+        }
+    }
+}

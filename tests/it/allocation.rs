@@ -1,0 +1,110 @@
+//! A step allocates nothing: counted by the test binary's allocator on the worker's thread and its pool.
+//!
+//! Only threads that say so are counted, so other tests may run beside this one. The worker's thread says
+//! so from inside a token constraint, which it calls between launch and sample.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+
+use hashwatt::clock::{BusyTime, Clock};
+use hashwatt::engine::constraint::TokenConstraint;
+use hashwatt::engine::worker::{EngineConfig, Limits, spawn};
+use hashwatt::model::decoder::Precision;
+use hashwatt::model::runner::Runner;
+use hashwatt::model::workspace::Capacity;
+use hashwatt::ops::pool::Pool;
+
+use crate::support::{decoder, drain, greedy, prompt, qwen3, request};
+
+/// Smaller ones (a row of a queue, a view's shape) are allowed.
+const LARGE: usize = 1024;
+
+pub struct Counting;
+
+static ON: AtomicBool = AtomicBool::new(false);
+static LARGE_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+thread_local! { static WATCHED: Cell<bool> = const { Cell::new(false) }; }
+
+fn note(size: usize) {
+    if size >= LARGE && ON.load(Ordering::Relaxed) && WATCHED.try_with(Cell::get).unwrap_or(false) {
+        LARGE_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        LARGEST.fetch_max(size, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: everything is handed on to the system's allocator; counting touches no memory of its own.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note(size);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+/// Allows everything; counts the steps of its sequence, and watches the thread it is called on.
+struct Watch {
+    step: usize,
+}
+
+const WARM_UP: usize = 20;
+const COUNTED: usize = 100;
+
+impl TokenConstraint for Watch {
+    fn fill_mask(&mut self, _: &mut [u32]) {
+        WATCHED.with(|w| w.set(true));
+        ON.store((WARM_UP..WARM_UP + COUNTED).contains(&self.step), Ordering::Relaxed);
+        self.step += 1;
+    }
+    fn accept(&mut self, _: u32) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_hundred_decode_steps_make_no_large_allocation() {
+    const THREADS: usize = 2;
+    let model = decoder(&qwen3(1), Precision::Bf16);
+    let pool = Arc::new(Pool::new(THREADS));
+    let all_here = Barrier::new(THREADS);
+    pool.run(THREADS, &|_| {
+        // Each thread takes one task, because none leaves before all are here.
+        all_here.wait();
+        WATCHED.with(|w| w.set(true));
+    });
+    WATCHED.with(|w| w.set(false));
+    let runner = Runner::new(model, pool, Capacity { rows: 64, logit_rows: 8 }, 256).unwrap();
+    let limits = Limits { max_rows: 8, max_tokens: 64, duty: 1.0 };
+    let config = EngineConfig { device: "count".into(), limits, prefix_caching: true, max_queue: 64 };
+    let (engine, _) = spawn(runner, config, Clock::system(), BusyTime::default()).unwrap();
+
+    let streams: Vec<_> = (0..8)
+        .map(|i| {
+            let mut r = request(&prompt(20, 517, i), WARM_UP + COUNTED + 20, greedy());
+            r.constraint = (i == 0).then(|| Box::new(Watch { step: 0 }) as Box<dyn TokenConstraint>);
+            engine.submit(r).unwrap()
+        })
+        .collect();
+    for s in streams {
+        assert_eq!(drain(s).0.len(), WARM_UP + COUNTED + 20);
+    }
+    ON.store(false, Ordering::Relaxed);
+    let (count, largest) = (LARGE_ALLOCATIONS.load(Ordering::Relaxed), LARGEST.load(Ordering::Relaxed));
+    assert_eq!(count, 0, "{count} allocations of {LARGE} bytes or more, the largest of {largest}");
+}
