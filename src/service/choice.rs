@@ -28,11 +28,17 @@ pub(super) struct Choice {
     detokenizer: Detokenizer,
     stops: StopMatcher,
     stop_tokens: Arc<[u32]>,
+    /// Tokens whose text no stop string may cut, still to come.
+    unstoppable: usize,
+    /// Nothing was to be generated: the token that the engine makes at least is not shown.
+    muted: bool,
     open: VecDeque<Open>,
     /// Bytes of text all tokens so far have made.
     written: usize,
     /// Tokens of this choice that count as completion.
     pub counted: usize,
+    /// True from the first token on.
+    pub began: bool,
     pub stats: Option<SequenceStats>,
     /// The echoed prompt, until the engine's scores of it (if asked for) have come.
     echo: Option<Echo>,
@@ -41,30 +47,39 @@ pub(super) struct Choice {
 /// A prompt to be repeated before the completion.
 pub(super) struct Echo {
     pub prompt: Arc<[u32]>,
+    /// The prompt as the client wrote it: not every tokenizer gives it back.
+    pub text: Arc<str>,
     pub scored: bool,
 }
 
+/// What a choice makes of its tokens.
+pub(super) struct Plan {
+    pub stops: Vec<String>,
+    pub stop_tokens: Arc<[u32]>,
+    /// Before this many tokens no stop string counts, either.
+    pub min_tokens: usize,
+    /// Show the prompt only.
+    pub muted: bool,
+    pub echo: Option<Echo>,
+}
+
 impl Choice {
-    pub fn new(
-        index: usize,
-        events: EventStream,
-        tokenizer: Arc<Tokenizer>,
-        stops: Vec<String>,
-        stop_tokens: Arc<[u32]>,
-        echo: Option<Echo>,
-    ) -> Choice {
+    pub fn new(index: usize, events: EventStream, tokenizer: Arc<Tokenizer>, plan: Plan) -> Choice {
         Choice {
             index,
             events: Some(events),
             detokenizer: Detokenizer::new(tokenizer.clone()),
             tokenizer,
-            stops: StopMatcher::new(stops),
-            stop_tokens,
+            stops: StopMatcher::new(plan.stops),
+            stop_tokens: plan.stop_tokens,
+            unstoppable: plan.min_tokens,
+            muted: plan.muted,
             open: VecDeque::new(),
             written: 0,
             counted: 0,
+            began: false,
             stats: None,
-            echo,
+            echo: plan.echo,
         }
     }
 
@@ -72,7 +87,7 @@ impl Choice {
         self.events.is_none()
     }
 
-    /// Takes the events that are there, at most `limit`; true when the stream is pending.
+    /// Takes the events that are there, at most `limit`.
     pub fn poll(&mut self, cx: &mut Context<'_>, limit: usize, out: &mut VecDeque<Delta>) {
         if self.echo.as_ref().is_some_and(|e| !e.scored) {
             self.echo_prompt(Vec::new(), out);
@@ -94,20 +109,7 @@ impl Choice {
             Some(TokenEvent::Prompt(scores)) => self.echo_prompt(scores, out),
             Some(TokenEvent::Finished { reason, stats }) => {
                 self.stats = Some(*stats);
-                let rest = self.detokenizer.finish();
-                self.written += rest.len();
-                if let Some(last) = self.open.back_mut() {
-                    last.end = self.written;
-                }
-                let reason = match reason {
-                    FinishReason::Stop => Finish::Stop,
-                    FinishReason::Length => Finish::Length,
-                };
-                if self.pass(&rest, out) {
-                    let tail = self.stops.finish();
-                    self.emit(tail, usize::MAX, out);
-                    self.end(reason, out);
-                }
+                self.finished(reason, out);
             }
             Some(TokenEvent::Failed(error)) => {
                 self.events = None;
@@ -121,7 +123,32 @@ impl Choice {
         }
     }
 
+    fn finished(&mut self, reason: FinishReason, out: &mut VecDeque<Delta>) {
+        // The engine has scored no prompt of one token: the echo has not been told yet.
+        self.echo_prompt(Vec::new(), out);
+        let rest = self.detokenizer.finish();
+        self.written += rest.len();
+        if let Some(last) = self.open.back_mut() {
+            last.end = self.written;
+        }
+        let reason = match reason {
+            _ if self.muted => Finish::Length,
+            FinishReason::Stop => Finish::Stop,
+            FinishReason::Length => Finish::Length,
+        };
+        if self.pass(&rest, out) {
+            let tail = self.stops.finish();
+            self.emit(tail, usize::MAX, out);
+            self.end(reason, out);
+        }
+    }
+
     fn token(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>, out: &mut VecDeque<Delta>) {
+        self.began = true;
+        self.echo_prompt(Vec::new(), out);
+        if self.muted {
+            return;
+        }
         if self.stop_tokens.contains(&id) {
             // It ends the sequence or is there although it should not count as text: it was computed, so
             // it counts, and it is never shown.
@@ -132,7 +159,14 @@ impl Choice {
         let begin = self.written;
         self.written += piece.len();
         self.open.push_back(Open { begin, end: self.written, logprob });
-        self.pass(&piece, out);
+        if self.unstoppable > 0 {
+            self.unstoppable -= 1;
+            let text = self.stops.pass_by(&piece);
+            let passed = self.stops.passed();
+            self.emit(text, passed, out);
+        } else {
+            self.pass(&piece, out);
+        }
     }
 
     /// Lets text through the stop strings; false when one ended the choice.
@@ -153,10 +187,12 @@ impl Choice {
         }
     }
 
-    /// Reports text and the tokens whose text ends at or before `passed`.
+    /// Reports text and the tokens whose text has been let through, `passed` bytes in all. A token that
+    /// has no text of its own (a part of a character) waits for what comes after it: a stop string may
+    /// still begin there.
     fn emit(&mut self, text: String, passed: usize, out: &mut VecDeque<Delta>) {
         let mut logprobs = Vec::new();
-        while self.open.front().is_some_and(|t| t.end <= passed) {
+        while self.open.front().is_some_and(|t| t.end <= passed && t.begin < passed) {
             if let Some(token) = self.open.pop_front() {
                 self.counted += 1;
                 logprobs.extend(token.logprob.map(|l| self.text_logprob(&l)));
@@ -174,7 +210,7 @@ impl Choice {
 
     fn echo_prompt(&mut self, scores: Vec<TokenLogprob>, out: &mut VecDeque<Delta>) {
         let Some(echo) = self.echo.take() else { return };
-        let text = self.tokenizer.decode(&echo.prompt).unwrap_or_default();
+        let text = echo.text.to_string();
         let mut logprobs = Vec::new();
         if echo.scored {
             let bytes = self.tokenizer.token_bytes(echo.prompt[0]);

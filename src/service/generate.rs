@@ -4,14 +4,16 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
+use crate::clock::{Clock, Tick};
 use crate::engine::event::EventStream;
-use crate::service::choice::{Choice, Echo};
+use crate::service::choice::{Choice, Echo, Plan};
 use crate::service::{Delta, Finish, ServedModel, ServiceError, TextLogprob, Timings, Usage};
-use crate::wire::request::{ChatRequest, CompletionRequest, Parameters, ServiceTier};
+use crate::wire::request::{ChatRequest, CompletionRequest, Parameters, Prompt, ServiceTier};
 
 /// Events of one choice that are handled before the others get their turn.
 const EVENTS_A_TURN: usize = 32;
@@ -27,6 +29,10 @@ pub struct Generation {
     ready: VecDeque<Delta>,
     prompt_tokens: usize,
     failed: bool,
+    clock: Clock,
+    begun_at: Tick,
+    first_token_at: Option<Tick>,
+    ended_at: Option<Tick>,
 }
 
 /// What a generation came to, for callers that do not stream.
@@ -50,7 +56,7 @@ impl ServedModel {
     /// What the model cannot honour, and what the unit answers (full, loading, draining).
     pub fn chat(&self, request: &ChatRequest) -> Result<Generation, ServiceError> {
         let prompt = self.encode_chat(&request.messages, request.add_generation_prompt)?;
-        self.generate(&request.parameters, vec![prompt], "messages", false)
+        self.generate(&request.parameters, vec![prompt], "messages", None)
     }
 
     /// Starts the completion of one or more prompts.
@@ -59,7 +65,17 @@ impl ServedModel {
     /// As [`ServedModel::chat`].
     pub fn complete(&self, request: &CompletionRequest) -> Result<Generation, ServiceError> {
         let prompts = request.prompts.iter().map(|p| self.encode_prompt(p)).collect::<Result<Vec<_>, _>>()?;
-        self.generate(&request.parameters, prompts, "prompt", request.echo)
+        let echo =
+            request.echo.then(|| request.prompts.iter().zip(&prompts).map(|p| self.shown(p)).collect());
+        self.generate(&request.parameters, prompts, "prompt", echo)
+    }
+
+    /// A prompt as an echo shows it: as it was written, or what its ids say.
+    fn shown(&self, (prompt, ids): (&Prompt, &Vec<u32>)) -> Arc<str> {
+        match prompt {
+            Prompt::Text(text) => text.as_str().into(),
+            Prompt::Tokens(_) => self.tokenizer.decode_all(ids).unwrap_or_default().into(),
+        }
     }
 
     fn generate(
@@ -67,19 +83,29 @@ impl ServedModel {
         parameters: &Parameters,
         prompts: Vec<Vec<u32>>,
         param: &str,
-        echo: bool,
+        echo: Option<Vec<Arc<str>>>,
     ) -> Result<Generation, ServiceError> {
-        let valid = self.validate(parameters, prompts, param, echo)?;
+        let valid = self.validate(parameters, prompts, param, echo.is_some())?;
         let prompt_tokens = valid.prompts.iter().map(|p| p.len()).sum();
+        let clock = self.unit.clock().clone();
+        let begun_at = clock.now();
         let mut choices = Vec::with_capacity(valid.choices.len());
         for (index, request) in valid.choices.into_iter().enumerate() {
-            let stop_tokens = request.stop_token_ids.clone();
-            let scored = request.prompt_logprobs.is_some();
-            let echo = echo.then(|| Echo { prompt: request.prompt.clone(), scored });
+            let text = echo.as_ref().and_then(|texts| texts.get(index / parameters.n));
+            let plan = Plan {
+                stops: valid.stop.clone(),
+                stop_tokens: request.stop_token_ids.clone(),
+                min_tokens: request.min_tokens,
+                muted: parameters.max_tokens == Some(0),
+                echo: text.map(|text| Echo {
+                    prompt: request.prompt.clone(),
+                    text: text.clone(),
+                    scored: request.prompt_logprobs.is_some(),
+                }),
+            };
             // When one is refused, those before it are dropped, and so cancelled.
             let events: EventStream = self.unit.submit(request)?;
-            let (tokenizer, stops) = (self.tokenizer.clone(), valid.stop.clone());
-            choices.push(Choice::new(index, events, tokenizer, stops, stop_tokens, echo));
+            choices.push(Choice::new(index, events, self.tokenizer.clone(), plan));
         }
         Ok(Generation {
             model: self.id.clone(),
@@ -89,6 +115,10 @@ impl ServedModel {
             ready: VecDeque::new(),
             prompt_tokens,
             failed: false,
+            clock,
+            begun_at,
+            first_token_at: None,
+            ended_at: None,
         })
     }
 }
@@ -109,10 +139,18 @@ impl Generation {
         }
     }
 
-    /// Times of the first choice that has ended, in seconds.
+    /// Times of the first choice that the engine ended, in seconds. When a stop string ended all of
+    /// them, the engine has not told its own: then as seen from here, without queue and prefill.
     pub fn timings(&self) -> Timings {
-        let Some(s) = self.choices.iter().find_map(|c| c.stats) else { return Timings::default() };
-        let between = |a: crate::clock::Tick, b: crate::clock::Tick| Some(b.since(a).as_secs_f64());
+        let between = |a: Tick, b: Tick| Some(b.since(a).as_secs_f64());
+        let Some(s) = self.choices.iter().find_map(|c| c.stats) else {
+            return Timings {
+                time_to_first_token: self.first_token_at.and_then(|t| between(self.begun_at, t)),
+                decode: self.first_token_at.zip(self.ended_at).and_then(|(a, b)| between(a, b)),
+                end_to_end: self.ended_at.and_then(|t| between(self.begun_at, t)),
+                ..Timings::default()
+            };
+        };
         Timings {
             queue: between(s.queued_at, s.scheduled_at),
             time_to_first_token: between(s.queued_at, s.first_token_at),
@@ -156,6 +194,12 @@ impl Stream for Generation {
         if this.ready.is_empty() && !this.failed {
             for choice in this.choices.iter_mut().filter(|c| !c.is_over()) {
                 choice.poll(cx, EVENTS_A_TURN, &mut this.ready);
+            }
+            if this.first_token_at.is_none() && this.choices.iter().any(|c| c.began) {
+                this.first_token_at = Some(this.clock.now());
+            }
+            if this.ended_at.is_none() && this.choices.iter().all(Choice::is_over) {
+                this.ended_at = Some(this.clock.now());
             }
         }
         match this.ready.pop_front() {

@@ -5,6 +5,8 @@
 mod choice;
 pub mod generate;
 pub mod stop;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use std::sync::Arc;
@@ -32,16 +34,20 @@ pub struct SamplingDefaults {
 }
 
 impl SamplingDefaults {
-    /// From the file's JSON; keys that are absent or null say nothing.
+    /// From the file's JSON. Keys that are absent or null say nothing; nor do values that no request
+    /// could ask for.
     pub fn of(config: &serde_json::Value) -> SamplingDefaults {
-        let number = |key: &str| config.get(key).and_then(serde_json::Value::as_f64).map(|x| x as f32);
+        let number = |key: &str, least: f64, most: f64| {
+            let value = config.get(key).and_then(serde_json::Value::as_f64);
+            value.filter(|x| (least..=most).contains(x)).map(|x| x as f32)
+        };
         let top_k = config.get("top_k").and_then(serde_json::Value::as_u64);
         SamplingDefaults {
-            temperature: number("temperature"),
-            top_p: number("top_p"),
+            temperature: number("temperature", 0.0, 2.0),
+            top_p: number("top_p", 0.0, 1.0),
             top_k: top_k.and_then(|k| usize::try_from(k).ok()),
-            min_p: number("min_p"),
-            repetition_penalty: number("repetition_penalty"),
+            min_p: number("min_p", 0.0, 1.0),
+            repetition_penalty: number("repetition_penalty", 0.01, 10.0),
         }
     }
 }
@@ -127,14 +133,14 @@ impl Service {
         Ok((model, ids))
     }
 
-    /// The text of token ids.
+    /// The text of token ids, special tokens spelled out (as vLLM's endpoint does).
     ///
     /// # Errors
     /// An unknown model, an id outside its vocabulary.
     pub fn detokenize(&self, request: &DetokenizeRequest) -> Result<String, ServiceError> {
         let model = self.model(request.model.as_deref())?;
         model.check_ids(&request.tokens, "tokens")?;
-        model.tokenizer.decode(&request.tokens).map_err(|e| ServiceError::Invalid {
+        model.tokenizer.decode_all(&request.tokens).map_err(|e| ServiceError::Invalid {
             message: e.to_string(),
             param: Some("tokens".into()),
             code: None,

@@ -38,8 +38,8 @@ fn too_long(param: &str, model: &ServedModel, prompt: String, max_tokens: Option
 
 impl ServedModel {
     /// Refuses a text that cannot fit before it is tokenised: tokenising is the expensive part.
-    fn check_length(&self, text: &str, param: &str) -> Result<(), ServiceError> {
-        let at_least = text.len() / self.tokenizer.longest_token().max(1);
+    fn check_length(&self, bytes: usize, param: &str) -> Result<(), ServiceError> {
+        let at_least = bytes / self.tokenizer.longest_token().max(1);
         match at_least > self.max_model_len {
             true => Err(too_long(param, self, format!("more than {at_least}"), None)),
             false => Ok(()),
@@ -48,7 +48,7 @@ impl ServedModel {
 
     /// The token ids of a plain text.
     pub fn encode_text(&self, text: &str, special: bool, param: &str) -> Result<Vec<u32>, ServiceError> {
-        self.check_length(text, param)?;
+        self.check_length(text.len(), param)?;
         self.tokenizer.encode(text, special).map_err(|e| invalid(param, e.to_string(), None))
     }
 
@@ -62,14 +62,14 @@ impl ServedModel {
             let message = format!("The model `{}` has no chat template; use /v1/completions", self.id);
             invalid("model", message, None)
         })?;
-        let length: usize = messages.iter().map(|m| m.content.len()).sum();
-        if length / self.tokenizer.longest_token().max(1) > self.max_model_len {
-            let at_least = length / self.tokenizer.longest_token().max(1);
-            return Err(too_long("messages", self, format!("more than {at_least}"), None));
-        }
+        self.check_length(messages.iter().map(|m| m.content.len()).sum(), "messages")?;
+        let role = |m: &ChatMessage| match m.role.as_str() {
+            "developer" if !template.knows_developer() => "system".to_string(),
+            role => role.to_string(),
+        };
         let messages: Vec<Message> = messages
             .iter()
-            .map(|m| Message { role: m.role.clone(), content: m.content.clone(), name: m.name.clone() })
+            .map(|m| Message { role: role(m), content: m.content.clone(), name: m.name.clone() })
             .collect();
         let text = template
             .render(&messages, add_generation_prompt)
@@ -122,7 +122,8 @@ impl ServedModel {
                     prompt: prompt.clone(),
                     // Choices differ although one seed was given.
                     sampling: self.sampling(p, seed.wrapping_add(choice as u64)),
-                    max_tokens,
+                    // An engine makes one token at least; the choice does not show it.
+                    max_tokens: max_tokens.max(1),
                     min_tokens: p.min_tokens.min(max_tokens),
                     stop_token_ids: self.stop_tokens(p),
                     prompt_logprobs: if echo { p.logprobs } else { None },
@@ -142,7 +143,7 @@ impl ServedModel {
             return Err(invalid(param, format!("{param} must have at least one token"), None));
         }
         let room = context.saturating_sub(prompt.len());
-        match p.max_tokens {
+        match p.max_tokens.map(|asked| if room == 0 { asked.max(1) } else { asked }) {
             Some(asked) if asked > room => Err(too_long(param, self, prompt.len().to_string(), Some(asked))),
             None if room == 0 => Err(too_long(param, self, prompt.len().to_string(), None)),
             asked => {
@@ -164,10 +165,12 @@ impl ServedModel {
     fn sampling(&self, p: &Parameters, seed: u64) -> SamplingParams {
         let d = &self.defaults;
         let temperature = p.temperature.or(d.temperature).unwrap_or(1.0);
+        let top_p = p.top_p.or(d.top_p).unwrap_or(1.0);
         SamplingParams {
-            temperature: if temperature < GREEDY_BELOW { 0.0 } else { temperature },
+            // A nucleus of no mass is the most likely token.
+            temperature: if temperature < GREEDY_BELOW || top_p == 0.0 { 0.0 } else { temperature },
             top_k: p.top_k.or(d.top_k).unwrap_or(0),
-            top_p: p.top_p.or(d.top_p).unwrap_or(1.0),
+            top_p,
             min_p: p.min_p.or(d.min_p).unwrap_or(0.0),
             presence_penalty: p.presence_penalty,
             frequency_penalty: p.frequency_penalty,

@@ -3,14 +3,24 @@
 //! Templates are programs from a downloaded file, so they run under a budget of steps and of output,
 //! and whatever goes wrong in one is an error of that request.
 
+use std::time::Duration;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value as Jinja, context};
 use serde_json::Value;
 
 use super::TextError;
+use super::template_functions;
 
 /// Steps a rendering may take; the largest real templates take a few thousand for a long conversation.
 const FUEL: u64 = 2_000_000;
+/// Bytes of a template's source; the largest real ones have 20 000.
+const MAX_SOURCE: usize = 128 << 10;
+/// minijinja compiles (and frees) long chains of operators recursively, one frame a link; this is twice
+/// what a source of [`MAX_SOURCE`] can use. Only what is touched is ever backed by memory.
+const COMPILE_STACK: usize = 128 << 20;
+/// Real templates take milliseconds; a chain of `~` takes time that grows faster than its square.
+const COMPILE_TIME: Duration = Duration::from_secs(10);
 /// Bytes a rendering may write.
 const MAX_OUTPUT: usize = 32 << 20;
 
@@ -35,28 +45,33 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    knows_developer: bool,
 }
 
 impl ChatTemplate {
     /// Compiles a template.
     ///
     /// # Errors
-    /// A syntax error.
+    /// A syntax error, or a source that is too long to be a template.
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<ChatTemplate, TextError> {
-        let mut environment = Environment::new();
-        // As HuggingFace's renderer is set.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| TextError::Template(e.to_string()))?);
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<Jinja, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", strftime_now);
-        environment
-            .add_template_owned("chat", source.to_string())
-            .map_err(|e| TextError::Template(e.to_string()))?;
-        Ok(ChatTemplate { environment, bos_token: bos_token.into(), eos_token: eos_token.into() })
+        if source.len() > MAX_SOURCE {
+            let problem = format!("it has {} bytes, at most {MAX_SOURCE} are taken", source.len());
+            return Err(TextError::Template(problem));
+        }
+        // As Jinja reads a source, in its strings, too.
+        let lines = source.replace("\r\n", "\n").replace('\r', "\n");
+        let environment = compile_within(COMPILE_TIME, without_training_marks(&lines))?;
+        Ok(ChatTemplate {
+            environment,
+            bos_token: bos_token.into(),
+            eos_token: eos_token.into(),
+            knows_developer: source.contains("developer"),
+        })
+    }
+
+    /// True when the template has a role `developer`; otherwise such a message is one of `system`.
+    pub fn knows_developer(&self) -> bool {
+        self.knows_developer
     }
 
     /// The template of a checkpoint: `chat_template.jinja`, else `chat_template` of the tokenizer's
@@ -94,6 +109,9 @@ impl ChatTemplate {
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
+            // Defined and none, as HuggingFace's renderer passes them.
+            tools => (),
+            documents => (),
         };
         let mut out = Bounded::default();
         let fail = |e: minijinja::Error| TextError::Template(describe(&e));
@@ -101,6 +119,29 @@ impl ChatTemplate {
         template.render_captured_to(context, &mut out).map_err(fail)?;
         String::from_utf8(out.0).map_err(|e| TextError::Template(e.to_string()))
     }
+}
+
+/// Compiles on a thread with a stack for it. One that takes too long is left alone: this happens when a
+/// model is loaded, and the process then ends with the error.
+fn compile_within(limit: Duration, source: String) -> Result<Environment<'static>, TextError> {
+    let fail = |problem: &str| TextError::Template(problem.into());
+    let (sender, compiled) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name("template".into()).stack_size(COMPILE_STACK);
+    // Whoever waited may be gone; then nobody wants the result.
+    let work = move || drop(sender.send(compile(source)));
+    thread.spawn(work).map_err(|e| fail(&format!("no thread to compile it: {e}")))?;
+    compiled.recv_timeout(limit).map_err(|_| fail("it took too long to compile"))?
+}
+
+fn compile(source: String) -> Result<Environment<'static>, TextError> {
+    let mut environment = Environment::new();
+    // As HuggingFace's renderer is set.
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|e| TextError::Template(e.to_string()))?);
+    environment.set_fuel(Some(FUEL));
+    template_functions::install(&mut environment);
+    environment.add_template_owned("chat", source).map_err(|e| TextError::Template(e.to_string()))?;
+    Ok(environment)
 }
 
 fn describe(error: &minijinja::Error) -> String {
@@ -128,43 +169,27 @@ impl std::io::Write for Bounded {
     }
 }
 
-/// Today's date for templates that state it; the directives they use, others stay as written.
-fn strftime_now(format: String) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    let (year, month, day) = civil_date(crate::clock::unix_seconds() / 86_400);
-    let name = MONTHS[month - 1];
-    format
-        .replace("%Y", &year.to_string())
-        .replace("%m", &format!("{month:02}"))
-        .replace("%d", &format!("{day:02}"))
-        .replace("%B", name)
-        .replace("%b", &name[..3])
-}
-
-/// Year, month and day of a day since 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
-fn civil_date(days: u64) -> (u64, usize, u64) {
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let of_era = z % 146_097;
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (year_of_era + era * 400 + u64::from(month <= 2), month as usize, day)
+/// Replaces the tags that mark an assistant's answer for training (`{% generation %}`) by a block that
+/// always renders: HuggingFace's renderer knows them, Jinja does not.
+fn without_training_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        out.push_str(before);
+        out.push_str("{%");
+        let Some((inside, after)) = tag.split_once("%}") else {
+            rest = tag;
+            continue;
+        };
+        match inside.trim_matches(['-', '+']).trim() {
+            "generation" => out.push_str(&inside.replace("generation", "if true")),
+            "endgeneration" => out.push_str(&inside.replace("endgeneration", "endif")),
+            _ => out.push_str(inside),
+        }
+        out.push_str("%}");
+        rest = after;
+    }
+    out + rest
 }
 
 #[cfg(test)]
@@ -213,9 +238,64 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_right() {
-        assert_eq!(civil_date(0), (1970, 1, 1));
-        assert_eq!(civil_date(19_782), (2024, 2, 29));
-        assert_eq!(civil_date(20_780), (2026, 11, 23));
+    fn a_template_that_is_nested_without_end_is_an_error() {
+        let most = |link: &str| link.repeat((MAX_SOURCE - 100) / link.len());
+        for source in [
+            format!("{{{{ {}1 }}}}", most("(")),
+            format!("{{{{ {}1 }}}}", most("[")),
+            format!("{{{{ {}1 }}}}", most("not ")),
+            format!("{{{{ {}1 }}}}", most("-")),
+            format!("{}{}", most("{% if true %}{% if true %}"), "{% endif %}"),
+            format!("{{{{ a{} }}}}", most(".b")),
+            format!("{{{{ a{} }}}}", most("()")),
+            format!("{{{{ a{} }}}}", most("|abs")),
+            format!("{{{{ 1{} }}}}", most("**1")),
+            format!("{{{{ 1{} }}}}", most(" if 1 else 1")),
+            most("{{ x }}") + &"x".repeat(MAX_SOURCE),
+        ] {
+            // Taken or not: what matters is that it comes back.
+            let _ = ChatTemplate::new(&source, "", "").map(|t| t.render(&[], true).is_ok());
+        }
+        let chain = format!("{{{{ a{} }}}}", "~1".repeat(10_000));
+        assert!(compile_within(Duration::from_millis(50), chain).is_err());
+    }
+
+    #[test]
+    fn lines_may_end_as_on_any_system() {
+        let template = ChatTemplate::new("a\r\n{{ 'b\r\nc' }}\rd", "", "").unwrap();
+        assert_eq!(template.render(&[], true).unwrap(), "a\nb\nc\nd");
+    }
+
+    #[test]
+    fn tools_are_defined_and_none() {
+        let source = "{{ tools is none }} {{ documents is defined }} {% if tools %}x{% endif %}";
+        assert_eq!(ChatTemplate::new(source, "", "").unwrap().render(&[], true).unwrap(), "True True ");
+    }
+
+    #[test]
+    fn training_marks_are_passed_over() {
+        let source = "a\n{%- generation %} {{ add_generation_prompt }}{% endgeneration -%}\n b {% generation";
+        assert_eq!(without_training_marks("{% for x in y %}{%"), "{% for x in y %}{%");
+        let marked = &source[..source.len() - 13];
+        assert_eq!(ChatTemplate::new(marked, "", "").unwrap().render(&[], true).unwrap(), "a Trueb ");
+        assert!(ChatTemplate::new(source, "", "").is_err());
+    }
+
+    #[test]
+    fn a_checkpoint_names_its_template_in_one_of_three_ways() {
+        let message = [message("user", "x")];
+        let render = |file: Option<&str>, config: Value| {
+            let template = ChatTemplate::of_checkpoint(file, &config).unwrap();
+            template.map(|t| t.render(&message, true).unwrap())
+        };
+        let config =
+            serde_json::json!({"chat_template": "c{{ eos_token }}", "eos_token": {"content": "</s>"}});
+        assert_eq!(render(None, config.clone()).as_deref(), Some("c</s>"));
+        assert_eq!(render(Some("file{{ eos_token }}"), config).as_deref(), Some("file</s>"));
+        let named =
+            serde_json::json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]);
+        assert_eq!(render(None, serde_json::json!({"chat_template": named})).as_deref(), Some("d"));
+        assert_eq!(render(None, serde_json::json!({})), None);
+        assert!(ChatTemplate::of_checkpoint(None, &serde_json::json!({"chat_template": 3})).is_err());
     }
 }

@@ -24,7 +24,8 @@ impl Detokenizer {
 
     /// The text this token completes; empty while a character is open.
     pub fn push(&mut self, id: u32) -> String {
-        if self.tokenizer.is_special(id) {
+        // Special tokens have no text; nor have ids that only the model has (padding of its vocabulary).
+        if self.tokenizer.is_special(id) || id as usize >= self.tokenizer.vocab() {
             return String::new();
         }
         if self.tokenizer.is_byte_level() {
@@ -77,13 +78,10 @@ impl Detokenizer {
 
     /// The token's text alone, and what it adds behind its predecessor.
     fn added(&self, id: u32) -> (String, String) {
-        // An id that only the model has (padding of its vocabulary) has no text.
+        // The ids are in the vocabulary; a decoder that refuses them all the same adds no text.
         let decode = |ids: &[u32]| self.tokenizer.decode(ids).unwrap_or_default();
         let alone = decode(&[id]);
         let Some((before, text)) = &self.last else { return (alone.clone(), alone) };
-        if alone.is_empty() && id as usize >= self.tokenizer.vocab() {
-            return (alone.clone(), alone);
-        }
         let pair = decode(&[*before, id]);
         // A decoder that changes the predecessor's text leaves the longest common beginning.
         let same: usize =

@@ -4,6 +4,7 @@
 
 pub mod chat_template;
 pub mod detokenizer;
+mod template_functions;
 pub mod tokenizer;
 
 /// Why text could not be handled.

@@ -64,6 +64,25 @@ fn every_bad_field_is_named() {
         ("messages[0].content", json!({"messages": [{"role": "user"}]})),
         ("messages[0].content", json!({"messages": [{"role": "user", "content": 5}]})),
         ("messages[0].content", json!({"messages": [{"role": "user", "content": []}]})),
+        ("prompt_cache_key", json!({"prompt_cache_key": 1})),
+        ("user", json!({"user": "u".repeat(513)})),
+        ("metadata", json!({"metadata": 3})),
+        ("metadata", json!({"metadata": {"a": 1}})),
+        ("parallel_tool_calls", json!({"parallel_tool_calls": "no"})),
+        ("model", json!({"model": 1})),
+        ("messages[0].content", json!({"messages": [{"role": "user", "content": "a\u{0}b"}]})),
+        (
+            "messages[0].content[0].text",
+            json!({"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+        ),
+        (
+            "messages[0].refusal",
+            json!({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}),
+        ),
+        (
+            "messages[0].tool_calls",
+            json!({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}),
+        ),
         ("messages[0].color", json!({"messages": [{"role": "user", "content": "x", "color": 1}]})),
         (
             "messages[1].content[1].type",
@@ -87,6 +106,16 @@ fn what_is_not_built_and_what_is_not_known_are_told_apart() {
         ("audio", json!({"audio": {"voice": "x"}})),
         ("store", json!({"store": true})),
         ("chat_template", json!({"chat_template": "{{ 1 }}"})),
+        ("chat_template_kwargs", json!({"chat_template_kwargs": {}})),
+        ("guided_json", json!({"guided_json": {}})),
+        ("prompt_logprobs", json!({"prompt_logprobs": 1_000_000})),
+        ("reasoning_effort", json!({"reasoning_effort": "high"})),
+        ("echo", json!({"echo": true})),
+        ("best_of", json!({"best_of": 2})),
+        (
+            "stream_options.continuous_usage_stats",
+            json!({"stream": true, "stream_options": {"continuous_usage_stats": true}}),
+        ),
     ] {
         let error = chat(body).unwrap_err();
         assert_eq!((error.param.as_deref(), error.code), (Some(param), Some("unsupported_parameter")));
@@ -99,6 +128,73 @@ fn what_is_not_built_and_what_is_not_known_are_told_apart() {
     assert_eq!((error.param.as_deref(), error.code), (Some("temprature"), Some("unknown_parameter")));
     let body = br#"{"messages": [{"role": "user", "content": "x"}], "temprature": 1}"#;
     assert!(ChatRequest::parse(body, UnknownParameters::Warn).is_ok());
+    let body =
+        br#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "a": 1}], "b": 2}]}"#;
+    assert!(ChatRequest::parse(body, UnknownParameters::Warn).is_ok());
+    let error = ChatRequest::parse(body, UnknownParameters::Refuse).unwrap_err();
+    assert_eq!(error.param.as_deref(), Some("messages[0].content[0].a"));
+}
+
+#[test]
+fn limits_hold_at_the_limit_and_one_beyond() {
+    let ids = |n: usize| (0..n).map(|i| (i.to_string(), json!(0))).collect::<serde_json::Map<_, _>>();
+    for (at, beyond) in [
+        (json!({"n": MAX_N}), json!({"n": MAX_N + 1})),
+        (json!({"logprobs": true, "top_logprobs": 20}), json!({"logprobs": true, "top_logprobs": 21})),
+        (json!({"stop": "x".repeat(MAX_STOP_BYTES)}), json!({"stop": "x".repeat(MAX_STOP_BYTES + 1)})),
+        (json!({"stop": vec!["x"; MAX_STOP_STRINGS]}), json!({"stop": vec!["x"; MAX_STOP_STRINGS + 1]})),
+        (
+            json!({"stop_token_ids": vec![1; MAX_STOP_TOKENS]}),
+            json!({"stop_token_ids": vec![1; MAX_STOP_TOKENS + 1]}),
+        ),
+        (json!({"logit_bias": ids(MAX_LOGIT_BIAS)}), json!({"logit_bias": ids(MAX_LOGIT_BIAS + 1)})),
+        (json!({"cache_salt": "x".repeat(256)}), json!({"cache_salt": "x".repeat(257)})),
+        (json!({"user": "x".repeat(MAX_LABEL_BYTES)}), json!({"user": "x".repeat(MAX_LABEL_BYTES + 1)})),
+        (json!({"temperature": 2}), json!({"temperature": 2.0001})),
+    ] {
+        assert!(chat(at).is_ok());
+        assert!(chat(beyond).is_err());
+    }
+    let prompts = |n: usize| completion(json!({"prompt": vec!["a"; n]}));
+    assert!(prompts(MAX_CHOICES).is_ok() && prompts(MAX_CHOICES + 1).is_err());
+    let logprobs = |n: usize| completion(json!({"prompt": "a", "logprobs": n}));
+    assert!(logprobs(5).is_ok() && logprobs(6).is_err());
+}
+
+#[test]
+fn a_prompt_may_be_scored_without_a_completion() {
+    let scored = completion(json!({"prompt": "a", "echo": true, "logprobs": 0, "max_tokens": 0})).unwrap();
+    assert_eq!(
+        (scored.parameters.max_tokens, scored.parameters.logprobs, scored.echo),
+        (Some(0), Some(0), true)
+    );
+    let error = completion(json!({"prompt": "a", "max_tokens": 0})).unwrap_err();
+    assert_eq!(error.param.as_deref(), Some("max_tokens"));
+}
+
+#[test]
+fn what_is_tokenised_is_a_prompt_or_messages() {
+    let parse = |body: Value| TokenizeRequest::parse(body.to_string().as_bytes(), UnknownParameters::Refuse);
+    let text = TokenizeInput::Prompt { text: "a".into(), add_special_tokens: false };
+    assert_eq!(parse(json!({"prompt": "a", "add_special_tokens": false})).unwrap().input, text);
+    let message = json!([{"role": "user", "content": "x"}]);
+    assert!(matches!(parse(json!({"messages": message})).unwrap().input, TokenizeInput::Messages { .. }));
+    for (param, body) in [
+        ("prompt", json!({})),
+        ("prompt", json!({"prompt": ["a"]})),
+        ("messages", json!({"prompt": "a", "messages": message})),
+        ("add_special_tokens", json!({"messages": message, "add_special_tokens": true})),
+    ] {
+        assert_eq!(parse(body).unwrap_err().param.as_deref(), Some(param));
+    }
+    let parse =
+        |body: Value| DetokenizeRequest::parse(body.to_string().as_bytes(), UnknownParameters::Refuse);
+    assert_eq!(parse(json!({"tokens": [1, 2]})).unwrap().tokens, [1, 2]);
+    for body in
+        [json!({}), json!({"tokens": [-1]}), json!({"tokens": "a"}), json!({"tokens": [4294967296u64]})]
+    {
+        assert_eq!(parse(body).unwrap_err().param.as_deref(), Some("tokens"));
+    }
 }
 
 #[test]
@@ -114,6 +210,7 @@ fn bodies_that_are_not_json_are_refused() {
         b"{\"temperature\": 1e999}",
         b"{\"messages\": \"\xff\xfe\"}",
         b"{\"a\": \"\\ud800\"}",
+        b"{\"n\": 1, \"n\": 2, \"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
         deep.as_bytes(),
         deep_field.as_bytes(),
     ] {
@@ -148,7 +245,7 @@ fn fields_arrive() {
     assert_eq!((p.n, p.max_tokens, p.top_k, p.seed), (2, Some(7), Some(0), Some(u64::MAX)));
     assert_eq!((p.logprobs, p.service_tier, p.include_usage), (Some(3), ServiceTier::Flex, true));
     assert_eq!(p.logit_bias, [(17, -100.0)]);
-    assert_eq!((r.messages[0].role.as_str(), r.messages[0].content.as_str()), ("system", "ab"));
+    assert_eq!((r.messages[0].role.as_str(), r.messages[0].content.as_str()), ("developer", "ab"));
 }
 
 #[test]

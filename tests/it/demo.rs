@@ -38,7 +38,8 @@ fn the_trainers_logits_equal_the_servers() {
     let ours = std::sync::Arc::new(checkpoint.load(Precision::F32, true, &|_| {}).unwrap());
     for length in [1, 17, 100] {
         let ids: Vec<u32> = (0..length).map(|i| 3 + (i * 37) % 1000).collect();
-        let logits = theirs.forward(&Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap());
+        let logits =
+            theirs.forward(&Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap());
         let all: Vec<Vec<f32>> = logits.unwrap().squeeze(0).unwrap().to_vec2().unwrap();
         let theirs = all.last().unwrap();
         let ours = &Steps::new(&ours, Shape::default()).run(&[ids], 1)[0][0];
@@ -77,8 +78,13 @@ fn questions() -> Vec<Question> {
     let mut files: Vec<_> =
         std::fs::read_dir(folder().join("corpus")).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
-    let read = |p: &std::path::PathBuf| -> Corpus { toml::from_str(&std::fs::read_to_string(p).unwrap()).unwrap() };
-    files.iter().filter(|p| p.extension().is_some_and(|e| e == "toml")).flat_map(|p| read(p).question).collect()
+    let read =
+        |p: &std::path::PathBuf| -> Corpus { toml::from_str(&std::fs::read_to_string(p).unwrap()).unwrap() };
+    files
+        .iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "toml"))
+        .flat_map(|p| read(p).question)
+        .collect()
 }
 
 fn normal(text: &str) -> String {
