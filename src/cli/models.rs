@@ -49,7 +49,11 @@ pub fn list(config: &Config, json: bool) -> Exit {
 }
 
 fn size(architecture: &str, parameters: usize, context: usize) -> String {
-    format!("{architecture}, {:.2} B parameters, context {context}", parameters as f64 / 1e9)
+    let parameters = match parameters {
+        n if n < 1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        n => format!("{:.2} B", n as f64 / 1e9),
+    };
+    format!("{architecture}, {parameters} parameters, context {context}")
 }
 
 fn describe(model: &str) -> String {
