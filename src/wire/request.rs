@@ -162,8 +162,15 @@ impl ChatRequest {
         let mut f = Fields::of_body(body)?;
         let mut parameters = Parameters::read(&mut f, 1, unknown)?;
         parameters.logprobs = chat_logprobs(&mut f)?;
-        let completion = f.integer("max_completion_tokens", 1, usize::MAX)?;
-        parameters.max_tokens = completion.or(parameters.max_tokens);
+        // The newer name of the same limit; clients in between send both.
+        let newer = f.integer("max_completion_tokens", 1, usize::MAX)?;
+        if let (Some(old), Some(new)) = (parameters.max_tokens, newer)
+            && old != new
+        {
+            let message = format!("max_tokens is {old} and max_completion_tokens {new}: they must agree");
+            return Err(RequestError::invalid("max_tokens", message));
+        }
+        parameters.max_tokens = newer.or(parameters.max_tokens);
         let messages = messages(&mut f, unknown)?;
         let add_generation_prompt = f.bool("add_generation_prompt")?.unwrap_or(true);
         f.only("tools", &[json!([])])?;

@@ -36,6 +36,7 @@ fn every_bad_field_is_named() {
         ("max_tokens", json!({"max_tokens": 0})),
         ("max_tokens", json!({"max_tokens": 1e300})),
         ("max_completion_tokens", json!({"max_completion_tokens": 0.5})),
+        ("max_tokens", json!({"max_tokens": 5, "max_completion_tokens": 7})),
         ("seed", json!({"seed": 1e30})),
         ("seed", json!({"seed": "x"})),
         ("stop", json!({"stop": ""})),
@@ -235,7 +236,7 @@ fn accepted_without_effect() {
 #[test]
 fn fields_arrive() {
     let r = chat(json!({
-        "model": "m", "n": 2, "stop": "END", "max_tokens": 5, "max_completion_tokens": 7, "temperature": 0.5,
+        "model": "m", "n": 2, "stop": "END", "max_tokens": 7, "max_completion_tokens": 7, "temperature": 0.5,
         "top_p": 0.9, "top_k": -1, "seed": -1, "logit_bias": {"17": -100}, "logprobs": true,
         "top_logprobs": 3, "service_tier": "flex", "stream": true, "stream_options": {"include_usage": true},
         "messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
@@ -261,4 +262,46 @@ fn a_prompt_has_four_forms() {
     }
     let many = completion(json!({"prompt": vec!["a"; 10], "n": 100})).unwrap_err();
     assert_eq!(many.param.as_deref(), Some("n"));
+}
+
+/// A body that uses every field that has a form of its own.
+const RICH: &str = r#"{"model":"m","n":2,"stop":["a","b"],"logit_bias":{"7":1.5},"stop_token_ids":[1,2],
+"stream":true,"stream_options":{"include_usage":true},"metadata":{"k":"v"},"seed":-9223372036854775808,
+"top_k":-1,"temperature":0.5,"prompt":[[1,2],[3]],"tools":[],"response_format":{"type":"text"},
+"messages":[{"role":"user","content":[{"type":"text","text":"x\u00e9"}]}]}"#;
+
+proptest::proptest! {
+    #[test]
+    fn no_body_makes_a_parser_panic(
+        cuts in proptest::collection::vec((0..RICH.len(), proptest::prelude::any::<u8>()), 0..6),
+        end in 0..=RICH.len(),
+    ) {
+        let mut body = RICH.as_bytes().to_vec();
+        cuts.into_iter().for_each(|(at, byte)| body[at] = byte);
+        for body in [&body[..], &body[..end], &body[end..]] {
+            for unknown in [UnknownParameters::Refuse, UnknownParameters::Warn] {
+                let _ = ChatRequest::parse(body, unknown);
+                let _ = CompletionRequest::parse(body, unknown);
+                let _ = TokenizeRequest::parse(body, unknown);
+                let _ = DetokenizeRequest::parse(body, unknown);
+            }
+        }
+    }
+
+    #[test]
+    fn no_value_of_a_field_makes_a_parser_panic(field in "[a-z_]{1,20}", which in 0..12usize) {
+        let values = [
+            json!(null), json!(true), json!(-1), json!(u64::MAX), json!(i64::MIN), json!(1e308), json!(-0.0),
+            json!(""), json!("x"), json!([]), json!([[null, {"a": [1]}]]), json!({"a": {"type": 1}}),
+        ];
+        let known = ["messages", "prompt", "stop", "seed", "n", "logit_bias", "tokens", "metadata", "top_k",
+            "max_tokens", "stream_options", "tools", "response_format", "stop_token_ids", "logprobs"];
+        for name in known.into_iter().chain([field.as_str()]) {
+            let body = json!({"stream": true, "prompt": "x", name: values[which]}).to_string();
+            let _ = ChatRequest::parse(body.as_bytes(), UnknownParameters::Refuse);
+            let _ = CompletionRequest::parse(body.as_bytes(), UnknownParameters::Refuse);
+            let _ = TokenizeRequest::parse(body.as_bytes(), UnknownParameters::Refuse);
+            let _ = DetokenizeRequest::parse(body.as_bytes(), UnknownParameters::Refuse);
+        }
+    }
 }
