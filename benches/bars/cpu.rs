@@ -56,13 +56,20 @@ fn submit(engine: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> EventSt
     engine.submit(request).expect("the queue has room")
 }
 
+/// The next event that is about tokens; `None` after the last.
+fn next(stream: &mut EventStream) -> Option<TokenEvent> {
+    loop {
+        match stream.next_blocking() {
+            Some(TokenEvent::Failed(e)) => panic!("{e}"),
+            Some(TokenEvent::Admitted { .. }) => {}
+            event => return event,
+        }
+    }
+}
+
 /// Tokens a second of `rows` sequences, from the moment all have their first token.
 fn our_decode(engine: &EngineHandle, clock: &Clock, rows: usize) -> f64 {
     let mut streams: Vec<_> = (0..rows).map(|r| submit(engine, tokens(CONTEXT, r), OUR_STEPS + 1)).collect();
-    let next = |s: &mut EventStream| match s.next_blocking() {
-        Some(TokenEvent::Failed(e)) => panic!("{e}"),
-        event => event,
-    };
     streams.iter_mut().for_each(|s| drop(next(s)));
     let start = clock.now();
     for stream in &mut streams {
@@ -74,7 +81,7 @@ fn our_decode(engine: &EngineHandle, clock: &Clock, rows: usize) -> f64 {
 fn our_prefill(engine: &EngineHandle, clock: &Clock, seed: usize) -> f64 {
     let start = clock.now();
     let mut stream = submit(engine, tokens(PREFILL, seed), 1);
-    assert!(matches!(stream.next_blocking(), Some(TokenEvent::Token { .. })));
+    assert!(matches!(next(&mut stream), Some(TokenEvent::Token { .. })));
     PREFILL as f64 / clock.now().since(start).as_secs_f64()
 }
 

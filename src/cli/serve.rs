@@ -57,26 +57,32 @@ pub fn run(config: Config) -> Exit {
 }
 
 async fn serve(config: Arc<Config>, opened: Opened, unit: Arc<Unit>) -> Exit {
+    // First, so that no signal is missed.
+    let mut signals = Signals::new()?;
     let address = SocketAddr::new(config.host, config.port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     let state = api_state(&config, &opened, &unit);
     let shutdown = CancellationToken::new();
     let server = Server::new(server_config(&config)).run(listener, state, shutdown.clone());
-    let server = tokio::spawn(server);
+    let mut server = tokio::spawn(server);
     let opened = Arc::new(opened);
     let mut loading = {
         let (config, opened, unit) = (config.clone(), opened.clone(), unit.clone());
         tokio::task::spawn_blocking(move || assemble::start(&config, &opened, &unit))
     };
-    let mut signals = Signals::new()?;
+    let running = async {
+        (&mut loading).await.context("loading the model panicked")??;
+        banner(&config, &opened, address);
+        std::future::pending::<anyhow::Result<()>>().await
+    };
     tokio::select! {
-        loaded = &mut loading => {
-            loaded.context("loading the model panicked")??;
-            banner(&config, &opened, address);
-            signals.next().await;
+        failed = running => failed?,
+        ended = &mut server => {
+            ended.context("the server panicked")??;
+            anyhow::bail!("the server ended by itself");
         }
-        () = signals.next() => tracing::info!("stopped while loading"),
+        () = signals.next() => {}
     }
     drain(&config, &unit, &shutdown, server, &mut signals).await
 }

@@ -76,6 +76,10 @@ pub struct SequenceStats {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenEvent {
+    /// The request runs for the first time, this much of its prompt found in the prefix cache.
+    Admitted {
+        cached_tokens: usize,
+    },
     /// Log-probabilities of prompt tokens 1.. (the first has none), once, before the first token.
     Prompt(Vec<TokenLogprob>),
     Token {
@@ -140,6 +144,7 @@ const SLOW: u8 = 1;
 const ENDED: u8 = 2;
 
 /// The engine's end of a request's channel.
+#[derive(Clone)]
 pub struct EventSender {
     tx: mpsc::Sender<TokenEvent>,
     state: Arc<AtomicU8>,

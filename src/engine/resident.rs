@@ -36,12 +36,13 @@ pub(super) struct Live {
     stats: SequenceStats,
     /// Set when the sequence must leave after this step.
     ended: bool,
+    /// What its client is told once it has left.
+    last_event: Option<TokenEvent>,
 }
 
 impl Live {
     fn end(&mut self, event: TokenEvent) {
-        // Whether anyone still listens makes no difference: the sequence leaves either way.
-        let _ = self.events.send(event);
+        self.last_event = Some(event);
         self.ended = true;
     }
 }
@@ -62,6 +63,8 @@ pub(super) struct Resident {
     plan: StepPlan,
     clock: Clock,
     stats: Arc<EngineStats>,
+    /// Last events of sequences that are leaving.
+    farewells: Vec<(EventSender, TokenEvent)>,
 }
 
 impl Resident {
@@ -87,6 +90,7 @@ impl Resident {
             plan: StepPlan { rows: Vec::with_capacity(max_sequences), ..StepPlan::default() },
             clock,
             stats,
+            farewells: Vec::with_capacity(max_sequences),
         }
     }
 
@@ -157,6 +161,7 @@ impl Resident {
                 ..SequenceStats::default()
             },
             ended: false,
+            last_event: None,
         };
         self.scheduler.add(sequence, live);
     }
@@ -173,10 +178,22 @@ impl Resident {
         self.leave();
     }
 
+    /// Sequences that have ended give their blocks back, are no longer counted, and only then tell
+    /// their clients: who has an answer finds its request gone.
     fn leave(&mut self) {
-        let (waiting, _) = self.scheduler.retain(|e| !e.payload.ended);
+        let farewells = &mut self.farewells;
+        let (waiting, _) = self.scheduler.retain(|e| {
+            if let Some(event) = e.payload.last_event.take() {
+                farewells.push((e.payload.events.clone(), event));
+            }
+            !e.payload.ended
+        });
         self.stats.waiting.fetch_sub(waiting, Ordering::AcqRel);
         self.publish_counts();
+        for (events, event) in self.farewells.drain(..) {
+            // Whether anyone still listens makes no difference.
+            events.send(event);
+        }
     }
 
     fn publish_counts(&self) {
@@ -226,9 +243,11 @@ impl Resident {
 
     fn mark_scheduled(&mut self, now: Tick) {
         for row in &self.plan.rows {
-            let stats = &mut self.scheduler.running_mut()[row.sequence].payload.stats;
-            if stats.scheduled_at == Tick::default() {
-                stats.scheduled_at = now;
+            let Entry { sequence, payload } = &mut self.scheduler.running_mut()[row.sequence];
+            if payload.stats.scheduled_at == Tick::default() {
+                payload.stats.scheduled_at = now;
+                // A client that is gone is noticed before the next step.
+                payload.events.send(TokenEvent::Admitted { cached_tokens: sequence.cached_tokens });
             }
         }
     }

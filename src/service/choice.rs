@@ -40,6 +40,8 @@ pub(super) struct Choice {
     /// True from the first token on.
     pub began: bool,
     pub stats: Option<SequenceStats>,
+    /// Of the prompt, found in the prefix cache.
+    pub cached_tokens: usize,
     /// The echoed prompt, until the engine's scores of it (if asked for) have come.
     echo: Option<Echo>,
 }
@@ -79,6 +81,7 @@ impl Choice {
             counted: 0,
             began: false,
             stats: None,
+            cached_tokens: 0,
             echo: plan.echo,
         }
     }
@@ -105,9 +108,11 @@ impl Choice {
 
     fn take(&mut self, event: Option<TokenEvent>, out: &mut VecDeque<Delta>) {
         match event {
+            Some(TokenEvent::Admitted { cached_tokens }) => self.cached_tokens = cached_tokens,
             Some(TokenEvent::Token { id, logprob }) => self.token(id, logprob, out),
             Some(TokenEvent::Prompt(scores)) => self.echo_prompt(scores, out),
             Some(TokenEvent::Finished { reason, stats }) => {
+                self.cached_tokens = stats.cached_tokens;
                 self.stats = Some(*stats);
                 self.finished(reason, out);
             }

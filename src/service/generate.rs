@@ -130,7 +130,7 @@ impl Generation {
 
     /// Token counts so far; final after the last `Finish`.
     pub fn usage(&self) -> Usage {
-        let cached = self.choices.iter().filter_map(|c| c.stats).map(|s| s.cached_tokens);
+        let cached = self.choices.iter().map(|c| c.cached_tokens);
         Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.choices.iter().map(|c| c.counted).sum(),

@@ -10,7 +10,7 @@ use hashwatt::engine::stats::EngineStats;
 use hashwatt::engine::worker::Limits;
 use hashwatt::model::decoder::Precision;
 
-use crate::support::{decoder, drain, engine, greedy, llama, prompt, qwen3, request};
+use crate::support::{decoder, drain, engine, first, greedy, llama, prompt, qwen3, request};
 
 const VOCAB: usize = 517;
 
@@ -44,9 +44,9 @@ fn a_request_gets_its_tokens_and_its_statistics() {
 
     let mut stop = request(&p, 12, greedy());
     stop.stop_token_ids = Arc::new([tokens[3]]);
-    let first = tokens.iter().position(|t| *t == tokens[3]).unwrap();
+    let stops_at = tokens.iter().position(|t| *t == tokens[3]).unwrap();
     let (stopped, last) = drain(engine.submit(stop).unwrap());
-    assert_eq!(stopped, tokens[..=first]);
+    assert_eq!(stopped, tokens[..=stops_at]);
     assert!(matches!(last, TokenEvent::Finished { reason: FinishReason::Stop, .. }));
 
     let mut late = request(&p, 12, greedy());
@@ -71,17 +71,17 @@ fn sampling_is_reproducible_and_reports_log_probabilities() {
         ..SamplingParams::default()
     };
     let run = |params: &SamplingParams| drain(engine.submit(request(&p, 16, params.clone())).unwrap()).0;
-    let first = run(&params);
+    let alone = run(&params);
     // Company changes nothing.
     let company: Vec<_> = (0..6)
         .map(|i| engine.submit(request(&prompt(30 + i, VOCAB, i as u64), 20, greedy())).unwrap())
         .collect();
-    assert_eq!(run(&params), first);
+    assert_eq!(run(&params), alone);
     company.into_iter().for_each(|s| drop(drain(s)));
-    assert_ne!(run(&SamplingParams { seed: 12, ..params.clone() }), first, "another seed");
+    assert_ne!(run(&SamplingParams { seed: 12, ..params.clone() }), alone, "another seed");
 
     let mut stream = engine.submit(request(&p, 1, params)).unwrap();
-    let Some(TokenEvent::Token { id, logprob: Some(entry) }) = stream.next_blocking() else { panic!() };
+    let TokenEvent::Token { id, logprob: Some(entry) } = first(&mut stream) else { panic!() };
     assert_eq!((entry.id, entry.top.len()), (id, 3));
     assert!(entry.top.windows(2).all(|w| w[0].1 >= w[1].1) && entry.logprob <= 0.0);
 
@@ -96,13 +96,13 @@ fn prompt_log_probabilities_are_those_of_the_prompt() {
     let mut r = request(&p, 1, greedy());
     r.prompt_logprobs = Some(2);
     let mut stream = engine.submit(r).unwrap();
-    let Some(TokenEvent::Prompt(scores)) = stream.next_blocking() else { panic!("scores come first") };
+    let TokenEvent::Prompt(scores) = first(&mut stream) else { panic!("scores come first") };
     assert_eq!(scores.len(), 149);
     assert!(scores.iter().zip(&p[1..]).all(|(s, t)| s.id == *t && s.top.len() == 2 && s.logprob < 0.0));
     // The score of a position is what sampling there reports.
     let biased = SamplingParams { logit_bias: vec![(p[60], 100.0)], logprobs: Some(0), ..greedy() };
     let mut stream = engine.submit(request(&p[..60], 1, biased)).unwrap();
-    let Some(TokenEvent::Token { id, logprob: Some(entry) }) = stream.next_blocking() else { panic!() };
+    let TokenEvent::Token { id, logprob: Some(entry) } = first(&mut stream) else { panic!() };
     assert_eq!((id, entry.logprob.to_bits()), (p[60], scores[59].logprob.to_bits()));
 }
 

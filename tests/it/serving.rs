@@ -166,7 +166,9 @@ fn bad_bodies_are_refused_by_name_and_the_server_goes_on() {
     let long = json!({"messages": [{"role": "user", "content": "word ".repeat(9_000)}]}).to_string();
     let large = json!({"messages": [{"role": "user", "content": "x".repeat(70_000)}]}).to_string();
     let ask = |more: &str| format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"hi\"}}], {more}}}");
-    let cases: Vec<(Vec<u8>, u16, Option<&str>, Option<&str>)> = vec![
+    /// Body, status, `param`, `code` where it matters.
+    type Case = (Vec<u8>, u16, Option<&'static str>, Option<&'static str>);
+    let cases: Vec<Case> = vec![
         (b"{".to_vec(), 400, None, None),
         (deep.into_bytes(), 400, None, None),
         (b"{\"messages\": \"\xff\"}".to_vec(), 400, None, None),

@@ -187,13 +187,23 @@ pub fn greedy() -> SamplingParams {
     SamplingParams { temperature: 0.0, ..SamplingParams::default() }
 }
 
+/// The first event after the admission.
+pub fn first(stream: &mut EventStream) -> TokenEvent {
+    loop {
+        match stream.next_blocking().expect("an event") {
+            TokenEvent::Admitted { .. } => {}
+            event => return event,
+        }
+    }
+}
+
 /// Reads a stream to its end: the tokens and the last event.
 pub fn drain(mut stream: EventStream) -> (Vec<u32>, TokenEvent) {
     let mut tokens = Vec::new();
     loop {
         match stream.next_blocking().expect("a last event") {
             TokenEvent::Token { id, .. } => tokens.push(id),
-            TokenEvent::Prompt(_) => {}
+            TokenEvent::Prompt(_) | TokenEvent::Admitted { .. } => {}
             last => return (tokens, last),
         }
     }
