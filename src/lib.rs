@@ -10,7 +10,7 @@
 //! | L1 | [`wire`] [`ops`] [`power`] [`economics`] [`metrics`] |
 //! | L2 | [`model`] [`text`] |
 //! | L3 | [`engine`] |
-//! | L4 | [`unit`] [`service`] [`measure`] |
+//! | L4 | [`mod@unit`] [`service`] [`measure`] |
 //! | L5 | [`api`] |
 //! | top | [`config`] [`cli`] |
 

@@ -1,6 +1,6 @@
 //! L1. The one table of metric names, and what is counted under them.
 //!
-//! [`TABLE`] says for each metric our name, vLLM's name for the same thing (so that routers and
+//! `TABLE` says for each metric our name, vLLM's name for the same thing (so that routers and
 //! dashboards made for vLLM work unchanged), its help text and where its value comes from. Counters
 //! get `_total` from the encoder. Engines are sampled at scrape time, requests are recorded as they
 //! end; neither takes a lock. The registry is a value, and labels are closed sets: no text of a

@@ -192,8 +192,8 @@ fn rounds(started: &Started, load: Load, count: usize) -> Vec<[(f64, f64); 2]> {
 
 pub fn run(report: &mut Report) {
     let started = start("synthetic:qwen3-0.6b");
-    let load = Load { requests: 1, prompt: 32, generate: 48 };
-    let all = rounds(&started, load, 5);
+    let load = Load { requests: 1, prompt: 16, generate: 64 };
+    let all = rounds(&started, load, 9);
     let [here, there] = [0, 1].map(|i| all.iter().map(|r| r[i].0).collect::<Vec<f64>>());
     report.row("qwen3-0.6b, 16 clients, in process", "token/s", &here, None);
     report.row("qwen3-0.6b, 16 clients, over HTTP", "token/s", &there, None);
