@@ -6,7 +6,8 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 image=localhost/hashwatt:cpu
 work=$(mktemp -d)
 container=hashwatt-ci-$$
-port=8731
+# A free port: the container shares the host's network.
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 base=http://127.0.0.1:$port
 
 need=()
@@ -47,7 +48,7 @@ grep -q -- '--api-key' "$work/refused"
 echo "--- with a key it serves those who have it"
 run -d --name "$container" -e HASHWATT_API_KEY=ci-secret-key "$image" >/dev/null
 for _ in $(seq 100); do curl -fs -o /dev/null "$base/readyz" && break; sleep 0.2; done
-curl -fs "$base/readyz"
+curl -fs "$base/readyz" || { podman "${storage[@]}" logs "$container" >&2; exit 1; }
 body='{"messages": [{"role": "user", "content": "What is hashprice?"}], "temperature": 0}'
 status=$(curl -s -o "$work/denied" -w '%{http_code}' "$base/v1/chat/completions" -d "$body")
 [ "$status" = 401 ] || { echo "without the key: $status" >&2; exit 1; }

@@ -45,7 +45,11 @@ bash -euo pipefail "$work/banner.sh" | grep -q '"choices"'
 
 # The Python example, with the real client.
 awk '/^```python$/ {on=1; next} /^```$/ {on=0} on' "$root/README.md" >"$work/example.py"
-python3 -m venv "$work/venv"
+python3 -m venv "$work/venv" 2>/dev/null || {
+  apt-get update -qq
+  apt-get install -y -qq python3-venv >/dev/null
+  python3 -m venv "$work/venv"
+}
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check openai
 "$work/venv/bin/python" "$work/example.py" | tee "$work/python.out"
 [ -s "$work/python.out" ]
