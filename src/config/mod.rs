@@ -209,7 +209,7 @@ impl Resolved {
             threads: self.optional_number("threads")?,
             kv_memory: bytes("kv-memory")?,
             prefix_caching: self.flag("enable-prefix-caching")?,
-            max_queue: self.number("max-queue", 0)?,
+            max_queue: self.number("max-queue", 1)?,
             api_key: self.text("api-key"),
             insecure: self.flag("insecure")?,
             refuse_unknown_parameters: self.get("unknown-parameters", |v| match v {
