@@ -3,7 +3,8 @@
 //! At the edges (TOML, JSON, metrics) the unit is in the field's name instead.
 
 use std::fmt;
-use std::ops::Div;
+use std::ops::{Add, AddAssign, Div, Mul, Sub};
+use std::time::Duration;
 
 macro_rules! quantity {
     ($(#[$doc:meta])* $name:ident, $unit:literal, $decimals:literal) => {
@@ -23,6 +24,12 @@ quantity!(
     /// Power, W.
     Watts,
     "W",
+    "1"
+);
+quantity!(
+    /// Energy, J.
+    Joules,
+    "J",
     "1"
 );
 quantity!(
@@ -52,6 +59,51 @@ quantity!(
 
 /// Joules in a megawatt-hour.
 pub const JOULES_PER_MWH: f64 = 3.6e9;
+
+impl Joules {
+    pub const ZERO: Joules = Joules(0.0);
+}
+
+impl Add for Joules {
+    type Output = Joules;
+    fn add(self, other: Joules) -> Joules {
+        Joules(self.0 + other.0)
+    }
+}
+
+impl AddAssign for Joules {
+    fn add_assign(&mut self, other: Joules) {
+        self.0 += other.0;
+    }
+}
+
+impl Sub for Joules {
+    type Output = Joules;
+    fn sub(self, other: Joules) -> Joules {
+        Joules(self.0 - other.0)
+    }
+}
+
+impl std::iter::Sum for Joules {
+    fn sum<I: Iterator<Item = Joules>>(all: I) -> Joules {
+        all.fold(Joules::ZERO, Add::add)
+    }
+}
+
+/// Mean power over a time.
+impl Div<Duration> for Joules {
+    type Output = Watts;
+    fn div(self, time: Duration) -> Watts {
+        Watts(self.0 / time.as_secs_f64())
+    }
+}
+
+impl Mul<Duration> for Watts {
+    type Output = Joules;
+    fn mul(self, time: Duration) -> Joules {
+        Joules(self.0 * time.as_secs_f64())
+    }
+}
 
 /// A rate of tokens, 1/s.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::economics::market::Market;
 use crate::economics::miners::Miner;
 use crate::economics::{inference, mining};
-use crate::power::{Method, Reading};
+use crate::power::{Method, Power};
 use crate::quantity::{TokensPerJoule, TokensPerSecond};
 
 /// A rate of serving and the power it took.
@@ -13,7 +13,7 @@ use crate::quantity::{TokensPerJoule, TokensPerSecond};
 pub struct Served {
     pub label: String,
     pub rate: TokensPerSecond,
-    pub power: Reading,
+    pub power: Power,
 }
 
 impl Served {
