@@ -56,7 +56,7 @@ pub static SETTINGS: &[Setting] = &[
         "Memory for the KV cache, as 2GiB; worked out from what is free by default",
     ),
     setting("enable-prefix-caching", "true", "", "Reuse the computed blocks of prompts that begin alike"),
-    setting("max-queue", "512", "N", "Requests that may wait in an engine; more are answered 503"),
+    setting("max-queue", "512", "N", "Requests an engine takes beyond --max-num-seqs; more are answered 503"),
     Setting {
         secret: true,
         ..setting("api-key", "", "KEY", "Bearer key that guards everything but the health routes")

@@ -39,7 +39,7 @@ pub struct EngineConfig {
     pub device: String,
     pub limits: Limits,
     pub prefix_caching: bool,
-    /// Requests that may wait.
+    /// Requests taken beyond those that one step can hold.
     pub max_queue: usize,
 }
 
@@ -58,6 +58,8 @@ pub(crate) enum Command {
 pub struct EngineHandle {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) stats: Arc<EngineStats>,
+    /// Sequences one step can hold.
+    pub(crate) slots: usize,
     pub(crate) max_queue: usize,
 }
 
@@ -65,10 +67,12 @@ impl EngineHandle {
     /// Queues a request. Dropping the stream cancels it.
     ///
     /// # Errors
-    /// `QueueFull` when `max_queue` requests wait already, `Dead` when the worker has ended.
+    /// `QueueFull` when `max_queue` requests are there beyond those a step can hold (so the choices of a
+    /// request that finds the engine idle all start), `Dead` when the worker has ended.
     pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, EngineError> {
         let waiting = self.stats.waiting.fetch_add(1, Ordering::AcqRel);
-        if waiting >= self.max_queue {
+        let live = waiting + self.stats.running.load(Ordering::Acquire);
+        if live >= self.slots + self.max_queue {
             self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(EngineError::QueueFull { waiting, limit: self.max_queue });
         }
@@ -107,7 +111,12 @@ pub fn spawn(
 ) -> Result<(EngineHandle, JoinHandle<()>), EngineError> {
     let (commands, inbox) = mpsc::channel();
     let stats = Arc::new(EngineStats::default());
-    let handle = EngineHandle { commands, stats: stats.clone(), max_queue: config.max_queue };
+    let handle = EngineHandle {
+        commands,
+        stats: stats.clone(),
+        slots: config.limits.max_rows,
+        max_queue: config.max_queue,
+    };
     let (up, is_up) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name(format!("hashwatt-{}", config.device))
