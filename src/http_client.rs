@@ -5,6 +5,9 @@
 //! `http` goes straight to the host (the site's own network); `https` takes the system's proxy if it has one.
 //! Knows nothing of meters, markets or miners.
 
+#[cfg(test)]
+pub mod testing;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -144,8 +147,8 @@ impl HttpClient {
                 auth.iter().fold(request, |r, a| r.header(header::AUTHORIZATION, a)).call()
             }
             Some(body) => {
-                let request = agent.post(&target.uri);
-                auth.iter().fold(request, |r, a| r.header(header::AUTHORIZATION, a)).send_json(body)
+                let request = agent.post(&target.uri).content_type("application/json");
+                auth.iter().fold(request, |r, a| r.header(header::AUTHORIZATION, a)).send(body.to_string())
             }
         };
         read(&target.name, answer.map_err(|e| failure(&target.name, e))?)
@@ -194,8 +197,12 @@ impl Target {
         let uri: Uri = format!("{scheme}://{host}{slash}{}", encode(path))
             .parse()
             .map_err(|e: ureq::http::uri::InvalidUri| wrong(&e.to_string()))?;
-        if uri.host().is_none_or(str::is_empty) {
+        let host = uri.host().unwrap_or_default();
+        if host.is_empty() {
             return Err(wrong("it names no host"));
+        }
+        if uri.port_u16().is_none() && uri.authority().is_some_and(|a| a.as_str() != host) {
+            return Err(wrong("its port is none"));
         }
         Ok(Target { uri, name, secure, auth })
     }
@@ -291,5 +298,114 @@ fn failure(name: &str, error: ureq::Error) -> HttpError {
             HttpError::Url { url, problem: "it cannot be sent".into() }
         }
         other => HttpError::Connect { url, problem: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{Answer, Server};
+    use super::*;
+
+    const QUICK: Timeouts = Timeouts { connect: Duration::from_secs(2), total: Duration::from_millis(400) };
+
+    fn get(answer: Answer) -> Result<Value, HttpError> {
+        let server = Server::start(move |_| answer.clone());
+        HttpClient::new(Timeouts::default()).get_json(&format!("{}/a?token=SECRET", server.url))
+    }
+
+    #[test]
+    fn json_comes_back_and_everything_else_is_a_typed_error() {
+        assert_eq!(get(Answer::ok("[1]")).unwrap(), serde_json::json!([1]));
+        let busy = get(Answer::code(429, "Retry-After: 30", "slow down")).unwrap_err();
+        assert!(matches!(busy, HttpError::Busy { code: 429, retry_after_seconds: Some(30), .. }), "{busy}");
+        let busy = get(Answer::code(503, "", "")).unwrap_err();
+        assert!(matches!(busy, HttpError::Busy { code: 503, retry_after_seconds: None, .. }), "{busy}");
+        let status = get(Answer::code(500, "", "it \u{1b}[31mbroke\n here")).unwrap_err();
+        assert!(
+            matches!(&status, HttpError::Status { code: 500, detail, .. } if detail == "it [31mbroke here")
+        );
+        let html = get(Answer::ok("<html>")).unwrap_err();
+        assert!(matches!(&html, HttpError::NotJson { at, .. } if at.contains("line 1 column 1")), "{html}");
+        let deep = get(Answer::ok("[".repeat(1_000_000))).unwrap_err();
+        assert!(matches!(deep, HttpError::NotJson { .. }), "{deep}");
+        let cut = get(Answer { length: Some(10), ..Answer::ok("[1,2]") }).unwrap_err();
+        assert!(matches!(cut, HttpError::Connect { .. } | HttpError::Timeout { .. }), "{cut}");
+        for error in [busy, status, html, deep, cut] {
+            let text = error.to_string();
+            assert!(text.starts_with("http://127.0.0.1:") && !text.contains("SECRET"), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_redirect_is_followed_and_its_target_is_named() {
+        let to = get(Answer::code(302, "Location: https://u:SECRET@elsewhere/x", "")).unwrap_err();
+        assert!(
+            matches!(&to, HttpError::Redirect { code: 302, to, .. } if to == "https://elsewhere/x"),
+            "{to}"
+        );
+    }
+
+    #[test]
+    fn a_body_has_a_limit_and_a_wait_has_an_end() {
+        let large = get(Answer::ok(vec![b' '; MAX_BODY_BYTES as usize + 1])).unwrap_err();
+        assert!(matches!(large, HttpError::TooLarge { limit: MAX_BODY_BYTES, .. }), "{large}");
+        let server = Server::start(|_| {
+            std::thread::sleep(Duration::from_millis(900));
+            Answer::ok("1")
+        });
+        let late = HttpClient::new(QUICK).get_json(&server.url).unwrap_err();
+        assert!(matches!(late, HttpError::Timeout { .. }), "{late}");
+        let gone = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            format!("http://{}", listener.local_addr().unwrap())
+        };
+        let none = HttpClient::new(QUICK).get_json(&gone).unwrap_err();
+        assert!(matches!(none, HttpError::Connect { .. }), "{none}");
+    }
+
+    #[test]
+    fn credentials_go_into_the_header_and_nowhere_else() {
+        let server = Server::start(|_| Answer::code(401, "", ""));
+        let url = server.url.replace("http://", "http://root:p%40ss@");
+        let error = HttpClient::default().get_json(&url).unwrap_err().to_string();
+        assert!(!error.contains("root") && !error.contains("ss@"), "{error}");
+        // RFC 7617's own example.
+        let auth = BasicAuth::parse("Aladdin:open sesame\n").unwrap();
+        assert_eq!(format!("{auth:?}"), "BasicAuth(…)");
+        HttpClient::default().post_json(&server.url, Some(&auth), &serde_json::json!({"a": 1})).unwrap_err();
+        let asked = server.asked();
+        assert_eq!(asked[0].authorization.as_deref(), Some("Basic cm9vdDpwQHNz"));
+        assert_eq!(asked[1].authorization.as_deref(), Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="));
+        assert_eq!((asked[1].method.as_str(), asked[1].body.as_str()), ("POST", "{\"a\":1}"));
+    }
+
+    #[test]
+    fn queries_are_written_as_people_write_them() {
+        let server = Server::start(|_| Answer::ok("1"));
+        let url = format!("{}?query=sum(x{{a=\"b c\"}})", server.url);
+        HttpClient::default().get_json(&url).unwrap();
+        assert_eq!(server.asked()[0].path, "/?query=sum(x%7Ba=%22b%20c%22%7D)");
+    }
+
+    #[test]
+    fn what_is_no_url_is_told() {
+        for url in
+            ["", "pdu/x", "ftp://h/x", "file:///etc/passwd", "http://", "http:///x", "http://h:99999999/"]
+        {
+            let error = HttpClient::default().get_json(url).unwrap_err();
+            assert!(matches!(error, HttpError::Url { .. }), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_has_no_secrets() {
+        for (url, want) in [
+            ("https://u:p@h:1/a?k=v#f", "https://h:1/a?…"),
+            ("http://u:p@q@h", "http://h"),
+            ("http://h/a@b", "http://h/a@b"),
+            ("u:p@h/x", "h/x"),
+        ] {
+            assert_eq!(shown(url), want);
+        }
     }
 }

@@ -337,3 +337,173 @@ impl Drop for HttpMeter {
         self.shared.end.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http_client::testing::{Answer, Server};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn reading(path: &str, answer: &Value) -> Result<Reading, String> {
+        Query::parse(path)?.reading(answer)
+    }
+
+    #[test]
+    fn paths_find_what_pdus_and_bmcs_say() {
+        let redfish = json!({"PowerControl": [{"Name": "System", "PowerConsumedWatts": 1730}]});
+        let pdu = json!({"data": {"watts": "412.5", "energy.kWh": 2, "mW": 1500}});
+        let prometheus = json!({"status": "success", "data": {"resultType": "vector", "result": [
+            {"metric": {"outlet": "1"}, "value": [1782467000.1, "123.4"]},
+            {"metric": {"outlet": "2"}, "value": [1782467000.1, "100"]},
+        ]}});
+        let watts = |w| Ok(Reading::Power(Watts(w)));
+        assert_eq!(reading("PowerControl[0].PowerConsumedWatts", &redfish), watts(1730.0));
+        assert_eq!(reading("data.watts", &pdu), watts(412.5));
+        assert_eq!(reading("data.mW:milliwatts@site", &pdu), watts(1.5));
+        assert_eq!(reading("[\"data\"][\"energy.kWh\"]:kWh", &pdu), Ok(Reading::Counter(Joules(7.2e6))));
+        assert_eq!(reading("data.result[0].value[1]", &prometheus), watts(123.4));
+        assert_eq!(reading("data.result[1].value:kilowatts", &prometheus), watts(100_000.0));
+        assert_eq!(reading("", &prometheus), watts(223.4));
+        assert_eq!(reading(":joules", &prometheus), Ok(Reading::Counter(Joules(223.4))));
+        let scalar = json!({"status": "success", "data": {"resultType": "scalar", "result": [1.5, "80"]}});
+        assert_eq!(reading("", &scalar), watts(80.0));
+        assert_eq!(reading("@gpu_board", &json!(55)), watts(55.0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_what_was_found() {
+        let answer = json!({"PowerControl": [{"Name": "System", "Watts": null, "Cold": -4, "N": "NaN"}]});
+        for (path, want) in [
+            ("Power", "no \"Power\" in the answer, which is an object of \"PowerControl\""),
+            ("PowerControl[1]", "no \"[1]\" in PowerControl, which is a list of 1"),
+            (
+                "PowerControl[0].watts",
+                "\"watts\" in PowerControl[0], which is an object of \"Name\", \"Watts\"",
+            ),
+            ("PowerControl[0].Watts", "no number but null"),
+            ("PowerControl[0].Name", "no number but \"System\""),
+            ("PowerControl[0].Cold", "-4 is neither"),
+            ("PowerControl[0].N", "NaN is neither"),
+            ("", "write the path"),
+            ("a:horsepower", "unit \"horsepower\" is not one of watts, milliwatts"),
+            ("a@moon", "boundary \"moon\" is not one of gpu_board"),
+            ("a[x]", "[x] is not an index"),
+            ("a[0", "[ without ]"),
+            ("a..b", "a dot without a name"),
+            ("a[0]b", "\"b\" is not understood"),
+        ] {
+            let problem = reading(path, &answer).unwrap_err();
+            assert!(problem.contains(want), "{path}: {problem}");
+        }
+        let matrix = json!({"status": "success", "data": {"resultType": "matrix", "result": []}});
+        assert!(reading("", &matrix).unwrap_err().contains("matrix"));
+        let none = json!({"status": "success", "data": {"resultType": "vector", "result": []}});
+        assert!(reading("", &none).unwrap_err().contains("no result"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_panics(path in "\\PC{0,30}", shaped in "[a\\[\\]\".:@01]{0,20}") {
+            let answer = json!({"a": [{"a": 1}, "01"], "01": "a"});
+            for path in [path, shaped] {
+                if let Ok(Reading::Power(Watts(w)) | Reading::Counter(Joules(w))) = reading(&path, &answer) {
+                    prop_assert!(w >= 0.0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_meter_fails_at_start() {
+        let open = |answer: Answer, path: &str| {
+            let server = Server::start(move |_| answer.clone());
+            let opened = HttpMeter::open(&format!("{}/p?key=SECRET", server.url), path, Clock::fake());
+            opened.err().unwrap()
+        };
+        let path = open(Answer::ok("{\"power\": 3}"), "watts");
+        assert!(matches!(&path, PowerError::Spec { problem, .. } if problem.contains("\"power\"")), "{path}");
+        let permission = open(Answer::code(401, "", ""), "watts");
+        assert!(matches!(permission, PowerError::Permission { .. }), "{permission}");
+        let broken = open(Answer::code(500, "", "on fire"), "watts");
+        assert!(
+            matches!(&broken, PowerError::Absent { problem, .. } if problem.contains("on fire")),
+            "{broken}"
+        );
+        for error in [path, permission, broken] {
+            assert!(!error.to_string().contains("SECRET"), "{error}");
+        }
+        let url = HttpMeter::open("pdu", "", Clock::fake()).err().unwrap();
+        assert!(matches!(url, PowerError::Spec { .. }), "{url}");
+    }
+
+    /// Waits for another thread, without an opinion on how long that takes.
+    fn wait(what: &str, mut done: impl FnMut() -> bool) {
+        for _ in 0..6_000 {
+            if done() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("never: {what}");
+    }
+
+    #[test]
+    fn a_meter_follows_goes_stale_and_comes_back() {
+        let state = Arc::new(Mutex::new(Answer::ok("{\"w\": 100}")));
+        let theirs = Arc::clone(&state);
+        let server = Server::start(move |_| theirs.lock().unwrap().clone());
+        let clock = Clock::fake();
+        let period = Duration::from_millis(10);
+        let mut meter = HttpMeter::open_with(&server.url, "w@site", clock.clone(), period).unwrap();
+        let info = meter.info();
+        assert_eq!((info.method, info.boundary, info.gain_error), (Method::Integrated, Boundary::Site, 0.05));
+        assert_eq!((info.period, info.device, info.wraps_at), (period, None, None));
+        assert_eq!(meter.read(), Ok(Reading::Power(Watts(100.0))));
+
+        *state.lock().unwrap() = Answer::ok("{\"w\": 250}");
+        wait("the new value", || meter.read() == Ok(Reading::Power(Watts(250.0))));
+
+        *state.lock().unwrap() = Answer::ok("{\"v\": 1}");
+        wait("the failure", || meter.shared.last().problem.is_some());
+        // Not yet old: the last value stands. Then it does not, and says why.
+        clock.advance(period * 5);
+        assert!(meter.read().is_ok());
+        clock.advance(period);
+        let stale = meter.read().unwrap_err();
+        assert!(
+            matches!(&stale, PowerError::Unreadable { problem, .. } if problem.contains("no \"w\"")),
+            "{stale}"
+        );
+
+        *state.lock().unwrap() = Answer::ok("{\"w\": 90}");
+        wait("the meter's return", || meter.read() == Ok(Reading::Power(Watts(90.0))));
+
+        let shared = Arc::downgrade(&meter.shared);
+        drop(meter);
+        wait("the thread's end", || shared.strong_count() == 0);
+    }
+
+    #[test]
+    fn reading_does_not_wait_for_a_meter_that_hangs() {
+        let hold = Arc::new(Mutex::new(()));
+        let (theirs, first) = (Arc::clone(&hold), std::sync::atomic::AtomicBool::new(true));
+        let server = Server::start(move |_| {
+            if !first.swap(false, std::sync::atomic::Ordering::AcqRel) {
+                drop(theirs.lock().unwrap());
+            }
+            Answer::ok("7")
+        });
+        let held = hold.lock().unwrap();
+        let mut meter =
+            HttpMeter::open_with(&server.url, ":joules", Clock::fake(), Duration::from_millis(1)).unwrap();
+        assert_eq!(meter.info().method, Method::Counter);
+        // The thread sits in its fetch; the test would never end if reading waited for it.
+        for _ in 0..100 {
+            assert_eq!(meter.read(), Ok(Reading::Counter(Joules(7.0))));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(meter);
+        drop(held);
+    }
+}
