@@ -212,3 +212,119 @@ fn summary(market: &Market) -> String {
 fn hours(age: Duration) -> String {
     format!("{:.1} h", age.as_secs_f64() / 3600.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http_client::testing::{Answer, Server};
+
+    fn matches(arguments: &[&str]) -> Result<ArgMatches, clap::Error> {
+        super::super::command().try_get_matches_from([&["hashwatt", "market"], arguments].concat())
+    }
+
+    /// Runs `hashwatt market …`; what would be printed on failure.
+    fn hashwatt(arguments: &[&str]) -> Result<u8, String> {
+        let matches = matches(arguments).map_err(|e| e.to_string())?;
+        run(matches.subcommand_matches("market").unwrap()).map_err(|e| format!("{e:#}"))
+    }
+
+    fn server() -> Server {
+        Server::start(|asked| {
+            Answer::ok(match asked.path.as_str() {
+                "/api/v1/mining/hashrate/3d" => include_str!("../../tests/it/cases/market/hashrate-3d.json"),
+                "/api/v1/mining/reward-stats/144" => {
+                    include_str!("../../tests/it/cases/market/reward-stats-144.json")
+                }
+                "/api/v1/difficulty-adjustment" => {
+                    include_str!("../../tests/it/cases/market/difficulty-adjustment.json")
+                }
+                "/api/v1/prices" => include_str!("../../tests/it/cases/market/prices.json"),
+                other => panic!("{other}"),
+            })
+        })
+    }
+
+    #[test]
+    fn a_snapshot_is_fetched_shown_and_survives_a_busy_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.toml");
+        let out = path.to_str().unwrap();
+        let server = server();
+        let fetch = |url: &str| hashwatt(&["fetch", "--from", url, "--out", out]);
+        let with_fee = hashwatt(&["fetch", "--from", &server.url, "--out", out, "--pool-fee", "0.025"]);
+        assert_eq!(with_fee, Ok(0));
+        let first = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(Market::parse(&first).unwrap().pool_fee, 0.025);
+        assert_eq!(hashwatt(&["show", out]), Ok(0));
+        // The fee said once stays.
+        assert_eq!(fetch(&server.url), Ok(0));
+        assert_eq!(Market::parse(&std::fs::read_to_string(&path).unwrap()).unwrap().pool_fee, 0.025);
+
+        let busy = Server::start(|_| Answer::code(429, "Retry-After: 60", ""));
+        let before = std::fs::read_to_string(&path).unwrap();
+        let error = fetch(&busy.url).unwrap_err();
+        assert!(
+            error.contains("HTTP 429") && error.contains("in 60 s") && error.contains("left as it is"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+
+        std::fs::write(&path, "# mine\n").unwrap();
+        let error = fetch(&server.url).unwrap_err();
+        assert!(error.contains("--force"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "# mine\n");
+        let forced = hashwatt(&["fetch", "--from", &server.url, "--out", out, "--force"]);
+        assert_eq!(forced, Ok(0));
+    }
+
+    #[test]
+    fn a_node_wants_credentials_and_a_price() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let secret = path.to_str().unwrap();
+        let core = ["fetch", "--core", "http://127.0.0.1:8332"];
+        for (more, missing) in [
+            (&["--price", "60000"][..], "--core-cookie"),
+            (&["--core-cookie", secret], "--price"),
+            (&["--core-user", "u", "--price", "1"], "--core-password-file"),
+            (&["--core-cookie", secret, "--price", "1", "--from", "http://x"], "cannot be used with"),
+            (&["--core-cookie", secret, "--core-user", "u", "--price", "1"], "cannot be used with"),
+        ] {
+            let error = matches(&[&core[..], more].concat()).unwrap_err().to_string();
+            assert!(error.contains(missing), "{more:?}: {error}");
+        }
+        let auth = |arguments: &[&str]| {
+            let all = matches(&[&core[..], &["--price", "60000"], arguments].concat()).unwrap();
+            let market = all.subcommand_matches("market").unwrap();
+            core_auth(market.subcommand_matches("fetch").unwrap()).map_err(|e| e.to_string())
+        };
+        std::fs::write(&path, "__cookie__:00ff\n").unwrap();
+        assert_eq!(auth(&["--core-cookie", secret]), Ok(BasicAuth::new("__cookie__", "00ff")));
+        std::fs::write(&path, "pass word\n").unwrap();
+        assert_eq!(
+            auth(&["--core-user", "u", "--core-password-file", secret]),
+            Ok(BasicAuth::new("u", "pass word"))
+        );
+        assert!(auth(&["--core-cookie", secret]).unwrap_err().contains("not a cookie file"));
+    }
+
+    #[test]
+    fn a_snapshot_shows_its_age_and_each_miner() {
+        let market = Market::parse(
+            "example = false\nas_of = \"2026-06-26T10:00:00Z\"\nsource = \"s\"\ndifficulty = 133.87e12\n\
+             subsidy_btc = 3.125\nfees_share_of_reward = 0.006\nbtc_usd = 60000\npool_fee = 0\nheight = 956200\n",
+        )
+        .unwrap();
+        let at = 1_782_468_000;
+        let fresh = shown(&market, at + 3600).unwrap();
+        assert!(fresh.contains("age           1.0 h") && !fresh.contains("stale"), "{fresh}");
+        let stale = shown(&market, at + 25 * 3600).unwrap();
+        assert!(stale.contains("WARNING: the market is 25.0 h old"), "{stale}");
+        assert!(stale.contains("block 1050000"), "{stale}");
+        // 4.7243e-4 BTC/PH/day at 60,000 $ is 28.35 $/PH/day; a machine of 17.5 J/TH earns 67.5 $/MWh on it.
+        assert!(stale.contains("28.35 $/PH/day"), "{stale}");
+        let row = stale.lines().find(|l| l.starts_with("Antminer S21 ")).unwrap();
+        let cells: Vec<&str> = row.split_whitespace().collect();
+        assert_eq!(cells[2..], ["17.5", "67.49", "0.00162"], "{row}");
+    }
+}
