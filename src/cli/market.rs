@@ -323,7 +323,7 @@ mod tests {
         assert!(stale.contains("block 1050000"), "{stale}");
         // 4.7243e-4 BTC/PH/day at 60,000 $ is 28.35 $/PH/day; a machine of 17.5 J/TH earns 67.5 $/MWh on it.
         assert!(stale.contains("28.35 $/PH/day"), "{stale}");
-        let row = stale.lines().find(|l| l.starts_with("Antminer S21 ")).unwrap();
+        let row = stale.lines().find(|l| l.starts_with("Antminer S21  ")).unwrap();
         let cells: Vec<&str> = row.split_whitespace().collect();
         assert_eq!(cells[2..], ["17.5", "67.49", "0.00162"], "{row}");
     }
