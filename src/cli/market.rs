@@ -144,12 +144,13 @@ fn core_auth(m: &ArgMatches) -> anyhow::Result<BasicAuth> {
 
 fn halving(fetched: &Fetched, now: u64) -> String {
     let (height, left, at) = fetched.chain.next_halving(now);
-    let day = market::moment(at);
-    format!(
-        "halving       block {height}, {left} blocks left, about {} at {:.0} s a block",
-        day.split('T').next().unwrap_or(&day),
-        fetched.chain.block_seconds
-    )
+    let line = format!("halving       block {height}, {left} blocks left");
+    match (at.map(market::moment), fetched.chain.block_seconds) {
+        (Some(at), Some(pace)) => {
+            format!("{line}, about {} at {pace:.0} s a block", at.split('T').next().unwrap_or(&at))
+        }
+        _ => format!("{line}; too few blocks since the last retarget for a date"),
+    }
 }
 
 /// `market show FILE`.

@@ -127,7 +127,7 @@ pub(super) fn day(tip: Tip, blocks: &[Value]) -> Result<Chain, MarketError> {
         height: tip.height,
         difficulty: tip.difficulty,
         fees_btc: fees / count,
-        block_seconds,
+        block_seconds: Some(block_seconds),
         blocks: blocks.len() as u64,
         network_hashes_per_second: tip.network_hashes_per_second,
         newest: Some(*newest as u64),

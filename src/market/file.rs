@@ -21,7 +21,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub struct Target {
     path: PathBuf,
-    /// What stands there now, if it is a market.
+    /// What stands there now, if it is a market and no example.
     before: Option<Market>,
 }
 
@@ -53,7 +53,13 @@ impl Target {
         if !force && length > 0 && !text.starts_with(MARK) {
             return Err(MarketError::Kept { path: path.display().to_string() });
         }
-        Ok(Target { before: Market::parse(&text).ok(), path })
+        // Someone added to a fetched file and slipped: what they added is not thrown away.
+        let before = match Market::parse(&text) {
+            Ok(before) => Some(before).filter(|b| !b.example),
+            Err(_) if force || length == 0 => None,
+            Err(e) => return Err(wrong(format!("no longer a market; --force overwrites it: {e}"))),
+        };
+        Ok(Target { path, before })
     }
 
     /// The snapshot that is there now.
@@ -67,7 +73,7 @@ impl Target {
     /// [`MarketError::File`]; the old file is then untouched.
     pub fn write(&self, market: &Market) -> Result<Market, MarketError> {
         let mut market = market.clone();
-        if let Some(before) = self.before.as_ref().filter(|b| !b.example) {
+        if let Some(before) = &self.before {
             market.token_price.clone_from(&before.token_price);
             market.hashprice_low_usd_per_ph_day = before.hashprice_low_usd_per_ph_day;
             market.hashprice_high_usd_per_ph_day = before.hashprice_high_usd_per_ph_day;
@@ -89,7 +95,9 @@ impl Target {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = fs::File::create(path)?;
+    // What a killed process of the same number left goes; a link planted there is not followed.
+    let _ = fs::remove_file(path);
+    let mut file = fs::File::create_new(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

@@ -16,6 +16,9 @@ const PRICE: &str = "/api/v1/prices";
 
 /// The mining index may be so many blocks behind the chain.
 const MOST_LAG: u64 = 12;
+const RETARGET_BLOCKS: u64 = 2016;
+/// The pace since the last retarget says nothing before so many blocks.
+const FEWEST_FOR_PACE: u64 = 72;
 
 /// The answers of the three chain endpoints.
 pub(super) struct Answers {
@@ -39,10 +42,11 @@ pub(super) fn chain(answers: &Answers) -> Result<Chain, MarketError> {
     let retarget = Answer::new(RETARGET, &answers.retarget);
 
     let next_retarget = retarget.count("nextRetargetHeight", HEIGHTS)?;
-    let height = next_retarget - retarget.count("remainingBlocks", 0.0..=2016.0)?;
+    let remaining = retarget.count("remainingBlocks", 0.0..=RETARGET_BLOCKS as f64)?;
+    let height = next_retarget - remaining;
     let first = rewards.count("startBlock", HEIGHTS)?;
     let last = rewards.count("endBlock", HEIGHTS)?;
-    if first > last || last - first > 2016 {
+    if first > last || last - first > RETARGET_BLOCKS {
         return Err(rewards.error("endBlock", format!("{last} does not follow startBlock {first} closely")));
     }
     if height.abs_diff(last) > MOST_LAG {
@@ -59,12 +63,20 @@ pub(super) fn chain(answers: &Answers) -> Result<Chain, MarketError> {
         height,
         difficulty: difficulty(&hashrate, &retarget)?,
         fees_btc: fees,
-        block_seconds: retarget.number("timeAvg", 1e3 * BLOCK_SECONDS.start()..=1e3 * BLOCK_SECONDS.end())?
-            / 1e3,
+        block_seconds: pace(&retarget, RETARGET_BLOCKS - remaining)?,
         blocks: last - first + 1,
         network_hashes_per_second: hashrate.optional("currentHashrate", 1e18..=1e25)?,
         newest: None,
     })
+}
+
+/// Seconds from block to block since the last retarget, if there were enough of them.
+fn pace(retarget: &Answer, blocks: u64) -> Result<Option<f64>, MarketError> {
+    if blocks < FEWEST_FOR_PACE {
+        return Ok(None);
+    }
+    let (low, high) = BLOCK_SECONDS.into_inner();
+    Ok(Some(retarget.number("timeAvg", 1e3 * low..=1e3 * high)? / 1e3))
 }
 
 /// The difficulty now, held against the last of the server's list: its adjustments are 4-fold at most.

@@ -55,8 +55,8 @@ pub struct Chain {
     /// Fees of a mean block of the last `blocks`.
     pub fees_btc: f64,
     pub blocks: u64,
-    /// Observed time from block to block.
-    pub block_seconds: f64,
+    /// Observed time from block to block, over half a day at least.
+    pub block_seconds: Option<f64>,
     pub network_hashes_per_second: Option<f64>,
     /// Time of the newest block, where the source tells it.
     pub newest: Option<u64>,
@@ -98,10 +98,10 @@ pub enum MarketError {
 
 impl Chain {
     /// The next block whose subsidy is half, how many blocks until then, and when at the observed pace.
-    pub fn next_halving(&self, now: u64) -> (u64, u64, u64) {
+    pub fn next_halving(&self, now: u64) -> (u64, u64, Option<u64>) {
         let height = (self.height / BLOCKS_PER_HALVING + 1) * BLOCKS_PER_HALVING;
         let left = height - self.height;
-        (height, left, now + (left as f64 * self.block_seconds) as u64)
+        (height, left, self.block_seconds.map(|pace| now + (left as f64 * pace) as u64))
     }
 }
 

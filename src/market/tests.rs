@@ -79,7 +79,7 @@ fn a_mempool_server_gives_a_market() {
     assert!(market.source.contains(&server.url) && market.source.contains("144 blocks"), "{}", market.source);
     assert!(fetched.warnings.is_empty(), "{:?}", fetched.warnings);
     // 93,800 blocks of 595 s.
-    assert_eq!(fetched.chain.next_halving(NOW), (1_050_000, 93_800, NOW + 93_800 * 595));
+    assert_eq!(fetched.chain.next_halving(NOW), (1_050_000, 93_800, Some(NOW + 93_800 * 595)));
     assert_eq!(Market::parse(&market.to_toml()).unwrap(), *market);
 }
 
@@ -89,6 +89,18 @@ fn both_spellings_and_both_types_mean_the_same() {
     let other = ask(&from(&mempool(HASHRATE_OTHER, REWARDS_OTHER, RETARGET, PRICES))).unwrap();
     assert_eq!(one.chain, other.chain);
     assert_eq!(one.market.btc_usd, other.market.btc_usd);
+}
+
+#[test]
+fn the_first_blocks_of_a_difficulty_have_no_pace() {
+    let mut retarget: Value = serde_json::from_str(RETARGET).unwrap();
+    for (blocks, pace) in [(1u64, None), (71, None), (72, Some(595.0))] {
+        retarget["remainingBlocks"] = json!(2016 - blocks);
+        retarget["nextRetargetHeight"] = json!(956_200 + 2016 - blocks);
+        retarget["timeAvg"] = json!(if blocks == 1 { 4_000 } else { 595_000 });
+        let fetched = ask(&from(&mempool(HASHRATE, REWARDS, &retarget.to_string(), PRICES))).unwrap();
+        assert_eq!(fetched.chain.block_seconds, pace, "{blocks}");
+    }
 }
 
 #[test]
@@ -202,7 +214,7 @@ fn bitcoin_core_and_a_price_give_a_market() {
     let fetched = ask(&request).unwrap();
     near(fetched.market.difficulty, 133_869_853_540_305.3);
     near(fetched.market.fees_btc(), 0.0125);
-    near(fetched.chain.block_seconds, 595.0);
+    near(fetched.chain.block_seconds.unwrap(), 595.0);
     assert_eq!((fetched.chain.height, fetched.chain.blocks), (956_200, 144));
     assert!(
         fetched.market.source.contains("Bitcoin Core") && fetched.market.source.contains("the price given")
@@ -327,7 +339,7 @@ proptest! {
         let mut texts = [CHAIN_INFO.to_string(), MINING_INFO.to_string(), blocks.to_string()];
         texts[part] = damaged(&texts[part], kind, at, &with);
         if let Ok(chain) = from_node([&texts[0], &texts[1], &texts[2]]) {
-            prop_assert!(chain.difficulty > 0.0 && chain.fees_btc >= 0.0 && chain.block_seconds > 0.0);
+            prop_assert!(chain.difficulty > 0.0 && chain.fees_btc >= 0.0 && chain.block_seconds > Some(0.0));
         }
     }
 }
@@ -377,6 +389,11 @@ fn a_file_is_written_whole_and_only_over_a_fetched_one() {
     let read = Market::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
     assert_eq!((read.btc_usd, read.token_price.len()), (70_000.0, 1));
     assert_eq!(read, written);
+
+    // Nor is it lost to a slip of the pen.
+    std::fs::write(&path, format!("{text}[[token_price]\n")).unwrap();
+    let slip = kept(&path, false).unwrap().to_string();
+    assert!(slip.contains("no longer a market") && slip.contains("--force"), "{slip}");
 
     // What a person wrote stays, unless forced.
     std::fs::write(&path, market.to_toml()).unwrap();
