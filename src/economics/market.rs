@@ -1,26 +1,124 @@
-//! One dated snapshot of what mining pays: difficulty, reward, price. From TOML text.
+//! One dated snapshot of what both sides are paid: the Bitcoin network and its price, and prices of tokens.
+//!
+//! TOML text → [`Market`] → TOML text. Prices age in days, so none is a constant of this crate. What is
+//! missing or cannot be is an error that names the field; what is old, to come or disagrees is a warning.
+//! Fetching one is not done here.
 
-use serde::Deserialize;
+use std::time::Duration;
 
-use super::{EconomicsError, plausible};
+use jiff::civil::Date;
+use jiff::{Timestamp, tz::TimeZone};
+use serde::{Deserialize, Serialize};
 
-/// A market at one moment. Nothing is guessed: every field is required.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+use super::estimate::Estimate;
+use super::{EconomicsError, mining, plausible};
+
+/// Older than this, a market is stale.
+pub const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Clocks of two machines may differ by this much before a market counts as of the future.
+const SKEW: Duration = Duration::from_secs(600);
+/// Two sources that differ by more than this share are said to disagree.
+pub const DISAGREEMENT: f64 = 0.03;
+/// Prices of tokens older than this are worth a word.
+const TOKEN_PRICE_OLD_DAYS: u64 = 90;
+const BLOCKS_PER_HALVING: u64 = 210_000;
+const BLOCKS_PER_YEAR: f64 = 144.0 * 365.0;
+
+/// A market at one moment. Nothing is guessed: what is not optional must be there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Market {
     /// True for the file that ships with the project: its numbers are old and only show the arithmetic.
     pub example: bool,
-    /// Day of the snapshot, `YYYY-MM-DD`.
-    pub date: String,
+    /// `2026-06-26T10:00:00Z`, or a day (meaning its first second, UTC).
+    pub as_of: String,
     pub source: String,
     pub difficulty: f64,
     /// New bitcoin in a block.
     pub subsidy_btc: f64,
-    /// Fees of a block as a share of the whole reward, 0 to 1.
-    pub fee_share: f64,
+    /// Fees of a mean block, BTC. Either this …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fees_btc_per_block: Option<f64>,
+    /// … or fees as a share of the whole reward, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fees_share_of_reward: Option<f64>,
     pub btc_usd: f64,
     /// Share of the revenue the pool keeps, 0 to 1.
     pub pool_fee: f64,
+    /// Height of the chain: says when the subsidy halves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub height: Option<u64>,
+    /// The hashprice moved between these (for instance over 30 days); carried through to the verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashprice_low_usd_per_ph_day: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashprice_high_usd_per_ph_day: Option<f64>,
+    /// What that range is: `30 days`, `stated by the operator`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashprice_range: Option<String>,
+    /// What an index publishes: a cross-check only, never used as the price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_hashprice_usd_per_ph_day: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_hashprice_source: Option<String>,
+    #[serde(default)]
+    pub token_price: Vec<TokenPrice>,
+}
+
+/// What a model's tokens sell for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenPrice {
+    pub model: String,
+    pub usd_per_million_input_tokens: f64,
+    /// Input tokens found in the prefix cache; absent, they sell as input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usd_per_million_cached_tokens: Option<f64>,
+    pub usd_per_million_output_tokens: f64,
+    pub source: String,
+    /// `YYYY-MM-DD`.
+    pub date: String,
+}
+
+/// What a reader of the market must be told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "warning", rename_all = "snake_case")]
+pub enum MarketWarning {
+    #[error("EXAMPLE market: its numbers are of the past and only show the arithmetic")]
+    Example,
+    #[error("the market is {age_hours:.1} h old; after 24 h it is stale")]
+    Stale { age_hours: f64 },
+    #[error("the market is dated {as_of}, which is still to come")]
+    Future { as_of: String },
+    #[error("{what}: {first_source} says {first}, {second_source} says {second}: {percent:.1} % apart")]
+    Disagree {
+        what: String,
+        first_source: String,
+        first: f64,
+        second_source: String,
+        second: f64,
+        percent: f64,
+    },
+    #[error("the market has no range of the hashprice: the verdict holds for today's only")]
+    NoHashpriceRange,
+    #[error("the hashprice of {hashprice:.2} $/PH/day lies outside its own range, {low:.2} to {high:.2}")]
+    OutsideRange { hashprice: f64, low: f64, high: f64 },
+    #[error("the price of {model} is {days} days old")]
+    OldTokenPrice { model: String, days: u64 },
+}
+
+/// The two values, if they differ by more than [`DISAGREEMENT`] of the smaller.
+pub fn disagreement(what: &str, first: (&str, f64), second: (&str, f64)) -> Option<MarketWarning> {
+    let apart = (first.1 - second.1).abs() / first.1.abs().min(second.1.abs());
+    // Not a number (both zero): they agree.
+    (apart > DISAGREEMENT).then(|| MarketWarning::Disagree {
+        what: what.into(),
+        first_source: first.0.into(),
+        first: first.1,
+        second_source: second.0.into(),
+        second: second.1,
+        percent: apart * 100.0,
+    })
 }
 
 impl Market {
@@ -28,43 +126,174 @@ impl Market {
     /// Text that is not this table, or a number that cannot be right.
     pub fn parse(text: &str) -> Result<Market, EconomicsError> {
         let m: Market = toml::from_str(text).map_err(|e| EconomicsError::Toml(e.to_string()))?;
-        let check = |field, value, range, expected| plausible("market", field, value, range, expected);
-        check("difficulty", m.difficulty, 1e12..=1e17, "1e12 to 1e17")?;
-        check("subsidy_btc", m.subsidy_btc, 0.0..=50.0, "0 to 50 BTC")?;
-        check("fee_share", m.fee_share, 0.0..=0.99, "a share from 0 to 0.99")?;
-        check("btc_usd", m.btc_usd, 1.0..=1e8, "1 to 1e8 dollars")?;
-        check("pool_fee", m.pool_fee, 0.0..=0.5, "a share from 0 to 0.5")?;
+        m.check()?;
         Ok(m)
+    }
+
+    /// The file that [`Market::parse`] reads back to the same market.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a market is a table of numbers and strings")
+    }
+
+    /// # Errors
+    /// The first field that cannot be right.
+    pub fn check(&self) -> Result<(), EconomicsError> {
+        let check = |field, value, range, expected| plausible("market", field, value, range, expected);
+        check("difficulty", self.difficulty, 1e12..=1e17, "1e12 to 1e17")?;
+        check("subsidy_btc", self.subsidy_btc, 0.0..=50.0, "0 to 50 BTC")?;
+        check("btc_usd", self.btc_usd, 1.0..=1e8, "1 to 1e8 dollars")?;
+        check("pool_fee", self.pool_fee, 0.0..=0.5, "a share from 0 to 0.5")?;
+        match (self.fees_btc_per_block, self.fees_share_of_reward) {
+            (Some(fees), None) => check("fees_btc_per_block", fees, 0.0..=100.0, "0 to 100 BTC")?,
+            (None, Some(share)) => {
+                check("fees_share_of_reward", share, 0.0..=0.99, "a share from 0 to 0.99")?;
+            }
+            _ => return Err(self.wrong("give either fees_btc_per_block or fees_share_of_reward")),
+        }
+        match (self.hashprice_low_usd_per_ph_day, self.hashprice_high_usd_per_ph_day) {
+            (None, None) => {}
+            (Some(low), Some(high)) => {
+                check("hashprice_low_usd_per_ph_day", low, 0.1..=1e4, "0.1 to 1e4 $/PH/day")?;
+                check("hashprice_high_usd_per_ph_day", high, low..=1e4, "not below the low end")?;
+            }
+            _ => return Err(self.wrong("hashprice_low_usd_per_ph_day and hashprice_high_… go together")),
+        }
+        if let Some(published) = self.published_hashprice_usd_per_ph_day {
+            check("published_hashprice_usd_per_ph_day", published, 0.1..=1e4, "0.1 to 1e4 $/PH/day")?;
+        }
+        if let Some(height) = self.height {
+            let due = 50.0 / 2f64.powi((height / BLOCKS_PER_HALVING).min(63) as i32);
+            check("subsidy_btc", self.subsidy_btc, due * 0.999..=due * 1.001, "that of its height")?;
+        }
+        self.moment()?;
+        if self.source.trim().is_empty() {
+            return Err(self.wrong("source is empty"));
+        }
+        self.token_price.iter().try_for_each(TokenPrice::check)
+    }
+
+    fn wrong(&self, problem: &str) -> EconomicsError {
+        EconomicsError::Invalid { entry: "market".into(), problem: problem.into() }
     }
 
     /// Mean reward of a block, BTC.
     pub fn reward_btc(&self) -> f64 {
-        self.subsidy_btc / (1.0 - self.fee_share)
+        self.subsidy_btc + self.fees_btc()
+    }
+
+    /// Mean reward after the next halving of the subsidy, with the same fees.
+    pub fn reward_after_halving_btc(&self) -> f64 {
+        self.subsidy_btc / 2.0 + self.fees_btc()
+    }
+
+    /// Fees of a mean block.
+    pub fn fees_btc(&self) -> f64 {
+        self.fees_btc_per_block.unwrap_or_else(|| {
+            let share = self.fees_share_of_reward.unwrap_or(0.0);
+            self.subsidy_btc * share / (1.0 - share)
+        })
+    }
+
+    /// Today's hashprice with the range the market gives for it.
+    pub fn hashprice(&self) -> Estimate {
+        let today = mining::hashprice(self).0;
+        let (low, high) = (self.hashprice_low_usd_per_ph_day, self.hashprice_high_usd_per_ph_day);
+        Estimate::new(today, low.unwrap_or(today), high.unwrap_or(today))
+    }
+
+    /// Height of the block whose subsidy is the first half one.
+    pub fn next_halving_height(&self) -> Option<u64> {
+        self.height.map(|h| (h / BLOCKS_PER_HALVING + 1) * BLOCKS_PER_HALVING)
+    }
+
+    /// Years of ten-minute blocks to the next halving; `None` without a height.
+    pub fn years_to_halving(&self) -> Option<f64> {
+        Some((self.next_halving_height()? - self.height?) as f64 / BLOCKS_PER_YEAR)
+    }
+
+    /// The price of a model's tokens, if there is one.
+    pub fn token_price(&self, model: &str) -> Option<&TokenPrice> {
+        self.token_price.iter().find(|p| p.model.eq_ignore_ascii_case(model))
+    }
+
+    fn moment(&self) -> Result<Timestamp, EconomicsError> {
+        self.as_of
+            .parse::<Timestamp>()
+            .or_else(|_| first_second(&self.as_of))
+            .map_err(|_| self.wrong(&format!("as_of `{}` is neither a day nor a moment", self.as_of)))
+    }
+
+    /// Age at a moment, seconds since 1970-01-01 UTC.
+    ///
+    /// # Errors
+    /// A market of the future.
+    pub fn age(&self, now_unix_seconds: u64) -> Result<Duration, MarketWarning> {
+        let future = || MarketWarning::Future { as_of: self.as_of.clone() };
+        let at = self.moment().map_err(|_| future())?.as_second();
+        let now = i64::try_from(now_unix_seconds).unwrap_or(i64::MAX);
+        if at > now.saturating_add(SKEW.as_secs() as i64) {
+            return Err(future());
+        }
+        Ok(Duration::from_secs(now.saturating_sub(at).max(0) as u64))
+    }
+
+    /// All that a reader must be told before using it.
+    pub fn warnings(&self, now_unix_seconds: u64) -> Vec<MarketWarning> {
+        let mut all = Vec::new();
+        if self.example {
+            all.push(MarketWarning::Example);
+        }
+        match self.age(now_unix_seconds) {
+            Err(future) => all.push(future),
+            Ok(age) if age > STALE_AFTER => {
+                all.push(MarketWarning::Stale { age_hours: age.as_secs_f64() / 3600.0 });
+            }
+            Ok(_) => {}
+        }
+        let computed = mining::hashprice(self).0;
+        if let Some(published) = self.published_hashprice_usd_per_ph_day {
+            let source = self.published_hashprice_source.as_deref().unwrap_or("an index");
+            all.extend(disagreement("hashprice", ("arithmetic", computed), (source, published)));
+        }
+        match (self.hashprice_low_usd_per_ph_day, self.hashprice_high_usd_per_ph_day) {
+            (Some(low), Some(high)) if !(low..=high).contains(&computed) => {
+                all.push(MarketWarning::OutsideRange { hashprice: computed, low, high });
+            }
+            (Some(_), Some(_)) => {}
+            _ => all.push(MarketWarning::NoHashpriceRange),
+        }
+        for price in &self.token_price {
+            let Ok(at) = first_second(&price.date) else { continue };
+            let days = now_unix_seconds.saturating_sub(at.as_second().max(0) as u64) / 86_400;
+            if days > TOKEN_PRICE_OLD_DAYS {
+                all.push(MarketWarning::OldTokenPrice { model: price.model.clone(), days });
+            }
+        }
+        all
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const EXAMPLE: &str = include_str!("../../benches/market.example.toml");
-
-    #[test]
-    fn the_example_is_one_and_says_so() {
-        assert!(Market::parse(EXAMPLE).unwrap().example);
-    }
-
-    #[test]
-    fn what_cannot_be_right_is_named() {
-        for (from, to, name) in [
-            ("pool_fee = 0.0", "pool_fee = 2.0", "pool_fee"),
-            ("subsidy_btc = 3.125", "subsidy_btc = -1.0", "subsidy_btc"),
-            ("subsidy_btc = 3.125", "", "subsidy_btc"),
-            ("example = true", "example = true\nhashrate = 1", "hashrate"),
-        ] {
-            assert!(EXAMPLE.contains(from), "{from}");
-            let error = Market::parse(&EXAMPLE.replace(from, to)).unwrap_err().to_string();
-            assert!(error.contains(name), "{error}");
+impl TokenPrice {
+    fn check(&self) -> Result<(), EconomicsError> {
+        let check = |field, value| {
+            plausible(&self.model, field, value, 0.0..=10_000.0, "0 to 10,000 dollars per million tokens")
+        };
+        check("usd_per_million_input_tokens", self.usd_per_million_input_tokens)?;
+        check("usd_per_million_output_tokens", self.usd_per_million_output_tokens)?;
+        if let Some(cached) = self.usd_per_million_cached_tokens {
+            check("usd_per_million_cached_tokens", cached)?;
+        }
+        let invalid = |problem: String| EconomicsError::Invalid { entry: self.model.clone(), problem };
+        if self.source.trim().is_empty() {
+            return Err(invalid("a price without a source".into()));
+        }
+        match first_second(&self.date) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(invalid(format!("date `{}` is not a day (YYYY-MM-DD)", self.date))),
         }
     }
+}
+
+fn first_second(day: &str) -> Result<Timestamp, jiff::Error> {
+    Ok(day.parse::<Date>()?.to_zoned(TimeZone::UTC)?.timestamp())
 }

@@ -1,6 +1,6 @@
 //! Mining machines as data: one row of `miners.toml` each. No code per machine.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{EconomicsError, plausible};
 use crate::quantity::JoulesPerTerahash;
@@ -9,7 +9,7 @@ use crate::quantity::JoulesPerTerahash;
 pub const BUILT_IN: &str = include_str!("miners.toml");
 
 /// A machine at its nameplate.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Miner {
     pub name: String,
@@ -19,6 +19,7 @@ pub struct Miner {
     /// When the row was last compared with its source, `YYYY-MM-DD`.
     pub date: String,
     /// What the reader should know: announced, unverified, computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
@@ -46,6 +47,21 @@ pub fn parse(text: &str) -> Result<Vec<Miner>, EconomicsError> {
         plausible(&m.name, "watts / terahash_per_second", m.efficiency().0, 3.0..=200.0, "3 to 200 J/TH")?;
     }
     Ok(table.miner)
+}
+
+/// The built-in table with a site's own file laid over it: a row of the same name replaces, others are added.
+///
+/// # Errors
+/// As [`parse`].
+pub fn with_own(own: Option<&str>) -> Result<Vec<Miner>, EconomicsError> {
+    let mut all = parse(BUILT_IN)?;
+    for miner in own.map(parse).transpose()?.unwrap_or_default() {
+        match all.iter_mut().find(|m| m.name.eq_ignore_ascii_case(&miner.name)) {
+            Some(same) => *same = miner,
+            None => all.push(miner),
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -21,10 +21,25 @@ pub fn hashprice(market: &Market) -> Hashprice {
     Hashprice(btc_per_petahash_day(market) * market.btc_usd * (1.0 - market.pool_fee))
 }
 
+/// The hashprice on the first day after the next halving, everything else as it is.
+pub fn hashprice_after_halving(market: &Market) -> Hashprice {
+    Hashprice(hashprice(market).0 * market.reward_after_halving_btc() / market.reward_btc())
+}
+
 /// Mining revenue of a megawatt-hour at the machine. A petahash per second at e J/TH draws e kW, which
 /// is 0.024 × e MWh a day.
 pub fn revenue(hashprice: Hashprice, efficiency: JoulesPerTerahash) -> UsdPerMwh {
     UsdPerMwh(hashprice.0 / (0.024 * efficiency.0))
+}
+
+/// The same for a megawatt-hour at the site's meter.
+pub fn revenue_at_meter(at_machine: UsdPerMwh, pue: f64, uptime: f64) -> UsdPerMwh {
+    UsdPerMwh(at_machine.0 / pue * uptime)
+}
+
+/// Dollars that a watt earns in a day: 24 Wh.
+pub fn usd_per_watt_day(revenue: UsdPerMwh) -> f64 {
+    revenue.0 * 24e-6
 }
 
 #[cfg(test)]
@@ -34,13 +49,21 @@ mod tests {
     fn market(difficulty: f64, btc_usd: f64, fee_share: f64) -> Market {
         Market {
             example: true,
-            date: "2026-06-26".into(),
+            as_of: "2026-06-26".into(),
             source: "fixture".into(),
             difficulty,
             subsidy_btc: 3.125,
-            fee_share,
+            fees_btc_per_block: None,
+            fees_share_of_reward: Some(fee_share),
             btc_usd,
             pool_fee: 0.0,
+            height: None,
+            hashprice_low_usd_per_ph_day: None,
+            hashprice_high_usd_per_ph_day: None,
+            hashprice_range: None,
+            published_hashprice_usd_per_ph_day: None,
+            published_hashprice_source: None,
+            token_price: Vec::new(),
         }
     }
 

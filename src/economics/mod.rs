@@ -2,10 +2,14 @@
 //!
 //! `docs/economics.md` has the formulas with their units and sources.
 
+pub mod contract;
+pub mod estimate;
 pub mod inference;
 pub mod market;
 pub mod miners;
 pub mod mining;
+pub mod site;
+pub mod verdict;
 
 /// A table or snapshot that cannot be used; names the entry and the field.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -14,6 +18,8 @@ pub enum EconomicsError {
     Toml(String),
     #[error("{entry}: {field} = {value} is not plausible: {expected}")]
     Implausible { entry: String, field: &'static str, value: f64, expected: &'static str },
+    #[error("{entry}: {problem}")]
+    Invalid { entry: String, problem: String },
 }
 
 /// The value, if it lies in the range.

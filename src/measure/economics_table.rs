@@ -59,7 +59,7 @@ fn write_table(
     }
     let hashprice = mining::hashprice(market);
     let example = if market.example { "EXAMPLE market" } else { "market" };
-    writeln!(out, "\nmining at {hashprice} ({example} of {}, nameplate watts at the machine)", market.date)?;
+    writeln!(out, "\nmining at {hashprice} ({example} of {}, nameplate watts at the machine)", market.as_of)?;
     for m in miners {
         let earned = mining::revenue(hashprice, m.efficiency());
         writeln!(out, "  {:<34} {:>36} {:>14.2}", m.name, m.efficiency().to_string(), earned.0)?;
