@@ -116,11 +116,8 @@ fn find(folder: &Path, found: &mut BTreeMap<String, PathBuf>) {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(id: &str, file: &Path) -> Result<T, Problem> {
-    let problem = |problem: String| Problem::Unreadable {
-        id: id.into(),
-        file: file.display().to_string(),
-        problem,
-    };
+    let problem =
+        |problem: String| Problem::Unreadable { id: id.into(), file: file.display().to_string(), problem };
     let bytes = std::fs::read(file).map_err(|e| problem(e.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|e| problem(e.to_string()))
 }

@@ -2,4 +2,3 @@
 
 pub mod baseline;
 pub mod criterion_results;
-pub mod economics_table;
