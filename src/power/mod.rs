@@ -4,8 +4,14 @@
 //! and handles wrap, resets and losses. Whatever rests on assumed watts is headed EXAMPLE.
 
 pub mod assumed;
+pub mod declared;
 pub mod http;
 pub mod monitor;
+pub mod rapl;
+pub mod replay;
+pub mod spec;
+#[doc(hidden)]
+pub mod testing;
 
 use std::fmt;
 use std::time::Duration;
