@@ -19,6 +19,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod economics;
+pub mod energy;
 pub mod engine;
 pub mod error;
 pub mod http_client;

@@ -8,6 +8,7 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use hashwatt::clock::{BusyTime, Clock};
 use hashwatt::engine::event::{EventStream, GenerateRequest, Tier, TokenEvent};
 use hashwatt::engine::sampler::SamplingParams;
+use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{EngineConfig, EngineHandle, Limits, spawn};
 use hashwatt::model::Checkpoint;
 use hashwatt::model::decoder::Precision;
@@ -53,8 +54,9 @@ pub fn engine(model: &str) -> Engine {
         prefix_caching: false,
         max_queue: 512,
     };
-    let (clock, busy) = (Clock::system(), BusyTime::default());
-    let (handle, _thread) = spawn(runner, config, clock.clone(), busy.clone()).expect("the engine starts");
+    let (clock, observed) = (Clock::system(), Observed::default());
+    let busy = observed.busy.clone();
+    let (handle, _thread) = spawn(runner, config, clock.clone(), observed).expect("the engine starts");
     Engine { handle, busy, clock, model: model.into(), context }
 }
 
@@ -68,6 +70,7 @@ fn start(engine: &EngineHandle, id: u32, prompt: usize, tokens: usize) -> EventS
         prompt_logprobs: None,
         tier: Tier::Default,
         cache_salt: 0,
+        account: 0,
         constraint: None,
     };
     engine.submit(request).expect("the queue has room")

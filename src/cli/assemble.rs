@@ -9,8 +9,9 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 
 use super::machine;
-use crate::clock::{BusyTime, Clock};
+use crate::clock::Clock;
 use crate::config::Config;
+use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use crate::model::Checkpoint;
 use crate::model::checkpoint::TokenizerSource;
@@ -191,7 +192,7 @@ pub fn start_engines(
             prefix_caching: config.prefix_caching,
             max_queue: config.max_queue,
         };
-        let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), BusyTime::default())
+        let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), Observed::default())
             .map_err(|e| anyhow!("device cpu:{index}: {e}"))?;
         engines.push(handle);
     }

@@ -10,10 +10,11 @@ use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::clock::{BusyTime, Clock};
+use crate::clock::Clock;
 use crate::engine::event::{EngineError, EventSender, EventStream, GenerateRequest, event_channel};
 use crate::engine::resident::{Resident, StepReport};
 use crate::engine::stats::EngineStats;
+use crate::engine::step_log::Observed;
 use crate::model::runner::Runner;
 
 /// How long an idle worker sleeps before its next sign of life.
@@ -107,7 +108,7 @@ pub fn spawn(
     runner: Runner,
     config: EngineConfig,
     clock: Clock,
-    busy: BusyTime,
+    observed: Observed,
 ) -> Result<(EngineHandle, JoinHandle<()>), EngineError> {
     let (commands, inbox) = mpsc::channel();
     let stats = Arc::new(EngineStats::default());
@@ -127,6 +128,7 @@ pub fn spawn(
                 config.prefix_caching,
                 clock.clone(),
                 stats.clone(),
+                observed.steps.clone(),
             );
             let ceiling = config.limits;
             let mut worker = Worker {
@@ -134,7 +136,7 @@ pub fn spawn(
                 inbox,
                 clock,
                 stats,
-                busy,
+                observed,
                 ceiling,
                 limits: ceiling,
                 arrivals: 0,
@@ -157,7 +159,7 @@ struct Worker {
     inbox: mpsc::Receiver<Command>,
     clock: Clock,
     stats: Arc<EngineStats>,
-    busy: BusyTime,
+    observed: Observed,
     /// What the engine was built for; limits never go above.
     ceiling: Limits,
     limits: Limits,
@@ -239,13 +241,14 @@ impl Worker {
                 let error = EngineError::Step(panic_text(&*panic));
                 tracing::error!(%error, "a step panicked; its requests are ended");
                 resident.fail_all(&error);
+                self.observed.steps.abandon(self.clock.now());
                 None
             }
         }
     }
 
     fn record(&self, report: &StepReport) {
-        self.busy.add(report.ended.since(report.started));
+        self.observed.busy.add(report.ended.since(report.started));
         let s = &self.stats;
         s.steps.fetch_add(1, Ordering::Relaxed);
         s.last_rows.store(report.rows, Ordering::Relaxed);
