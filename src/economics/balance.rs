@@ -15,7 +15,7 @@ use crate::quantity::{Hashprice, JoulesPerTerahash};
 const SAME: f64 = 1e-9;
 /// The break-even of a price is looked for up to this multiple of it.
 const PRICE_CEILING: f64 = 1000.0;
-const HALVINGS_OF_THE_SEARCH: u32 = 60;
+const HALVINGS_OF_THE_SEARCH: u32 = 50;
 
 /// All inputs of the arithmetic, complete: what was missing has been taken and said.
 pub(super) struct Balance<'a> {
@@ -169,17 +169,18 @@ impl Balance<'_> {
 
     /// The corners best and worst for serving.
     fn extremes(&self, side: &Side) -> (Point, Point) {
-        let mut best = self.middle();
-        let mut worst = best;
+        let middle = (self.advantage(&self.middle(), side), self.middle());
+        let (mut best, mut worst) = (middle, middle);
         for p in self.corners() {
-            if self.advantage(&p, side) > self.advantage(&best, side) {
-                best = p;
+            let advantage = self.advantage(&p, side);
+            if advantage > best.0 {
+                best = (advantage, p);
             }
-            if self.advantage(&p, side) < self.advantage(&worst, side) {
-                worst = p;
+            if advantage < worst.0 {
+                worst = (advantage, p);
             }
         }
-        (best, worst)
+        (best.1, worst.1)
     }
 
     fn advantage(&self, p: &Point, side: &Side) -> f64 {
@@ -188,25 +189,27 @@ impl Balance<'_> {
 
     /// Where serving and the best alternative meet when one input moves alone, with the meeting points of
     /// the best and the worst corner as interval; an end that does not meet is put at the end of the search.
-    pub fn break_even(&self, side: &Side, input: Moved) -> Option<Estimate> {
-        let (ceiling, rises) = match input {
-            Moved::Utilisation => (NEVER_ABOVE, true),
-            Moved::TokenPrice => (PRICE_CEILING, true),
-            Moved::Hashprice => (PRICE_CEILING * self.hashprice.value, false),
-        };
-        let solve = |p: Point| {
-            let moved = |value: f64| match input {
-                Moved::Utilisation => Point { utilisation: value, ..p },
-                Moved::TokenPrice => Point { price_factor: value, ..p },
-                Moved::Hashprice => Point { hashprice: value, ..p },
-            };
-            first(|value| (self.advantage(&moved(value), side) > SAME) == rises, ceiling)
-        };
-        let value = solve(self.middle())?;
+    pub fn break_evens<const N: usize>(&self, side: &Side, inputs: [Moved; N]) -> [Option<Estimate>; N] {
         let (best, worst) = self.extremes(side);
-        let beyond = |is_best: bool| if is_best == rises { 0.0 } else { ceiling };
-        let end = |p: Point, is_best: bool| solve(p).unwrap_or(beyond(is_best));
-        Some(Estimate::new(value, end(best, true), end(worst, false)))
+        inputs.map(|input| {
+            let (ceiling, rises) = match input {
+                Moved::Utilisation => (NEVER_ABOVE, true),
+                Moved::TokenPrice => (PRICE_CEILING, true),
+                Moved::Hashprice => (PRICE_CEILING * self.hashprice.value, false),
+            };
+            let solve = |p: Point| {
+                let moved = |value: f64| match input {
+                    Moved::Utilisation => Point { utilisation: value, ..p },
+                    Moved::TokenPrice => Point { price_factor: value, ..p },
+                    Moved::Hashprice => Point { hashprice: value, ..p },
+                };
+                first(|value| (self.advantage(&moved(value), side) > SAME) == rises, ceiling)
+            };
+            let value = solve(self.middle())?;
+            let beyond = |is_best: bool| if is_best == rises { 0.0 } else { ceiling };
+            let end = |p: Point, is_best: bool| solve(p).unwrap_or(beyond(is_best));
+            Some(Estimate::new(value, end(best, true), end(worst, false)))
+        })
     }
 }
 

@@ -140,14 +140,12 @@ impl Figures<'_> {
         let figure = |estimate, unit: &str| Figure::new(estimate, unit, method, ALLOCATED);
         let output = b.prices.usd_per_million_output_tokens;
         let ratio = self.complete.horizon_ratio(market);
+        let [utilisation, price, hashprice] =
+            b.break_evens(side, [Moved::Utilisation, Moved::TokenPrice, Moved::Hashprice]);
         BreakEven {
-            utilisation: b.break_even(side, Moved::Utilisation).map(|e| figure(e, "share")),
-            output_price: b
-                .break_even(side, Moved::TokenPrice)
-                .map(|e| figure(e.scaled(output), "$/M output token")),
-            hashprice: b
-                .break_even(side, Moved::Hashprice)
-                .map(|e| figure(e.scaled(1.0 / ratio), "$/PH/day, today")),
+            utilisation: utilisation.map(|e| figure(e, "share")),
+            output_price: price.map(|e| figure(e.scaled(output), "$/M output token")),
+            hashprice: hashprice.map(|e| figure(e.scaled(1.0 / ratio), "$/PH/day, today")),
         }
     }
 
@@ -185,7 +183,7 @@ impl Figures<'_> {
             verdict: self.gated(verdict),
             break_even_utilisation: self
                 .balance
-                .and_then(|b| b.break_even(&side, Moved::Utilisation))
+                .and_then(|b| b.break_evens(&side, [Moved::Utilisation])[0])
                 .map(|e| Figure::new(e, "share", &at_site, ALLOCATED)),
         }
     }
