@@ -166,9 +166,11 @@ impl<'a> Complete<'a> {
 
     fn token_price(&mut self, inputs: &Inputs) {
         let model = inputs.served.as_ref().map_or("", |s| &s.model);
+        // Without a model or a market, that is what is missing.
+        let named = inputs.served.is_some() && inputs.market.is_some();
         let of_market = inputs.market.as_ref().and_then(|m| m.token_price(model)).map(TokenPrices::from);
         self.prices = inputs.token_prices.or(of_market);
-        if self.prices.is_none() {
+        if self.prices.is_none() && named {
             self.missing.push(Missing::TokenPrice);
         }
     }

@@ -10,7 +10,7 @@ use hashwatt::economics::inference::{Efficiency, HostOverhead, Served, Shape, To
 use hashwatt::economics::market::Market;
 use hashwatt::economics::miners::{self, Miner};
 use hashwatt::economics::site::{MiningSite, ServingSite, Site, UnitCost};
-use hashwatt::economics::verdict::{Hours, Inputs, Outcome, Verdict, evaluate};
+use hashwatt::economics::verdict::{Inputs, Outcome, Verdict, evaluate};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -164,8 +164,8 @@ fn command(start: &mut Inputs, line: &str) -> String {
         "verdict" => writeln!(out, "{}", said(&evaluate(&change(start, rest)).verdict)).unwrap(),
         "flip" => {
             let (before, after) = (evaluate(start).verdict, evaluate(&change(start, rest)).verdict);
-            let same = if before == after { ": does not flip" } else { "" };
-            writeln!(out, "{before} -> {after}{same}").unwrap();
+            assert_ne!(before, after, "`{line}` does not flip the verdict");
+            writeln!(out, "{before} -> {after}").unwrap();
         }
         "rows" => print_rows(&evaluate(&change(start, rest)), &mut out),
         "reasons" => out.push_str(&wrapped(&evaluate(&change(start, rest)).reasons)),
