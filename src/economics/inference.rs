@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::EconomicsError;
 use super::estimate::{Basis, Estimate};
 use super::market::TokenPrice;
+use super::{EconomicsError, plausible};
 use crate::quantity::{JOULES_PER_MWH, TokensPerJoule, UsdPerMwh};
 
 /// Revenue of a megawatt-hour spent on tokens that all sell at this price.
@@ -23,6 +23,27 @@ pub struct TokenPrices {
     /// Input tokens found in the prefix cache.
     pub usd_per_million_cached_tokens: f64,
     pub usd_per_million_output_tokens: f64,
+}
+
+impl TokenPrices {
+    /// # Errors
+    /// A price that cannot be right.
+    pub fn check(&self) -> Result<(), EconomicsError> {
+        for (field, price) in [
+            ("usd_per_million_input_tokens", self.usd_per_million_input_tokens),
+            ("usd_per_million_cached_tokens", self.usd_per_million_cached_tokens),
+            ("usd_per_million_output_tokens", self.usd_per_million_output_tokens),
+        ] {
+            plausible(
+                "token prices",
+                field,
+                price,
+                0.0..=10_000.0,
+                "0 to 10,000 dollars per million tokens",
+            )?;
+        }
+        Ok(())
+    }
 }
 
 impl From<&TokenPrice> for TokenPrices {

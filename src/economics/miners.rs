@@ -33,6 +33,15 @@ impl Miner {
     pub fn efficiency(&self) -> JoulesPerTerahash {
         JoulesPerTerahash(self.watts / self.terahash_per_second)
     }
+
+    /// # Errors
+    /// A number that cannot be right.
+    pub fn check(&self) -> Result<(), EconomicsError> {
+        let check = |field, value, range, expected| plausible(&self.name, field, value, range, expected);
+        check("terahash_per_second", self.terahash_per_second, 1.0..=1e5, "1 to 1e5 TH/s")?;
+        check("watts", self.watts, 10.0..=1e6, "10 to 1e6 W")?;
+        check("watts / terahash_per_second", self.efficiency().0, 3.0..=200.0, "3 to 200 J/TH")
+    }
 }
 
 /// The machines of a table.
@@ -41,11 +50,7 @@ impl Miner {
 /// Text that is not such a table, or a row whose numbers cannot be right.
 pub fn parse(text: &str) -> Result<Vec<Miner>, EconomicsError> {
     let table: Table = toml::from_str(text).map_err(|e| EconomicsError::Toml(e.to_string()))?;
-    for m in &table.miner {
-        plausible(&m.name, "terahash_per_second", m.terahash_per_second, 1.0..=1e5, "1 to 1e5 TH/s")?;
-        plausible(&m.name, "watts", m.watts, 10.0..=1e6, "10 to 1e6 W")?;
-        plausible(&m.name, "watts / terahash_per_second", m.efficiency().0, 3.0..=200.0, "3 to 200 J/TH")?;
-    }
+    table.miner.iter().try_for_each(Miner::check)?;
     Ok(table.miner)
 }
 

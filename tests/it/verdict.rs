@@ -457,7 +457,8 @@ fn better_for_mining(inputs: &Inputs, which: usize, by: f64) -> (&'static str, I
         }
         3 => {
             for miner in &mut i.miners {
-                miner.watts /= by;
+                // Not below what a nameplate can be.
+                miner.watts = (miner.watts / by).max(3.1 * miner.terahash_per_second);
             }
             "J/TH"
         }
@@ -561,6 +562,23 @@ proptest! {
         let again: Inputs = serde_json::from_str(&serde_json::to_string(&inputs).unwrap()).unwrap();
         prop_assert_eq!(evaluate(&again).verdict, outcome.verdict.clone());
         serde_json::from_str::<Outcome>(&text).unwrap();
+    }
+}
+
+/// The properties bite only where all verdicts occur.
+#[test]
+fn the_sites_of_the_properties_reach_every_verdict() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut seen = std::collections::HashMap::<String, usize>::new();
+    for _ in 0..60 {
+        let inputs = any_inputs().new_tree(&mut runner).unwrap().current();
+        for verdict in verdicts(&inputs) {
+            *seen.entry(verdict.to_string()).or_default() += 1;
+        }
+    }
+    for verdict in ["SERVE", "MINE", "NEITHER", "TOO CLOSE"] {
+        assert!(seen.get(verdict).is_some_and(|n| *n >= 15), "{seen:?}");
     }
 }
 
