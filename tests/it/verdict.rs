@@ -337,7 +337,7 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         0.0..3000.0f64,
         0.0..20.0f64,
     );
-    let mining = (15_000.0..250_000.0f64, 0.0..15.0f64, 0.3..1.0f64, 0..22usize, 0.0..2.0f64);
+    let mining = (15_000.0..250_000.0f64, 0.0..15.0f64, 0.3..1.0f64, 0..22usize, 0.0..2.0f64, 0.5..5.0f64);
     (serving, power, mining).prop_map(|(s, p, m)| {
         let mut inputs = base();
         let served = inputs.served.as_mut().unwrap();
@@ -349,10 +349,13 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         inputs.miners = vec![inputs.miners[m.3].clone(), inputs.miners[3].clone()];
         let market = inputs.market.as_mut().unwrap();
         market.btc_usd = m.0;
+        // Nine months before the halving: some horizons reach past it.
+        market.height = Some(1_010_000);
         let hashprice = hashwatt::economics::mining::hashprice(market).0;
         market.hashprice_low_usd_per_ph_day = Some(hashprice * 0.9);
         market.hashprice_high_usd_per_ph_day = Some(hashprice * (1.0 + m.1 / 100.0));
         let site = inputs.site.as_mut().unwrap();
+        site.horizon_years = m.5;
         site.power = Some(PowerContract {
             price: PowerPrice::HourlyUsdPerMwh(p.0),
             demand_usd_per_kw_month: p.1,
