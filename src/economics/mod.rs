@@ -2,12 +2,16 @@
 //!
 //! `docs/economics.md` has the formulas with their units and sources.
 
+mod balance;
 pub mod contract;
 pub mod estimate;
+mod figures;
+mod gaps;
 pub mod inference;
 pub mod market;
 pub mod miners;
 pub mod mining;
+mod reasons;
 pub mod site;
 pub mod verdict;
 

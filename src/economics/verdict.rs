@@ -9,9 +9,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::estimate::Figure;
+use super::figures::Figures;
+use super::gaps::Complete;
 use super::inference::{Served, Shape, TokenPrices};
 use super::market::Market;
 use super::miners::Miner;
+use super::reasons;
 use super::site::Site;
 
 /// Gain error of a nameplate or of a declared figure, as a share.
@@ -246,18 +249,36 @@ pub struct CurvePoint {
 
 /// Judges. Never fails: what is missing is in the verdict.
 pub fn evaluate(inputs: &Inputs) -> Outcome {
-    let reasons = if inputs.served.is_none() { vec![Missing::Measurement] } else { vec![Missing::Site] };
-    Outcome {
-        verdict: Verdict::Unknown { reasons },
-        fully_loaded: false,
+    let complete = Complete::from(inputs);
+    let balance = complete.balance(inputs);
+    let table = Figures { complete: &complete, balance: balance.as_ref() };
+    let rows = table.rows();
+    let fully_loaded = !complete.site.serving.capex_is_sunk && complete.usd_per_hour().is_some();
+    let verdict = match rows.first() {
+        Some(Row { loaded: Some(loaded), .. }) if fully_loaded => loaded.verdict.clone(),
+        Some(row) => row.marginal.verdict.clone(),
+        None => Verdict::Unknown { reasons: complete.missing.clone() },
+    };
+    let mut outcome = Outcome {
+        verdict,
+        fully_loaded,
         reasons: String::new(),
-        warnings: Vec::new(),
-        taken: Vec::new(),
-        example: false,
-        serving: None,
-        mining: None,
-        rows: Vec::new(),
-        miners: Vec::new(),
-        curve: Vec::new(),
+        warnings: complete.warnings.clone(),
+        taken: complete.taken.clone(),
+        example: complete.missing.iter().any(Missing::is_example),
+        serving: table.serving(),
+        mining: table.mining(),
+        miners: table.miners(&inputs.miners, fully_loaded),
+        curve: table.curve(),
+        rows,
+    };
+    outcome.reasons = reasons::paragraph(&outcome, &complete);
+    outcome
+}
+
+impl Missing {
+    /// Nothing real: whatever rests on it is headed EXAMPLE.
+    pub fn is_example(&self) -> bool {
+        matches!(self, Missing::AssumedWatts | Missing::ExampleSite | Missing::ExampleMarket)
     }
 }

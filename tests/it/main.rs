@@ -12,6 +12,7 @@ mod scheduler;
 mod serving;
 mod support;
 mod tidy;
+mod verdict;
 
 #[global_allocator]
 static ALLOCATOR: allocation::Counting = allocation::Counting;
