@@ -72,6 +72,13 @@ pub static SETTINGS: &[Setting] = &[
     setting("keep-alive-interval", "10s", "TIME", "A stream with nothing to say sends a comment this often"),
     setting("drain-timeout", "30s", "TIME", "For running requests to end after SIGTERM"),
     setting("vllm-metrics", "true", "", "Metrics under vLLM's names too"),
+    setting(
+        "meter",
+        "auto",
+        "METER",
+        "auto, nvml, rapl, http:URL#PATH, declared:IDLE,FULL (watts), assumed, or replay:FILE",
+    ),
+    setting("require-measured", "false", "", "Refuse watts that are declared, assumed or replayed"),
     setting("models-dir", "", "DIR", "Folder of checkpoints that `hashwatt models` lists"),
     setting("log-level", "info", "FILTER", "error, warn, info, debug, trace, or a tracing filter"),
     setting("log-format", "text", "text|json", "Log lines for people or for machines"),

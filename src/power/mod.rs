@@ -179,6 +179,19 @@ pub enum PowerError {
     Spec { value: String, problem: String },
 }
 
+impl PowerError {
+    /// What is wrong, without the meter's name.
+    pub fn problem(&self) -> String {
+        match self {
+            PowerError::Absent { problem, .. }
+            | PowerError::Permission { problem, .. }
+            | PowerError::Unreadable { problem, .. }
+            | PowerError::Lost { problem, .. }
+            | PowerError::Spec { problem, .. } => problem.clone(),
+        }
+    }
+}
+
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {

@@ -208,6 +208,17 @@ pub struct SpanEnergy {
 }
 
 impl MeterState {
+    /// It gave a reading when it was last asked.
+    pub fn is_up(&self) -> bool {
+        self.status == Status::Working
+    }
+
+    /// Time under each reason for throttling that was met, seconds.
+    pub fn throttled_seconds(&self) -> Vec<(&'static str, f64)> {
+        let all = Throttle::ALL.iter().zip(self.throttled);
+        all.filter(|(_, t)| !t.is_zero()).map(|(r, t)| (r.as_str(), t.as_secs_f64())).collect()
+    }
+
     /// Total at a moment after `at`: the tick under way is taken at the last mean power.
     fn joules_at(&self, now: Tick) -> Joules {
         let open = now.since(self.at).min(self.info.period * 3);

@@ -6,6 +6,7 @@
 mod allocation;
 mod checkpoint;
 mod demo;
+mod energy;
 mod engine;
 mod parity;
 mod scheduler;
