@@ -26,6 +26,10 @@ pub struct MeterSample {
     /// (reason, seconds)
     pub throttled: Vec<(&'static str, f64)>,
     pub resets: u64,
+    /// Compute processes of others on the board: their watts are in these figures.
+    pub other_processes: Option<f64>,
+    /// The board's last fault code.
+    pub xid: Option<f64>,
 }
 
 /// All meters, and what they say of the unit.
@@ -80,6 +84,8 @@ static TABLE: &[Row] = &[
     gauge("hashwatt_idle_power_watts", "Power with the model resident and no step; absent until it was measured", |m| one(m.idle_watts.filter(|(_, measured)| *measured).map(|(w, _)| w))),
     gauge("hashwatt_meter_up", "1 while the meter gives readings", |m| one(Some(f64::from(u8::from(m.up))))),
     counter("hashwatt_meter_resets", "Times the meter's counter began anew; the gap was bridged", |m| one(Some(m.resets as f64))),
+    gauge("hashwatt_board_other_processes", "Compute processes of others on the board; their watts are in its figures", |m| one(m.other_processes)),
+    gauge("hashwatt_board_last_xid", "Last fault code (Xid) of the board; absent while none came", |m| one(m.xid)),
     counter("hashwatt_throttle_seconds", "Time the board was slowed down, by reason", |m| m.throttled.iter().map(|(r, s)| (Some(("reason", *r)), *s)).collect()),
 ];
 
@@ -135,6 +141,8 @@ mod tests {
             idle_watts: Some((12.0, false)),
             throttled: vec![("thermal", 3.0)],
             resets: 0,
+            other_processes: Some(1.0),
+            xid: None,
         };
         let config = MetricsConfig { model_name: "m".into(), vllm_names: false };
         let sample = EnergySample { meters: vec![meter], joules_per_token: Some(0.25) };

@@ -4,9 +4,11 @@
 //! and handles wrap, resets and losses. Whatever rests on assumed watts is headed EXAMPLE.
 
 pub mod assumed;
+pub mod caps;
 pub mod declared;
 pub mod http;
 pub mod monitor;
+pub mod nvml;
 pub mod rapl;
 pub mod replay;
 pub mod spec;

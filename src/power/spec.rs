@@ -4,13 +4,13 @@
 //! nameplates; it says what it passed over and why.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::declared::{Declared, GAIN_ERROR, PERIOD};
 use super::http::HttpMeter;
-use super::{Boundary, MeterInfo, Method, PowerError, PowerMeter, assumed, rapl, replay};
+use super::{Boundary, MeterInfo, Method, PowerError, PowerMeter, assumed, nvml, rapl, replay};
 use crate::clock::{BusyTime, Clock};
 use crate::quantity::Watts;
 
@@ -123,7 +123,7 @@ pub fn open(spec: &MeterSpec, context: &MeterContext) -> Result<Opened, PowerErr
     let one = |meter: Box<dyn PowerMeter>| vec![meter];
     let meters = match spec {
         MeterSpec::Auto => return auto(context),
-        MeterSpec::Nvml => nvml(context.nvml_library.as_deref())?,
+        MeterSpec::Nvml => nvml::open(context.nvml_library.as_deref())?,
         MeterSpec::Rapl => rapl::open(&context.powercap)?,
         MeterSpec::Http { url, path } => one(Box::new(HttpMeter::open(url, path, clock())?)),
         MeterSpec::Assumed => one(Box::new(assumed::cpu(context.cores, clock(), context.busy.clone())?)),
@@ -152,7 +152,7 @@ fn auto(context: &MeterContext) -> Result<Opened, PowerError> {
         Err(error) => notes.push(error.to_string()),
     };
     if context.gpus {
-        take(nvml(context.nvml_library.as_deref()));
+        take(nvml::open(context.nvml_library.as_deref()));
     }
     // Beside boards, the host's packages: another boundary, never added to them.
     take(rapl::open(&context.powercap));
@@ -160,10 +160,6 @@ fn auto(context: &MeterContext) -> Result<Opened, PowerError> {
         meters = open(&MeterSpec::Assumed, context)?.meters;
     }
     Ok(Opened { meters, notes })
-}
-
-fn nvml(_library: Option<&Path>) -> Result<Vec<Box<dyn PowerMeter>>, PowerError> {
-    Err(PowerError::Absent { meter: "nvml".into(), problem: "not wired yet".into() })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod checkpoint;
 mod demo;
 mod energy;
 mod engine;
+mod nvml;
 mod parity;
 mod scheduler;
 mod serving;
