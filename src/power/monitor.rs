@@ -92,15 +92,18 @@ pub type WindowSink = Box<dyn Fn(&EnergyWindow) + Send + Sync>;
 pub struct Monitor {
     clock: Clock,
     config: MonitorConfig,
-    meters: Mutex<Vec<Polled>>,
+    polled: Mutex<Vec<Polled>>,
+    /// As of the last poll: who asks never waits for an instrument.
+    states: Mutex<Arc<Vec<MeterState>>>,
     sinks: RwLock<Vec<WindowSink>>,
 }
 
 impl Monitor {
     /// A monitor that its owner polls.
     pub fn new(meters: Vec<Box<dyn PowerMeter>>, clock: Clock, config: MonitorConfig) -> Monitor {
-        let meters = meters.into_iter().map(|meter| Polled::new(meter, clock.now())).collect();
-        Monitor { clock, config, meters: Mutex::new(meters), sinks: RwLock::new(Vec::new()) }
+        let polled: Vec<Polled> = meters.into_iter().map(|meter| Polled::new(meter, clock.now())).collect();
+        let states = Mutex::new(Arc::new(polled.iter().map(|p| p.state.clone()).collect()));
+        Monitor { clock, config, polled: Mutex::new(polled), states, sinks: RwLock::new(Vec::new()) }
     }
 
     /// # Errors
@@ -131,30 +134,39 @@ impl Monitor {
         &self.clock
     }
 
-    fn polled(&self) -> MutexGuard<'_, Vec<Polled>> {
-        // What a meter that panicked left is its state before that reading.
-        self.meters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Reads every meter once.
     pub fn poll(&self) {
         let mut closed = Vec::new();
-        for (index, polled) in self.polled().iter_mut().enumerate() {
+        // What a meter that panicked left is its state before that reading.
+        let mut all = self.polled.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, polled) in all.iter_mut().enumerate() {
             polled.poll(&self.clock);
             closed.extend(polled.close_window(index, self.config.window));
         }
+        *self.states() = Arc::new(all.iter().map(|p| p.state.clone()).collect());
+        drop(all);
         let sinks = self.sinks.read().unwrap_or_else(PoisonError::into_inner);
         for window in &closed {
             sinks.iter().for_each(|sink| sink(window));
         }
     }
 
+    fn states(&self) -> MutexGuard<'_, Arc<Vec<MeterState>>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The meters as of the last poll; waits for nothing.
+    pub fn snapshot(&self) -> Arc<Vec<MeterState>> {
+        self.states().clone()
+    }
+
+    /// The same as a value of one's own.
     pub fn meters(&self) -> Vec<MeterState> {
-        self.polled().iter().map(|p| p.state.clone()).collect()
+        self.snapshot().to_vec()
     }
 
     pub fn infos(&self) -> Vec<MeterInfo> {
-        self.polled().iter().map(|p| p.state.info.clone()).collect()
+        self.snapshot().iter().map(|m| m.info.clone()).collect()
     }
 
     /// Begins a span once every meter's reading has moved, so that no tick is cut at its beginning.
