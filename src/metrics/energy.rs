@@ -63,7 +63,7 @@ struct Row {
     help: &'static str,
     kind: MetricType,
     /// Label beside the meter's own, its value and the sample's.
-    values: fn(&MeterSample) -> Vec<(Option<(&'static str, &'static str)>, f64)>,
+    values: Values,
 }
 
 const fn gauge(name: &'static str, help: &'static str, values: Values) -> Row {
@@ -73,9 +73,11 @@ const fn counter(name: &'static str, help: &'static str, values: Values) -> Row 
     Row { name, help, kind: MetricType::Counter, values }
 }
 
-type Values = fn(&MeterSample) -> Vec<(Option<(&'static str, &'static str)>, f64)>;
+/// A value, with a label of its own where a meter has several.
+type Labelled = (Option<(&'static str, &'static str)>, f64);
+type Values = fn(&MeterSample) -> Vec<Labelled>;
 
-fn one(value: Option<f64>) -> Vec<(Option<(&'static str, &'static str)>, f64)> {
+fn one(value: Option<f64>) -> Vec<Labelled> {
     value.into_iter().map(|v| (None, v)).collect()
 }
 
