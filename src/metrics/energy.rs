@@ -102,7 +102,9 @@ static TABLE: &[Row] = &[
 impl Collector for Exporter {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let EnergySample { meters, joules_per_token } = (self.0)();
-        for row in TABLE.iter().filter(|_| !meters.is_empty()) {
+        // What no meter knows is not there at all.
+        let known = |row: &&Row| meters.iter().any(|meter| !(row.values)(meter).is_empty());
+        for row in TABLE.iter().filter(known) {
             let mut metric = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
             for meter in &meters {
                 for (label, value) in (row.values)(meter) {
