@@ -2,3 +2,4 @@
 
 pub mod baseline;
 pub mod economics_table;
+pub mod report;
