@@ -2,4 +2,7 @@
 
 pub mod baseline;
 pub mod economics_table;
+pub mod lengths;
 pub mod report;
+pub mod statistics;
+pub mod trace;

@@ -171,7 +171,7 @@ pub struct Point {
     /// In the windows. A prompt counts when its first token comes.
     pub input_tokens: u64,
     pub output_tokens: u64,
-    /// Median over the windows with its interval (95 %).
+    /// Tokens over seconds of all windows, with the interval (95 %) from how much the windows differ.
     pub input_tokens_per_second: Estimate,
     pub output_tokens_per_second: Estimate,
     /// Start of a request to its first token.
