@@ -3,6 +3,9 @@
 pub mod baseline;
 pub mod economics_table;
 pub mod lengths;
+pub mod load;
 pub mod report;
 pub mod statistics;
+pub mod target;
 pub mod trace;
+pub mod window;
