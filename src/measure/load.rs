@@ -54,7 +54,7 @@ pub struct Tally {
     running: AtomicUsize,
     /// A recording of arrivals has ended, and its last request too.
     over: AtomicU64,
-    records: Mutex<Records>,
+    state: Mutex<State>,
     /// Time with a request running: the utilisation of a server that tells none.
     busy: BusyTime,
     busy_since: Mutex<Option<Tick>>,
@@ -63,7 +63,6 @@ pub struct Tally {
 /// What is kept between [`Tally::record`] and [`Tally::take`].
 #[derive(Debug, Default)]
 pub struct Records {
-    recording: bool,
     pub requests: u64,
     pub failed: u64,
     /// Of the requests that ended.
@@ -75,7 +74,13 @@ pub struct Records {
     pub problem: Option<String>,
     /// Requests cut to the context.
     pub cut: u64,
-    in_a_row: u64,
+}
+
+#[derive(Default)]
+struct State {
+    recording: bool,
+    records: Records,
+    failures_in_a_row: u64,
     given_up: Option<String>,
 }
 
@@ -87,15 +92,15 @@ impl Tally {
             output: AtomicU64::new(0),
             running: AtomicUsize::new(0),
             over: AtomicU64::new(0),
-            records: Mutex::default(),
+            state: Mutex::default(),
             busy,
             busy_since: Mutex::default(),
         }
     }
 
-    fn records(&self) -> MutexGuard<'_, Records> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // Counts that a panic left behind are whole.
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Input tokens (a prompt counts when its first output token comes) and output tokens so far.
@@ -113,25 +118,28 @@ impl Tally {
 
     /// Why nothing more can be expected of the target.
     pub fn given_up(&self) -> Option<String> {
-        self.records().given_up.clone()
+        self.state().given_up.clone()
     }
 
     /// From now on requests and latencies are kept.
     pub fn record(&self) {
-        let given_up = self.records().given_up.take();
-        *self.records() = Records { recording: true, given_up, ..Records::default() };
+        let mut state = self.state();
+        state.recording = true;
+        state.records = Records::default();
     }
 
     /// What was kept; nothing more is.
     pub fn take(&self) -> Records {
-        std::mem::take(&mut self.records())
+        let mut state = self.state();
+        state.recording = false;
+        std::mem::take(&mut state.records)
     }
 
     fn begin(&self) {
         let running = self.running.fetch_add(1, Ordering::AcqRel) + 1;
-        let mut records = self.records();
-        records.most_running = records.most_running.max(running);
-        drop(records);
+        let mut state = self.state();
+        state.records.most_running = state.records.most_running.max(running);
+        drop(state);
         self.tell_busy();
     }
 
@@ -146,22 +154,23 @@ impl Tally {
     }
 
     fn end(&self, outcome: Result<Counts, TargetError>) {
-        let mut records = self.records();
+        let mut state = self.state();
+        let State { recording, records, failures_in_a_row, given_up } = &mut *state;
         match outcome {
             Ok(counts) => {
-                records.in_a_row = 0;
-                if records.recording {
+                *failures_in_a_row = 0;
+                if *recording {
                     records.requests += 1;
                     records.counts.input_tokens += counts.input_tokens;
                     records.counts.output_tokens += counts.output_tokens;
                 }
             }
             Err(error) => {
-                records.failed += u64::from(records.recording);
-                records.in_a_row += 1;
+                records.failed += u64::from(*recording);
+                *failures_in_a_row += 1;
                 let problem = error.to_string();
-                if records.in_a_row >= FAILURES_IN_A_ROW {
-                    records.given_up.get_or_insert_with(|| problem.clone());
+                if *failures_in_a_row >= FAILURES_IN_A_ROW {
+                    given_up.get_or_insert_with(|| problem.clone());
                 }
                 records.problem.get_or_insert(problem);
             }
@@ -202,9 +211,9 @@ impl Watch<'_> {
         match self.last {
             None => {
                 self.tally.input.fetch_add(self.asked.input_tokens as u64, Ordering::Relaxed);
-                let mut records = self.tally.records();
-                if records.recording {
-                    records.ttft_seconds.push(now.since(self.begun).as_secs_f64());
+                let mut state = self.tally.state();
+                if state.recording {
+                    state.records.ttft_seconds.push(now.since(self.begun).as_secs_f64());
                 }
             }
             Some(last) => {
@@ -219,9 +228,9 @@ impl Watch<'_> {
     }
 
     fn hand_over(&mut self) {
-        let mut records = self.tally.records();
-        if records.recording {
-            records.itl_seconds.append(&mut self.gaps);
+        let mut state = self.tally.state();
+        if state.recording {
+            state.records.itl_seconds.append(&mut self.gaps);
         }
         self.gaps.clear();
     }
@@ -266,7 +275,7 @@ impl Asks {
         if input.saturating_add(output) <= context {
             return Ask { input_tokens: input, output_tokens: output, seed };
         }
-        tally.records().cut += 1;
+        tally.state().records.cut += 1;
         let output_tokens = output.min(context / 2).max(context.saturating_sub(input).min(output));
         Ask { input_tokens: input.min(context - output_tokens), output_tokens, seed }
     }

@@ -4,8 +4,11 @@ pub mod baseline;
 pub mod economics_table;
 pub mod lengths;
 pub mod load;
+pub mod point;
 pub mod report;
 pub mod statistics;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod trace;
 pub mod window;
