@@ -2,13 +2,17 @@
 
 pub mod baseline;
 pub mod economics_table;
+pub mod files;
+pub mod hardware;
 pub mod lengths;
 pub mod load;
 pub mod point;
 pub mod report;
 pub mod statistics;
+pub mod table;
 pub mod target;
 #[cfg(test)]
 mod testing;
 pub mod trace;
 pub mod window;
+pub mod worth;

@@ -76,3 +76,19 @@ pub fn point(kind: Kind, concurrency: u32, tokens_per_second: f64, watts: f64) -
         flags: Vec::new(),
     }
 }
+
+/// Equal, but for the last digits of numbers.
+pub fn same(a: &serde_json::Value, b: &serde_json::Value) -> bool {
+    use serde_json::Value::{Array, Number, Object};
+    match (a, b) {
+        (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
+        (Object(a), Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(k, a)| b.get(k).is_some_and(|b| same(a, b)))
+        }
+        (Number(a), Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            (a - b).abs() <= 1e-14 * a.abs().max(b.abs())
+        }
+        _ => a == b,
+    }
+}
