@@ -7,8 +7,10 @@ pub mod hardware;
 pub mod lengths;
 pub mod load;
 pub mod point;
+pub mod record;
 pub mod report;
 pub mod statistics;
+pub mod sweep;
 pub mod table;
 pub mod target;
 #[cfg(test)]
