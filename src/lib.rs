@@ -7,10 +7,10 @@
 //! | layer | modules |
 //! |---|---|
 //! | L0 | [`error`] [`quantity`] [`clock`] |
-//! | L1 | [`wire`] [`ops`] [`power`] [`economics`] [`metrics`] |
+//! | L1 | [`wire`] [`ops`] [`http_client`] [`power`] [`economics`] [`metrics`] |
 //! | L2 | [`model`] [`text`] |
 //! | L3 | [`engine`] |
-//! | L4 | [`mod@unit`] [`service`] [`measure`] |
+//! | L4 | [`market`] [`mod@unit`] [`service`] [`measure`] |
 //! | L5 | [`api`] |
 //! | top | [`config`] [`cli`] |
 
@@ -19,8 +19,11 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod economics;
+pub mod energy;
 pub mod engine;
 pub mod error;
+pub mod http_client;
+pub mod market;
 pub mod measure;
 pub mod metrics;
 pub mod model;

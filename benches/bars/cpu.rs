@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use candle_core::DType;
-use hashwatt::clock::{BusyTime, Clock};
+use hashwatt::clock::Clock;
 use hashwatt::engine::event::{EventStream, GenerateRequest, Tier, TokenEvent};
 use hashwatt::engine::sampler::SamplingParams;
+use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{EngineConfig, EngineHandle, Limits, spawn};
 use hashwatt::measure::baseline::Baseline;
 use hashwatt::model::Checkpoint;
@@ -38,7 +39,7 @@ fn engine(checkpoint: &Checkpoint) -> EngineHandle {
         prefix_caching: false,
         max_queue: 512,
     };
-    spawn(runner, config, Clock::system(), BusyTime::default()).expect("the engine starts").0
+    spawn(runner, config, Clock::system(), Observed::default()).expect("the engine starts").0
 }
 
 fn submit(engine: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> EventStream {
@@ -51,6 +52,7 @@ fn submit(engine: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> EventSt
         prompt_logprobs: None,
         tier: Tier::Default,
         cache_salt: 0,
+        account: 0,
         constraint: None,
     };
     engine.submit(request).expect("the queue has room")

@@ -6,6 +6,7 @@
 use std::pin::Pin;
 
 use axum::Json;
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
 use crate::api::chunk::{Identity, Shape};
@@ -13,8 +14,15 @@ use crate::api::error::ApiError;
 use crate::api::logprobs;
 use crate::api::tally::{Source, Tally};
 use crate::clock::Clock;
-use crate::service::{Delta, TextLogprob};
-use crate::wire::response::{ChatChoice, ChatCompletion, ChatMessage, TextChoice, TextCompletion, Usage};
+use crate::energy::RequestEnergy;
+use crate::quantity::Joules;
+use crate::service::{self, Delta, TextLogprob};
+use crate::wire::response::{
+    ChatChoice, ChatCompletion, ChatMessage, Energy, TextChoice, TextCompletion, Usage,
+};
+
+/// Joules of the request, as in `usage.energy`.
+pub const ENERGY_JOULES: HeaderName = HeaderName::from_static("x-energy-joules");
 
 /// What a collected answer is made of.
 pub struct CollectParts<G> {
@@ -58,12 +66,33 @@ pub async fn respond<G: Source>(mut parts: CollectParts<G>) -> Result<Response, 
     }
     let usage = parts.generation.usage();
     parts.tally.settle(usage, parts.generation.timings());
-    let usage = Usage::new(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
+    let usage = wire_usage(usage, parts.generation.energy());
+    let joules = usage.energy.as_ref().map(|e| HeaderValue::try_from(e.joules.to_string()));
     let with_logprobs = parts.with_logprobs;
-    Ok(match parts.shape {
+    let mut response = match parts.shape {
         Shape::Chat => Json(chat(parts.identity, choices, usage, with_logprobs)).into_response(),
         Shape::Text => Json(text(parts.identity, choices, usage, with_logprobs)).into_response(),
-    })
+    };
+    if let Some(Ok(joules)) = joules {
+        response.headers_mut().insert(ENERGY_JOULES, joules);
+    }
+    Ok(response)
+}
+
+/// Counts and joules as the wire has them; joules to the microjoule.
+pub fn wire_usage(usage: service::Usage, energy: Option<RequestEnergy>) -> Usage {
+    let rounded = |joules: Joules| (joules.0 * 1e6).round() / 1e6;
+    Usage {
+        energy: energy.map(|e| Energy {
+            joules: rounded(e.total()),
+            prefill_joules: rounded(e.prefill),
+            decode_joules: rounded(e.decode),
+            method: e.method.to_string(),
+            boundary: e.boundary.as_str().into(),
+            settled: e.settled,
+        }),
+        ..Usage::new(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    }
 }
 
 async fn next<G: Source>(generation: &mut G) -> Option<Delta> {

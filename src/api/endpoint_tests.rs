@@ -210,6 +210,17 @@ async fn a_full_queue_is_a_503_at_once() {
 }
 
 #[tokio::test]
+async fn the_choices_of_one_request_need_no_queue_when_the_engine_has_room() {
+    let unit = Unit::loading(ApiConfig::default(), ServerConfig::default(), axum::Router::new()).await;
+    unit.load(Pace { slots: 4, max_queue: 1, ..Pace::default() });
+    let body = |n: usize| chat(json!({"max_tokens": 5, "n": n}));
+    for (n, status) in [(5, 200), (6, 503)] {
+        let answer = unit.client().post_json(CHAT, body(n).as_bytes()).await.unwrap();
+        assert_eq!(answer.status, status, "n = {n}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_frees_its_sequence() {
     let unit = unit().await;
     for stream in [true, false] {

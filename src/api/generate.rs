@@ -17,6 +17,7 @@ use crate::api::envelope::random_hex;
 use crate::api::error::ApiError;
 use crate::api::stream::{self, StreamParts};
 use crate::api::tally::{Source, Tally};
+use crate::energy::RequestEnergy;
 use crate::service::{Generation, ServiceError, Timings, Usage};
 use crate::unit;
 use crate::wire::request::Parameters;
@@ -27,6 +28,9 @@ impl Source for Generation {
     }
     fn timings(&self) -> Timings {
         Generation::timings(self)
+    }
+    fn energy(&self) -> Option<RequestEnergy> {
+        Generation::energy(self)
     }
 }
 

@@ -10,7 +10,7 @@ use axum::routing::get;
 
 use crate::api::ApiState;
 use crate::api::error::ApiError;
-use crate::metrics::{EngineSample, EngineSource};
+use crate::metrics::{EnergySample, EnergySource, EngineSample, EngineSource, MeterSample};
 use crate::unit::Unit;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -56,5 +56,36 @@ pub fn engine_source(unit: Arc<Unit>) -> EngineSource {
             }
         });
         engines.collect()
+    })
+}
+
+/// The samples of a unit's meters and of what their energy went to.
+pub fn energy_source(unit: Arc<Unit>) -> EnergySource {
+    use std::sync::atomic::Ordering::Relaxed;
+    Box::new(move || {
+        let Some(ledger) = unit.ledger() else { return EnergySample::default() };
+        let meters = ledger.meters().into_iter().enumerate().map(|(index, (meter, totals))| MeterSample {
+            up: meter.is_up(),
+            watts: meter.watts.map(|w| w.0),
+            limit_watts: meter.board.as_ref().and_then(|b| b.power_limit_watts),
+            prefill_joules: totals.prefill,
+            decode_joules: totals.decode,
+            overhead_joules: totals.overhead,
+            idle_joules: totals.idle,
+            idle_watts: ledger.idle_power(index).map(|(watts, measured)| (watts.0, measured)),
+            throttled: meter.throttled_seconds(),
+            resets: meter.resets,
+            other_processes: meter.board.as_ref().map(|b| b.other_processes as f64),
+            xid: meter.board.as_ref().and_then(|b| b.xid).map(|x| x as f64),
+            boundary: meter.info.boundary.as_str(),
+            method: meter.info.method.to_string(),
+            name: meter.info.name,
+        });
+        let generated: u64 = unit.replicas().iter().map(|r| r.stats().generated_tokens.load(Relaxed)).sum();
+        let [prefill, decode] = ledger.told_totals();
+        EnergySample {
+            meters: meters.collect(),
+            joules_per_token: (generated > 0).then(|| (prefill + decode) / generated as f64),
+        }
     })
 }

@@ -43,7 +43,7 @@ mod testing;
 pub use auth::ApiKeys;
 pub use body::BodyLimits;
 pub use connection::TimeLimits;
-pub use metrics::engine_source;
+pub use metrics::{energy_source, engine_source};
 pub use server::{Server, ServerConfig};
 
 use crate::metrics::Metrics;

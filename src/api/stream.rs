@@ -21,12 +21,12 @@ use http_body::Frame;
 use tokio::time::{Instant, Sleep};
 
 use crate::api::chunk::ChunkWriter;
+use crate::api::collect;
 use crate::api::envelope::panic_message;
 use crate::api::error::ApiError;
 use crate::api::tally::{Source, Tally};
 use crate::clock::{Clock, Tick};
 use crate::service::Delta;
-use crate::wire::response::Usage;
 use crate::wire::sse;
 
 /// A frame is sent when it has grown to this, even if more is ready.
@@ -98,7 +98,7 @@ impl<G: Source> SseBody<G> {
         let usage = self.parts.generation.usage();
         self.parts.tally.settle(usage, self.parts.generation.timings());
         if self.parts.include_usage {
-            let usage = Usage::new(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens);
+            let usage = collect::wire_usage(usage, self.parts.generation.energy());
             self.parts.writer.usage(&mut self.out, &usage);
         }
         self.out.put_slice(sse::DONE);
@@ -196,6 +196,9 @@ mod tests {
     impl Source for Script {
         fn usage(&self) -> crate::service::Usage {
             crate::service::Usage { prompt_tokens: 5, completion_tokens: 2, cached_tokens: 1 }
+        }
+        fn energy(&self) -> Option<crate::energy::RequestEnergy> {
+            None
         }
         fn timings(&self) -> Timings {
             Timings { time_to_first_token: Some(0.1), ..Timings::default() }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures_core::Stream;
 
 use crate::clock::Tick;
+use crate::energy::RequestEnergy;
 use crate::metrics::{Ended, Recorded};
 use crate::service::{Delta, Finish, Timings, Usage};
 
@@ -15,6 +16,8 @@ use crate::service::{Delta, Finish, Timings, Usage};
 pub trait Source: Stream<Item = Delta> + Unpin + Send + 'static {
     fn usage(&self) -> Usage;
     fn timings(&self) -> Timings;
+    /// `None` without a meter.
+    fn energy(&self) -> Option<RequestEnergy>;
 }
 
 pub struct Tally {

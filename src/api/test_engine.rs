@@ -46,7 +46,8 @@ pub fn start(clock: Clock, pace: Pace, reply: Vec<u32>) -> EngineHandle {
     stats.block_size.store(16, Ordering::Release);
     stats.beat(clock.now());
     stats.ready.store(true, Ordering::Release);
-    let handle = EngineHandle { commands, stats: stats.clone(), max_queue: pace.max_queue };
+    let handle =
+        EngineHandle { commands, stats: stats.clone(), slots: pace.slots, max_queue: pace.max_queue };
     std::thread::spawn(move || run(&receiver, &stats, &clock, pace, &reply));
     handle
 }

@@ -209,6 +209,9 @@ impl Source for Received {
     fn usage(&self) -> Usage {
         Usage::default()
     }
+    fn energy(&self) -> Option<crate::energy::RequestEnergy> {
+        None
+    }
     fn timings(&self) -> Timings {
         Timings::default()
     }

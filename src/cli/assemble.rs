@@ -9,8 +9,10 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 
 use super::machine;
-use crate::clock::{BusyTime, Clock};
+use crate::clock::Clock;
 use crate::config::Config;
+use crate::energy::Ledger;
+use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use crate::model::Checkpoint;
 use crate::model::checkpoint::TokenizerSource;
@@ -21,6 +23,8 @@ use crate::model::runner::Runner;
 use crate::model::spec::FloatType;
 use crate::model::workspace::Capacity;
 use crate::ops::pool::Pool;
+use crate::power::monitor::{Monitor, MonitorConfig};
+use crate::power::spec::{self, MeterContext};
 use crate::service::{SamplingDefaults, ServedModel, Service};
 use crate::text::chat_template::ChatTemplate;
 use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, Tokenizer};
@@ -170,10 +174,11 @@ pub fn start_engines(
     sizes: Sizes,
     decoder: Decoder,
     clock: &Clock,
+    observed: Vec<Observed>,
 ) -> anyhow::Result<Vec<EngineHandle>> {
     let decoder = Arc::new(decoder);
     let mut engines = Vec::new();
-    for index in 0..config.devices.len() {
+    for (index, observed) in observed.into_iter().enumerate() {
         let capacity = Capacity {
             rows: config.max_num_batched_tokens,
             logit_rows: config.max_num_seqs.max(MIN_LOGIT_ROWS),
@@ -191,19 +196,71 @@ pub fn start_engines(
             prefix_caching: config.prefix_caching,
             max_queue: config.max_queue,
         };
-        let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), BusyTime::default())
+        let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), observed)
             .map_err(|e| anyhow!("device cpu:{index}: {e}"))?;
         engines.push(handle);
     }
     Ok(engines)
 }
 
-/// Loads and starts everything and opens the unit.
+/// The meters of a unit, with what they need to see of its engines.
+pub struct Metered {
+    pub observed: Vec<Observed>,
+    pub monitor: Arc<Monitor>,
+    /// What is to be said about the choice of meters.
+    pub notes: Vec<String>,
+}
+
+/// Opens the meters that `--meter` asks for and begins to read them.
+///
+/// # Errors
+/// A meter that is not there or may not be read; with `--require-measured`, one that measures nothing.
+pub fn meters(config: &Config, clock: &Clock) -> anyhow::Result<Metered> {
+    let observed: Vec<Observed> = config.devices.iter().map(|_| Observed::default()).collect();
+    let busy = observed.iter().map(|o| o.busy.clone()).collect();
+    let context = MeterContext::new(clock.clone(), busy, machine::cores());
+    let opened = spec::open(&config.meter, &context).with_context(|| format!("--meter {}", config.meter))?;
+    if config.require_measured
+        && let Some(meter) = opened.meters.iter().find(|m| !m.info().method.is_measured())
+    {
+        let info = meter.info();
+        bail!(
+            "--require-measured: the watts of {} are {}, not measured{}",
+            info.name,
+            info.method,
+            opened.notes.iter().map(|n| format!("; {n}")).collect::<String>()
+        );
+    }
+    let monitor = Monitor::start(opened.meters, clock.clone(), MonitorConfig::default())
+        .context("the meters' thread could not start")?;
+    Ok(Metered { observed, monitor, notes: opened.notes })
+}
+
+/// Loads and starts everything, with the meters the configuration asks for, and opens the unit.
+///
+/// # Errors
+/// As [`load`], [`meters`] and [`start_engines`].
+pub fn start(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> anyhow::Result<()> {
+    let metered = meters(config, unit.clock())?;
+    start_metered(config, opened, unit, metered)
+}
+
+/// The same with meters that are open already.
 ///
 /// # Errors
 /// As [`load`] and [`start_engines`].
-pub fn start(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> anyhow::Result<()> {
+pub fn start_metered(
+    config: &Config,
+    opened: &Opened,
+    unit: &Arc<Unit>,
+    metered: Metered,
+) -> anyhow::Result<()> {
     let decoder = load(config, &opened.checkpoint, false)?;
-    unit.open(start_engines(config, opened.sizes, decoder, unit.clock())?);
+    // Before the warm-up, whose joules are overhead; after the weights, which no request pays for.
+    let logs = metered.observed.iter().map(|o| o.steps.clone()).collect();
+    if let Some(ledger) = Ledger::start(&metered.monitor, logs) {
+        unit.meter(ledger);
+    }
+    unit.open(start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed)?);
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::{Exit, assemble, machine};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ops::cpu::Isa;
+use crate::power::spec::{self, MeterContext, MeterSpec};
 use crate::unit::Unit;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +42,16 @@ fn finding(check: &'static str, level: Level, found: String, fix: &str) -> Findi
 
 /// Prints all findings; 1 when one is an error.
 pub fn run(config: &Config, as_json: bool) -> Exit {
-    let all = [device(), threads(config), memory(), model(config), port(config), exposure(config), files()];
+    let all = [
+        device(),
+        threads(config),
+        memory(),
+        model(config),
+        power(),
+        port(config),
+        exposure(config),
+        files(),
+    ];
     if as_json {
         let rows: Vec<Value> = all
             .iter()
@@ -105,6 +115,33 @@ fn memory() -> Finding {
         return finding("memory", Level::Error, found, "free memory, or raise the container's limit");
     }
     finding("memory", Level::Pass, found, "")
+}
+
+/// Which meters there are; the remedy names the permission where one is missing.
+fn power() -> Finding {
+    let context = MeterContext::new(Clock::system(), Vec::new(), machine::cores());
+    match spec::open(&MeterSpec::Auto, &context) {
+        Ok(opened) => {
+            let names: Vec<String> = opened
+                .meters
+                .iter()
+                .map(|m| format!("{} ({}, {})", m.info().name, m.info().boundary, m.info().method))
+                .collect();
+            let found = names.join(", ");
+            match opened.meters.iter().any(|m| m.info().method.is_measured()) {
+                true => finding("power", Level::Pass, found, ""),
+                false => {
+                    let why = opened.notes.join("; ");
+                    let fix = format!(
+                        "watts are not measured ({why}); --meter http:URL#PATH reads a PDU or BMC, \
+                         --meter declared:IDLE,FULL takes your word"
+                    );
+                    finding("power", Level::Warn, found, &fix)
+                }
+            }
+        }
+        Err(error) => finding("power", Level::Warn, error.to_string(), "choose another --meter"),
+    }
 }
 
 fn model(config: &Config) -> Finding {

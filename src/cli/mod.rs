@@ -7,6 +7,7 @@ pub mod assemble;
 mod chat;
 mod doctor;
 pub mod machine;
+mod market;
 mod models;
 mod serve;
 
@@ -71,6 +72,7 @@ pub fn command() -> Command {
                     .arg(Arg::new("folder").required(true).value_name("DIR")),
             ),
         )
+        .subcommand(market::command())
         .subcommand(Command::new("doctor").about("Check this machine and this configuration").arg(json()))
 }
 
@@ -111,6 +113,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         ("chat", _) => chat::run(&config, inner),
         ("models", Some(("write", m))) => models::write(m),
         ("models", _) => models::list(&config, inner.get_flag("json")),
+        ("market", _) => market::run(inner),
         ("doctor", _) => doctor::run(&config, inner.get_flag("json")),
         _ if inner.get_flag("check") => serve::check(&config),
         _ => serve::run(config),

@@ -10,12 +10,15 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::assemble::{self, Opened};
+use super::assemble::{self, Metered, Opened};
 use super::{Exit, machine};
-use crate::api::{ApiConfig, ApiKeys, ApiState, BodyLimits, Server, ServerConfig, TimeLimits, engine_source};
+use crate::api::{
+    ApiConfig, ApiKeys, ApiState, BodyLimits, Server, ServerConfig, TimeLimits, energy_source, engine_source,
+};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::{Metrics, MetricsConfig};
+use crate::power::{MeterInfo, Method};
 use crate::unit::Unit;
 use crate::wire::fields::UnknownParameters;
 
@@ -29,13 +32,16 @@ pub fn check(config: &Config) -> Exit {
     let opened = assemble::open(config, &unit)?;
     let decoder = assemble::load(config, &opened.checkpoint, true)?;
     let bytes = decoder.weight_bytes();
-    assemble::start_engines(config, opened.sizes, decoder, unit.clock())?;
+    let metered = assemble::meters(config, unit.clock())?;
+    let infos = metered.monitor.infos();
+    assemble::start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed)?;
     println!(
-        "ok: {} ({} parameters, {:.1} MB), context {}, every weight finite, warm-up passed",
+        "ok: {} ({} parameters, {:.1} MB), context {}, every weight finite, warm-up passed; power: {}",
         opened.checkpoint.name,
         opened.checkpoint.spec.parameters(),
         bytes as f64 / 1e6,
-        opened.sizes.max_model_len
+        opened.sizes.max_model_len,
+        named(&infos)
     );
     Ok(0)
 }
@@ -45,18 +51,19 @@ pub fn run(config: Config) -> Exit {
     config.check_exposure()?;
     let unit = Unit::new(Clock::system());
     let opened = assemble::open(&config, &unit)?;
+    let metered = assemble::meters(&config, unit.clock())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(machine::cores().clamp(1, 4))
         .enable_all()
         .build()
         .context("the runtime could not start")?;
-    let outcome = runtime.block_on(serve(Arc::new(config), opened, unit));
+    let outcome = runtime.block_on(serve(Arc::new(config), opened, unit, metered));
     // Blocking work that is left (a load that was interrupted) must not hold the process.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Arc<Config>, opened: Opened, unit: Arc<Unit>) -> Exit {
+async fn serve(config: Arc<Config>, opened: Opened, unit: Arc<Unit>, metered: Metered) -> Exit {
     // First, so that no signal is missed.
     let mut signals = Signals::new()?;
     let address = SocketAddr::new(config.host, config.port);
@@ -67,13 +74,17 @@ async fn serve(config: Arc<Config>, opened: Opened, unit: Arc<Unit>) -> Exit {
     let server = Server::new(server_config(&config)).run(listener, state, shutdown.clone());
     let mut server = tokio::spawn(server);
     let opened = Arc::new(opened);
+    for note in &metered.notes {
+        tracing::info!("{note}");
+    }
+    let power = named(&metered.monitor.infos());
     let mut loading = {
         let (config, opened, unit) = (config.clone(), opened.clone(), unit.clone());
-        tokio::task::spawn_blocking(move || assemble::start(&config, &opened, &unit))
+        tokio::task::spawn_blocking(move || assemble::start_metered(&config, &opened, &unit, metered))
     };
     let running = async {
         (&mut loading).await.context("loading the model panicked")??;
-        banner(&config, &opened, address);
+        banner(&config, &opened, address, &power);
         std::future::pending::<anyhow::Result<()>>().await
     };
     tokio::select! {
@@ -160,7 +171,8 @@ pub fn api_state(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> Arc<ApiS
         true => UnknownParameters::Refuse,
         false => UnknownParameters::Warn,
     };
-    let metrics = Arc::new(Metrics::new(metrics, engine_source(unit.clone())));
+    let metrics =
+        Arc::new(Metrics::with_energy(metrics, engine_source(unit.clone()), energy_source(unit.clone())));
     let api = ApiConfig {
         keys,
         body: BodyLimits::new(config.max_body_bytes, config.body_timeout, BODY_MEMORY),
@@ -171,7 +183,16 @@ pub fn api_state(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> Arc<ApiS
     ApiState::new(opened.service.clone(), metrics, api)
 }
 
-fn banner(config: &Config, opened: &Opened, address: SocketAddr) {
+/// Meters for people: name, boundary, method.
+fn named(meters: &[MeterInfo]) -> String {
+    let one = |m: &MeterInfo| match m.method {
+        Method::Assumed => format!("{} ({}, assumed: EXAMPLE, not measured)", m.name, m.boundary),
+        method => format!("{} ({}, {method})", m.name, m.boundary),
+    };
+    meters.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn banner(config: &Config, opened: &Opened, address: SocketAddr, power: &str) {
     let Opened { checkpoint, sizes, .. } = opened;
     let model = opened.service.models().first().map(|m| m.id.as_str()).unwrap_or_default();
     let key = config
@@ -200,6 +221,7 @@ fn banner(config: &Config, opened: &Opened, address: SocketAddr) {
         sizes.blocks_per_device * crate::model::input::BLOCK_SIZE * config.devices.len(),
         sizes.kv_bytes as f64 / 1e6
     );
+    println!("  power    {power}");
     let auth = if config.api_key.is_some() { "API key required" } else { "no API key" };
     println!("  listen   {base}/v1 ({auth}), metrics at {base}/metrics");
     println!("  try      curl {base}/v1/chat/completions{key} -H 'Content-Type: application/json' \\");

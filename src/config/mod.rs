@@ -12,6 +12,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::power::PowerError;
+use crate::power::spec::MeterSpec;
 use settings::{SETTINGS, Setting};
 use value::{parse_bytes, parse_duration};
 
@@ -96,6 +98,8 @@ pub struct Config {
     pub keep_alive: Duration,
     pub drain_timeout: Duration,
     pub vllm_metrics: bool,
+    pub meter: MeterSpec,
+    pub require_measured: bool,
     pub models_dir: Option<PathBuf>,
     pub log_level: String,
     pub log_format: LogFormat,
@@ -226,6 +230,8 @@ impl Resolved {
             keep_alive: self.duration("keep-alive-interval")?,
             drain_timeout: self.duration("drain-timeout")?,
             vllm_metrics: self.flag("vllm-metrics")?,
+            meter: self.get("meter", |v| v.parse().map_err(|e: PowerError| e.problem()))?,
+            require_measured: self.flag("require-measured")?,
             models_dir: self.text("models-dir").map(PathBuf::from),
             log_level: self.text("log-level").unwrap_or_default(),
             log_format: self.get("log-format", |v| match v {
@@ -384,6 +390,7 @@ mod tests {
             ("drain-timeout", "-3"),
             ("unknown-parameters", "ignore"),
             ("vllm-metrics", "perhaps"),
+            ("meter", "wattmeter"),
         ] {
             let error = resolve(&[(name, value)], &[]).unwrap().config().unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value) && error.contains("flag"), "{error}");

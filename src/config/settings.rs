@@ -56,7 +56,7 @@ pub static SETTINGS: &[Setting] = &[
         "Memory for the KV cache, as 2GiB; worked out from what is free by default",
     ),
     setting("enable-prefix-caching", "true", "", "Reuse the computed blocks of prompts that begin alike"),
-    setting("max-queue", "512", "N", "Requests that may wait in an engine; more are answered 503"),
+    setting("max-queue", "512", "N", "Requests an engine takes beyond --max-num-seqs; more are answered 503"),
     Setting {
         secret: true,
         ..setting("api-key", "", "KEY", "Bearer key that guards everything but the health routes")
@@ -72,6 +72,13 @@ pub static SETTINGS: &[Setting] = &[
     setting("keep-alive-interval", "10s", "TIME", "A stream with nothing to say sends a comment this often"),
     setting("drain-timeout", "30s", "TIME", "For running requests to end after SIGTERM"),
     setting("vllm-metrics", "true", "", "Metrics under vLLM's names too"),
+    setting(
+        "meter",
+        "auto",
+        "METER",
+        "auto, nvml, rapl, http:URL#PATH, declared:IDLE,FULL (watts), assumed, or replay:FILE",
+    ),
+    setting("require-measured", "false", "", "Refuse watts that are declared, assumed or replayed"),
     setting("models-dir", "", "DIR", "Folder of checkpoints that `hashwatt models` lists"),
     setting("log-level", "info", "FILTER", "error, warn, info, debug, trace, or a tracing filter"),
     setting("log-format", "text", "text|json", "Log lines for people or for machines"),

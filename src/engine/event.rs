@@ -41,6 +41,8 @@ pub struct GenerateRequest {
     pub tier: Tier,
     /// Separates prefix caches of tenants; part of the root of the hash chain.
     pub cache_salt: u64,
+    /// Whose joules its work is; `step_log::OVERHEAD` where nobody asks.
+    pub account: u64,
     pub constraint: Option<Box<dyn TokenConstraint>>,
 }
 

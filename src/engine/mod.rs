@@ -13,4 +13,5 @@ pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
 pub mod stats;
+pub mod step_log;
 pub mod worker;

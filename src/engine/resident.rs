@@ -17,12 +17,14 @@ use crate::engine::sampler::{Draw, History, NonFinite, Sampler, SamplingParams};
 use crate::engine::scheduler::{Budget, Entry, Scheduler, StepPlan, StepRow};
 use crate::engine::sequence::{Rank, Sequence};
 use crate::engine::stats::EngineStats;
+use crate::engine::step_log::{OVERHEAD, Share, StepLog, StepRecord};
 use crate::model::input::{BLOCK_SIZE, StepInput};
 use crate::model::runner::Runner;
 
 /// What the engine keeps of a request beside its sequence.
 pub(super) struct Live {
     events: EventSender,
+    account: u64,
     params: SamplingParams,
     history: History,
     constraint: Option<Box<dyn TokenConstraint>>,
@@ -63,6 +65,7 @@ pub(super) struct Resident {
     plan: StepPlan,
     clock: Clock,
     stats: Arc<EngineStats>,
+    log: StepLog,
     /// Last events of sequences that are leaving.
     farewells: Vec<(EventSender, TokenEvent)>,
 }
@@ -74,6 +77,7 @@ impl Resident {
         prefix_caching: bool,
         clock: Clock,
         stats: Arc<EngineStats>,
+        log: StepLog,
     ) -> Resident {
         let pool = BlockPool::new(runner.blocks(), BLOCK_SIZE);
         let capacity = runner.capacity();
@@ -90,6 +94,7 @@ impl Resident {
             plan: StepPlan { rows: Vec::with_capacity(max_sequences), ..StepPlan::default() },
             clock,
             stats,
+            log,
             farewells: Vec::with_capacity(max_sequences),
         }
     }
@@ -113,11 +118,18 @@ impl Resident {
         self.input.block_tables.push(0);
         self.input.logit_rows.push(rows as u32 - 1);
         let step = |e: candle_core::Error| EngineError::Step(e.to_string());
+        let started = self.clock.now();
+        self.log.begin(started);
         let finite = self
             .runner
             .launch(&mut self.input)
             .and_then(|flight| flight.sample(|logits, _, _| logits.iter().all(|x| x.is_finite())))
-            .map_err(step)?;
+            .map_err(step);
+        let record =
+            StepRecord { started, ended: self.clock.now(), rows, sequences: 1, overhead: true, shares: 0 };
+        let nobody = Share { account: OVERHEAD, prefill: 1.0, decode: 0.0 };
+        self.log.end(record, std::iter::once(nobody));
+        let finite = finite?;
         if finite { Ok(()) } else { Err(EngineError::NonFiniteLogits) }
     }
 
@@ -147,6 +159,7 @@ impl Resident {
         let live = Live {
             events,
             history: History::new(&request.sampling, &request.prompt),
+            account: request.account,
             params: request.sampling,
             constraint: request.constraint,
             mask: vec![0; mask],
@@ -213,9 +226,11 @@ impl Resident {
         }
         batch::build(&self.plan, self.scheduler.running(), BLOCK_SIZE, &mut self.input);
         let started = self.clock.now();
+        self.log.begin(started);
         self.mark_scheduled(started);
         let outcome = self.launch_and_sample();
         let ended = self.clock.now();
+        self.log_step(started, ended, outcome.is_err());
         if let Err(error) = outcome {
             for row in &self.plan.rows {
                 let live = &mut self.scheduler.running_mut()[row.sequence].payload;
@@ -239,6 +254,22 @@ impl Resident {
         self.stats.prefix_queries.fetch_add(self.plan.prefix_queries as u64, Ordering::Relaxed);
         self.stats.prefix_hits.fetch_add(self.plan.prefix_hits as u64, Ordering::Relaxed);
         self.publish_counts();
+    }
+
+    /// Whose work the step did. Positions of the prompt are prefill, also when they are computed again.
+    fn log_step(&self, started: Tick, ended: Tick, failed: bool) {
+        let (step_rows, sequences) = (self.plan.tokens(), self.plan.rows.len());
+        let record = StepRecord { started, ended, rows: step_rows, sequences, overhead: failed, shares: 0 };
+        let spec = self.runner.decoder().spec();
+        let shares = self.plan.rows.iter().map(|row| {
+            let Entry { sequence, payload } = &self.scheduler.running()[row.sequence];
+            let work = spec.chunk_work(&row.tokens, row.logits.len(), step_rows);
+            let rows = row.tokens.len().max(1) as f64;
+            let of_prompt = row.tokens.end.min(sequence.prompt_len).saturating_sub(row.tokens.start) as f64;
+            let prefill = work * of_prompt / rows;
+            Share { account: payload.account, prefill, decode: work - prefill }
+        });
+        self.log.end(record, shares);
     }
 
     fn mark_scheduled(&mut self, now: Tick) {

@@ -10,10 +10,11 @@ use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::clock::{BusyTime, Clock};
+use crate::clock::Clock;
 use crate::engine::event::{EngineError, EventSender, EventStream, GenerateRequest, event_channel};
 use crate::engine::resident::{Resident, StepReport};
 use crate::engine::stats::EngineStats;
+use crate::engine::step_log::Observed;
 use crate::model::runner::Runner;
 
 /// How long an idle worker sleeps before its next sign of life.
@@ -39,7 +40,7 @@ pub struct EngineConfig {
     pub device: String,
     pub limits: Limits,
     pub prefix_caching: bool,
-    /// Requests that may wait.
+    /// Requests taken beyond those that one step can hold.
     pub max_queue: usize,
 }
 
@@ -58,6 +59,8 @@ pub(crate) enum Command {
 pub struct EngineHandle {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) stats: Arc<EngineStats>,
+    /// Sequences one step can hold.
+    pub(crate) slots: usize,
     pub(crate) max_queue: usize,
 }
 
@@ -65,10 +68,12 @@ impl EngineHandle {
     /// Queues a request. Dropping the stream cancels it.
     ///
     /// # Errors
-    /// `QueueFull` when `max_queue` requests wait already, `Dead` when the worker has ended.
+    /// `QueueFull` when `max_queue` requests are there beyond those a step can hold (so the choices of a
+    /// request that finds the engine idle all start), `Dead` when the worker has ended.
     pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, EngineError> {
         let waiting = self.stats.waiting.fetch_add(1, Ordering::AcqRel);
-        if waiting >= self.max_queue {
+        let live = waiting + self.stats.running.load(Ordering::Acquire);
+        if live >= self.slots + self.max_queue {
             self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(EngineError::QueueFull { waiting, limit: self.max_queue });
         }
@@ -103,11 +108,16 @@ pub fn spawn(
     runner: Runner,
     config: EngineConfig,
     clock: Clock,
-    busy: BusyTime,
+    observed: Observed,
 ) -> Result<(EngineHandle, JoinHandle<()>), EngineError> {
     let (commands, inbox) = mpsc::channel();
     let stats = Arc::new(EngineStats::default());
-    let handle = EngineHandle { commands, stats: stats.clone(), max_queue: config.max_queue };
+    let handle = EngineHandle {
+        commands,
+        stats: stats.clone(),
+        slots: config.limits.max_rows,
+        max_queue: config.max_queue,
+    };
     let (up, is_up) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name(format!("hashwatt-{}", config.device))
@@ -118,6 +128,7 @@ pub fn spawn(
                 config.prefix_caching,
                 clock.clone(),
                 stats.clone(),
+                observed.steps.clone(),
             );
             let ceiling = config.limits;
             let mut worker = Worker {
@@ -125,7 +136,7 @@ pub fn spawn(
                 inbox,
                 clock,
                 stats,
-                busy,
+                observed,
                 ceiling,
                 limits: ceiling,
                 arrivals: 0,
@@ -148,7 +159,7 @@ struct Worker {
     inbox: mpsc::Receiver<Command>,
     clock: Clock,
     stats: Arc<EngineStats>,
-    busy: BusyTime,
+    observed: Observed,
     /// What the engine was built for; limits never go above.
     ceiling: Limits,
     limits: Limits,
@@ -230,13 +241,14 @@ impl Worker {
                 let error = EngineError::Step(panic_text(&*panic));
                 tracing::error!(%error, "a step panicked; its requests are ended");
                 resident.fail_all(&error);
+                self.observed.steps.abandon(self.clock.now());
                 None
             }
         }
     }
 
     fn record(&self, report: &StepReport) {
-        self.busy.add(report.ended.since(report.started));
+        self.observed.busy.add(report.ended.since(report.started));
         let s = &self.stats;
         s.steps.fetch_add(1, Ordering::Relaxed);
         s.last_rows.store(report.rows, Ordering::Relaxed);

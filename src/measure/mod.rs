@@ -1,7 +1,7 @@
 //! L4d. Measuring: what the command line and the criterion suites share.
 
 pub mod baseline;
-pub mod economics_table;
+pub mod criterion_results;
 pub mod files;
 pub mod hardware;
 pub mod lengths;

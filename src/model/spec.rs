@@ -3,6 +3,10 @@
 //! `arch` makes a spec from a checkpoint's configuration. Work per token (FLOPs, bytes) follows from
 //! the spec alone.
 
+/// What reading a byte costs in the work model, in FLOP. Between the balance of CPUs (10 to 20) and that of
+/// GPUs' tensor cores (200 to 300): it only weighs long contexts against short ones within a step.
+const FLOP_PER_BYTE: f64 = 100.0;
+
 /// How positions become angles.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSpec {
@@ -137,6 +141,22 @@ impl DecoderSpec {
         let attention = 2 * self.layers * self.q_width() * (position + 1);
         let head = if with_logits { self.vocab * self.hidden } else { 0 };
         2.0 * (products + attention + head) as f64
+    }
+
+    /// Modelled work of a sequence's rows in a step of `step_rows` rows, in FLOP: its arithmetic, plus the
+    /// bytes it reads (its keys and values once, its rows' part of the weights) at [`FLOP_PER_BYTE`]. Only
+    /// ratios of it mean anything.
+    pub fn chunk_work(&self, tokens: &std::ops::Range<usize>, logit_rows: usize, step_rows: usize) -> f64 {
+        const ELEMENT_BYTES: usize = 2;
+        let rows = tokens.len() as f64;
+        let products = (self.layers * self.layer_parameters()) as f64;
+        // Σ (position + 1) over the rows.
+        let keys = rows * (tokens.start + tokens.end + 1) as f64 / 2.0;
+        let attention = (2 * self.layers * self.q_width()) as f64 * keys;
+        let head = (logit_rows * self.vocab * self.hidden) as f64;
+        let cache = (self.kv_bytes_per_token(ELEMENT_BYTES) * tokens.end) as f64;
+        let weights = (self.parameters() * ELEMENT_BYTES) as f64 * rows / step_rows.max(1) as f64;
+        2.0 * (rows * products + attention + head) + FLOP_PER_BYTE * (cache + weights)
     }
 
     /// Bytes of keys and values one token occupies.

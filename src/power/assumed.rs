@@ -1,6 +1,11 @@
-//! Nameplate power of a server processor, shared out by core. Assumed, never measured.
+//! Nameplates, so that the chain from tokens to money runs on a machine without a meter. Assumed, never
+//! measured: whatever rests on them is headed EXAMPLE.
 
-use super::{Boundary, Method, Power};
+use std::time::Duration;
+
+use super::declared::{Declared, GAIN_ERROR, PERIOD};
+use super::{Boundary, MeterInfo, Method, PowerError};
+use crate::clock::{BusyTime, Clock};
 use crate::quantity::Watts;
 
 /// A core's share of a server package at full load and at rest: a 64-core part of 360 W, of which about
@@ -8,9 +13,66 @@ use crate::quantity::Watts;
 const FULL_WATTS_PER_CORE: f64 = 5.6;
 const IDLE_WATTS_PER_CORE: f64 = 1.4;
 
-/// Power of `cores` cores that are busy for this share of the time, 0 to 1.
-pub fn cpu(cores: usize, busy: f64) -> Power {
-    let busy = if busy.is_nan() { 1.0 } else { busy.clamp(0.0, 1.0) };
-    let per_core = IDLE_WATTS_PER_CORE + (FULL_WATTS_PER_CORE - IDLE_WATTS_PER_CORE) * busy;
-    Power { watts: Watts(per_core * cores as f64), method: Method::Assumed, boundary: Boundary::CpuPackage }
+/// Boards by a part of their name: (name, idle W, full W). Full is the maker's board power; idle of an H200
+/// as published (80 W), of the others in proportion where nobody says.
+const BOARDS: &[(&str, f64, f64)] = &[
+    ("H100 PCIe", 50.0, 350.0),
+    ("H100", 80.0, 700.0),
+    ("H200", 80.0, 700.0),
+    ("B200", 140.0, 1000.0),
+    ("A100", 55.0, 400.0),
+    ("L40S", 40.0, 350.0),
+    ("RTX 5090", 30.0, 575.0),
+    ("RTX 4090", 20.0, 450.0),
+];
+
+fn info(name: String, device: Option<usize>, boundary: Boundary) -> MeterInfo {
+    MeterInfo {
+        name,
+        device,
+        boundary,
+        method: Method::Assumed,
+        period: PERIOD,
+        lag: Duration::ZERO,
+        wraps_at: None,
+        gain_error: GAIN_ERROR,
+    }
+}
+
+/// The processor, shared out by core.
+///
+/// # Errors
+/// None in practice: the table's figures are sound.
+pub fn cpu(cores: usize, clock: Clock, busy: Vec<BusyTime>) -> Result<Declared, PowerError> {
+    let info = info(format!("assumed:{cores} cores"), None, Boundary::CpuPackage);
+    let [idle, full] = [IDLE_WATTS_PER_CORE, FULL_WATTS_PER_CORE].map(|w| Watts(w * cores as f64));
+    Declared::new(info, idle, full, clock, busy)
+}
+
+/// A board of this name that runs engine `device`; `None` for one that is not in the table.
+pub fn board(name: &str, device: usize, clock: Clock, busy: BusyTime) -> Option<Declared> {
+    let (known, idle, full) = BOARDS.iter().find(|(part, _, _)| name.contains(part))?;
+    let info = info(format!("assumed:{device} {known}"), Some(device), Boundary::GpuBoard);
+    Declared::new(info, Watts(*idle), Watts(*full), clock, vec![busy]).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::power::{PowerMeter, Reading};
+    use crate::quantity::Joules;
+
+    #[test]
+    fn nameplates_are_called_assumed_and_grow_with_utilisation() {
+        let (clock, busy) = (Clock::fake(), BusyTime::default());
+        let mut cpu = cpu(2, clock.clone(), vec![busy.clone()]).unwrap();
+        let mut h200 = board("NVIDIA H200 NVL", 0, clock.clone(), busy.clone()).unwrap();
+        assert_eq!((cpu.info().method, h200.info().method), (Method::Assumed, Method::Assumed));
+        clock.advance(Duration::from_secs(1));
+        busy.add(Duration::from_secs(1));
+        let Ok(Reading::Counter(Joules(joules))) = cpu.read() else { panic!() };
+        assert!((joules - 11.2).abs() < 1e-9);
+        assert_eq!(h200.read(), Ok(Reading::Counter(Joules(700.0))));
+        assert!(board("Voodoo 2", 0, clock, busy).is_none());
+    }
 }

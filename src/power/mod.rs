@@ -4,7 +4,16 @@
 //! and handles wrap, resets and losses. Whatever rests on assumed watts is headed EXAMPLE.
 
 pub mod assumed;
+pub mod caps;
+pub mod declared;
+pub mod http;
 pub mod monitor;
+pub mod nvml;
+pub mod rapl;
+pub mod replay;
+pub mod spec;
+#[doc(hidden)]
+pub mod testing;
 
 use std::fmt;
 use std::time::Duration;
@@ -170,6 +179,19 @@ pub enum PowerError {
     /// `--meter` says something else than a meter.
     #[error("{value:?} is not a meter: {problem}")]
     Spec { value: String, problem: String },
+}
+
+impl PowerError {
+    /// What is wrong, without the meter's name.
+    pub fn problem(&self) -> String {
+        match self {
+            PowerError::Absent { problem, .. }
+            | PowerError::Permission { problem, .. }
+            | PowerError::Unreadable { problem, .. }
+            | PowerError::Lost { problem, .. }
+            | PowerError::Spec { problem, .. } => problem.clone(),
+        }
+    }
 }
 
 impl fmt::Display for Method {

@@ -208,6 +208,17 @@ pub struct SpanEnergy {
 }
 
 impl MeterState {
+    /// It gave a reading when it was last asked.
+    pub fn is_up(&self) -> bool {
+        self.status == Status::Working
+    }
+
+    /// Time under each reason for throttling that was met, seconds.
+    pub fn throttled_seconds(&self) -> Vec<(&'static str, f64)> {
+        let all = Throttle::ALL.iter().zip(self.throttled);
+        all.filter(|(_, t)| !t.is_zero()).map(|(r, t)| (r.as_str(), t.as_secs_f64())).collect()
+    }
+
     /// Total at a moment after `at`: the tick under way is taken at the last mean power.
     fn joules_at(&self, now: Tick) -> Joules {
         let open = now.since(self.at).min(self.info.period * 3);
@@ -389,5 +400,166 @@ impl Polled {
         }
         self.board_at = Some(now);
         self.state.board = self.meter.board();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::power::testing::{FakeBoard, Faults, IDLE};
+    use crate::power::{Boundary, Method};
+
+    const POLL: Duration = Duration::from_millis(50);
+
+    struct Bench {
+        clock: Clock,
+        board: FakeBoard,
+        monitor: Monitor,
+    }
+
+    fn bench(faults: Faults) -> Bench {
+        let clock = Clock::fake();
+        clock.advance(Duration::from_millis(333));
+        let board = FakeBoard::new(clock.clone(), faults);
+        let monitor = Monitor::new(vec![board.meter(Some(0))], clock.clone(), MonitorConfig::default());
+        monitor.poll();
+        Bench { clock, board, monitor }
+    }
+
+    impl Bench {
+        fn run(&self, rows: usize, time: Duration) {
+            self.board.run(rows);
+            for _ in 0..time.as_nanos() / POLL.as_nanos() {
+                self.clock.advance(POLL);
+                self.monitor.poll();
+            }
+        }
+        fn state(&self) -> MeterState {
+            self.monitor.meters().remove(0)
+        }
+    }
+
+    #[test]
+    fn the_energy_of_a_varying_load_is_recovered_through_ticks_jitter_wraps_and_dropouts() {
+        let b = bench(Faults::default());
+        let begun = b.board.drawn(b.clock.now());
+        for (rows, seconds) in [(0, 4), (1, 7), (256, 11), (8, 3), (0, 5), (64, 9), (1, 2), (256, 6)] {
+            b.run(rows, Duration::from_millis(seconds * 1000 + 37 * rows as u64));
+        }
+        let truth = (b.board.drawn(b.clock.now()) - begun).0;
+        let found = b.state();
+        assert!((found.joules.0 / truth - 1.0).abs() < 0.01, "{} of {truth}", found.joules);
+        assert_eq!((found.resets, &found.status), (0, &Status::Working));
+        assert!(truth > 5000.0 * 3.0, "the counter wrapped several times");
+    }
+
+    #[test]
+    fn windows_end_where_the_counter_moved_and_add_up_to_its_total() {
+        let b = bench(Faults::default());
+        let windows = Arc::new(Mutex::new(Vec::new()));
+        let sink = windows.clone();
+        b.monitor.on_window(Box::new(move |w| sink.lock().unwrap().push(*w)));
+        b.run(16, Duration::from_secs(10));
+        b.run(0, Duration::from_secs(3));
+        let windows = windows.lock().unwrap();
+        assert!((10..=13).contains(&windows.len()), "{}", windows.len());
+        assert!(windows.windows(2).all(|w| w[0].end == w[1].start));
+        assert!(windows.iter().all(|w| w.end.since(w.start) >= Duration::from_secs(1) && !w.gap));
+        let sum: f64 = windows.iter().map(|w| w.joules.0).sum();
+        let rest = b.state().joules.0 - sum;
+        assert!((0.0..=IDLE.0 * 1.2).contains(&rest), "{rest}");
+    }
+
+    #[test]
+    fn a_counter_that_begins_anew_is_bridged_and_said() {
+        let b = bench(Faults { wraps_at: None, ..Faults::default() });
+        let begun = b.board.drawn(b.clock.now());
+        b.run(1, Duration::from_secs(10));
+        b.board.reset_counter();
+        b.run(1, Duration::from_secs(10));
+        let (found, truth) = (b.state(), (b.board.drawn(b.clock.now()) - begun).0);
+        assert_eq!(found.resets, 1);
+        assert!(found.bridged > Duration::ZERO);
+        assert!((found.joules.0 / truth - 1.0).abs() < 0.02, "{} of {truth}", found.joules);
+    }
+
+    #[test]
+    fn a_lost_device_keeps_its_total_is_named_and_may_come_back() {
+        let b = bench(Faults { dropout_every: 0, ..Faults::default() });
+        b.run(1, Duration::from_secs(5));
+        let span = Span { at: b.clock.now(), meters: b.monitor.meters() };
+        b.board.set_lost(true);
+        b.run(1, Duration::from_secs(5));
+        assert!(matches!(b.state().status, Status::Lost(_)));
+        let lost = b.monitor.close_span(span).remove(0);
+        assert!(lost.problem.unwrap().contains("fallen off"));
+        b.board.set_lost(false);
+        b.run(1, Duration::from_secs(10));
+        let found = b.state();
+        assert_eq!((found.status, found.resets), (Status::Working, 0), "its counter had gone on");
+    }
+
+    #[test]
+    fn short_windows_and_meters_that_stand_still_are_flagged() {
+        let b = bench(Faults { dropout_every: 0, ..Faults::default() });
+        b.run(1, Duration::from_secs(2));
+        let open = || Span { at: b.clock.now(), meters: b.monitor.meters() };
+        let span = open();
+        b.run(1, Duration::from_millis(1900));
+        assert!(b.monitor.close_span(span).remove(0).short, "19 ticks");
+        let span = open();
+        b.run(1, Duration::from_millis(2100));
+        let long = b.monitor.close_span(span).remove(0);
+        assert!(!long.short && long.problem.is_none());
+        assert!((long.joules.0 / (300.0 * 2.1) - 1.0).abs() < 0.02, "{}", long.joules);
+        let span = open();
+        assert_eq!(b.monitor.close_span(span).remove(0).problem.unwrap(), "the reading did not move");
+    }
+
+    /// Power readings, one each poll, that stop for a while.
+    struct Watt(MeterInfo, Clock);
+
+    impl PowerMeter for Watt {
+        fn info(&self) -> &MeterInfo {
+            &self.0
+        }
+        fn read(&mut self) -> Result<Reading, PowerError> {
+            let seconds = self.1.now().0 as f64 * 1e-9;
+            if (4.0..6.0).contains(&seconds) {
+                return Err(PowerError::Unreadable { meter: "w".into(), problem: "busy".into() });
+            }
+            Ok(Reading::Power(Watts(100.0 + 10.0 * seconds)))
+        }
+        fn board(&mut self) -> Option<BoardState> {
+            Some(BoardState { throttles: vec![Throttle::Thermal], ..BoardState::default() })
+        }
+    }
+
+    #[test]
+    fn power_is_integrated_by_trapezoids_across_gaps_and_throttling_is_timed() {
+        let clock = Clock::fake();
+        let info = MeterInfo {
+            name: "w".into(),
+            device: None,
+            boundary: Boundary::Node,
+            method: Method::Integrated,
+            period: Duration::from_millis(100),
+            lag: Duration::ZERO,
+            wraps_at: None,
+            gain_error: 0.05,
+        };
+        let monitor =
+            Monitor::new(vec![Box::new(Watt(info, clock.clone()))], clock.clone(), MonitorConfig::default());
+        monitor.poll();
+        for _ in 0..200 {
+            clock.advance(POLL);
+            monitor.poll();
+        }
+        let found = &monitor.meters()[0];
+        // ∫ 100 + 10 t over ten seconds.
+        assert!((found.joules.0 - 1500.0).abs() < 1e-6, "{}", found.joules);
+        assert!((2.0..2.2).contains(&found.bridged.as_secs_f64()), "{:?}", found.bridged);
+        let thermal = found.throttled[1].as_secs_f64();
+        assert!((8.5..=10.0).contains(&thermal), "{thermal}");
     }
 }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use futures_core::Stream;
 
 use crate::clock::{Clock, Tick};
+use crate::energy::{AccountHandle, RequestEnergy};
 use crate::engine::event::EventStream;
 use crate::service::choice::{Choice, Echo, Plan};
 use crate::service::{Delta, Finish, ServedModel, ServiceError, TextLogprob, Timings, Usage};
@@ -29,6 +30,8 @@ pub struct Generation {
     ready: VecDeque<Delta>,
     prompt_tokens: usize,
     failed: bool,
+    /// `None` without a meter.
+    account: Option<AccountHandle>,
     clock: Clock,
     begun_at: Tick,
     first_token_at: Option<Tick>,
@@ -87,10 +90,14 @@ impl ServedModel {
     ) -> Result<Generation, ServiceError> {
         let valid = self.validate(parameters, prompts, param, echo.is_some())?;
         let prompt_tokens = valid.prompts.iter().map(|p| p.len()).sum();
+        let account = self.unit.ledger().map(|ledger| ledger.open());
         let clock = self.unit.clock().clone();
         let begun_at = clock.now();
         let mut choices = Vec::with_capacity(valid.choices.len());
-        for (index, request) in valid.choices.into_iter().enumerate() {
+        for (index, mut request) in valid.choices.into_iter().enumerate() {
+            if let Some(account) = &account {
+                request.account = account.id;
+            }
             let text = echo.as_ref().and_then(|texts| texts.get(index / parameters.n));
             let plan = Plan {
                 stops: valid.stop.clone(),
@@ -115,6 +122,7 @@ impl ServedModel {
             ready: VecDeque::new(),
             prompt_tokens,
             failed: false,
+            account,
             clock,
             begun_at,
             first_token_at: None,
@@ -137,6 +145,11 @@ impl Generation {
             // Of the prompt as it is counted: once, however many choices found it.
             cached_tokens: cached.max().unwrap_or(0),
         }
+    }
+
+    /// Joules so far, over all choices; an estimate until the meters' windows have closed.
+    pub fn energy(&self) -> Option<RequestEnergy> {
+        self.account.as_ref().map(AccountHandle::energy)
     }
 
     /// Times of the first choice that the engine ended, in seconds. When a stop string ended all of
@@ -200,6 +213,9 @@ impl Stream for Generation {
             }
             if this.ended_at.is_none() && this.choices.iter().all(Choice::is_over) {
                 this.ended_at = Some(this.clock.now());
+                if let Some(account) = &this.account {
+                    account.close();
+                }
             }
         }
         match this.ready.pop_front() {

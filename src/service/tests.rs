@@ -35,7 +35,7 @@ fn bench_with(max_queue: usize, change: impl FnOnce(&mut ServedModel)) -> Bench 
     stats.ready.store(true, std::sync::atomic::Ordering::Release);
     stats.beat(clock.now());
     let (sender, commands) = channel();
-    unit.open(vec![EngineHandle { commands: sender, stats, max_queue }]);
+    unit.open(vec![EngineHandle { commands: sender, stats, slots: 0, max_queue }]);
     let mut model = ServedModel {
         id: "stand-in".into(),
         aliases: vec!["other".into()],

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::engine::event::{GenerateRequest, Tier};
 use crate::engine::sampler::SamplingParams;
+use crate::engine::step_log;
 use crate::service::{ServedModel, ServiceError};
 use crate::text::chat_template::Message;
 use crate::wire::request::{ChatMessage, Parameters, Prompt, ServiceTier};
@@ -128,6 +129,7 @@ impl ServedModel {
                     stop_token_ids: self.stop_tokens(p),
                     prompt_logprobs: if echo { p.logprobs } else { None },
                     tier: tier(p.service_tier),
+                    account: step_log::OVERHEAD,
                     cache_salt: p.cache_salt.as_deref().map_or(0, salt),
                     constraint: None,
                 });

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::energy::Ledger;
 use crate::engine::event::{EngineError, EventStream, GenerateRequest};
 use crate::engine::stats::EngineStats;
 use crate::engine::worker::{EngineHandle, Limits};
@@ -29,13 +30,14 @@ pub enum State {
 pub struct Unit {
     clock: Clock,
     replicas: OnceLock<Vec<EngineHandle>>,
+    ledger: OnceLock<Arc<Ledger>>,
     state: AtomicU8,
 }
 
 impl Unit {
     /// A unit that is still loading; [`Unit::open`] gives it its engines.
     pub fn new(clock: Clock) -> Arc<Unit> {
-        Arc::new(Unit { clock, replicas: OnceLock::new(), state: AtomicU8::new(0) })
+        Arc::new(Unit { clock, replicas: OnceLock::new(), ledger: OnceLock::new(), state: AtomicU8::new(0) })
     }
 
     /// Ends the loading state. The second call has no effect.
@@ -44,6 +46,16 @@ impl Unit {
             // A drain that began while loading stays a drain.
             let _ = self.state.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
         }
+    }
+
+    /// From now on the joules of requests are counted there. The second call has no effect.
+    pub fn meter(&self, ledger: Arc<Ledger>) {
+        let _ = self.ledger.set(ledger);
+    }
+
+    /// Where joules are counted, if there is a meter.
+    pub fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.ledger.get()
     }
 
     pub fn state(&self) -> State {

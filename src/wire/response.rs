@@ -6,8 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Token counts of a request, as OpenAI's `CompletionUsage`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Token counts of a request, as OpenAI's `CompletionUsage`, and its joules where there is a meter.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
@@ -16,6 +16,22 @@ pub struct Usage {
     pub prompt_tokens_details: PromptTokensDetails,
     #[serde(default)]
     pub completion_tokens_details: CompletionTokensDetails,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<Energy>,
+}
+
+/// Joules of a request, inside one boundary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Energy {
+    pub joules: f64,
+    pub prefill_joules: f64,
+    pub decode_joules: f64,
+    /// `counter`, `integrated`, `replayed`, `declared` or `assumed`.
+    pub method: String,
+    /// `gpu_board`, `cpu_package`, `node` or `site`.
+    pub boundary: String,
+    /// False: the meters' last windows are still open, and this is an estimate.
+    pub settled: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +54,7 @@ impl Usage {
             total_tokens: prompt.saturating_add(completion),
             prompt_tokens_details: PromptTokensDetails { cached_tokens: cached },
             completion_tokens_details: CompletionTokensDetails::default(),
+            energy: None,
         }
     }
 }

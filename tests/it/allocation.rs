@@ -8,8 +8,9 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
-use hashwatt::clock::{BusyTime, Clock};
+use hashwatt::clock::Clock;
 use hashwatt::engine::constraint::TokenConstraint;
+use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{EngineConfig, Limits, spawn};
 use hashwatt::model::decoder::Precision;
 use hashwatt::model::runner::Runner;
@@ -92,7 +93,10 @@ fn a_hundred_decode_steps_make_no_large_allocation() {
     let runner = Runner::new(model, pool, Capacity { rows: 64, logit_rows: 8 }, 256).unwrap();
     let limits = Limits { max_rows: 8, max_tokens: 64, duty: 1.0 };
     let config = EngineConfig { device: "count".into(), limits, prefix_caching: true, max_queue: 64 };
-    let (engine, _) = spawn(runner, config, Clock::system(), BusyTime::default()).unwrap();
+    // With the steps kept for energy, as in a server with a meter.
+    let observed = Observed::default();
+    observed.steps.listen();
+    let (engine, _) = spawn(runner, config, Clock::system(), observed).unwrap();
 
     let streams: Vec<_> = (0..8)
         .map(|i| {

@@ -168,7 +168,8 @@ fn what_cannot_fit_is_refused_and_the_queue_is_bounded() {
 
 #[test]
 fn a_model_with_numbers_that_are_not_finite_does_not_come_up() {
-    use hashwatt::clock::{BusyTime, Clock};
+    use hashwatt::clock::Clock;
+    use hashwatt::engine::step_log::Observed;
     use hashwatt::engine::worker::{EngineConfig, spawn};
     use hashwatt::model::runner::Runner;
     use hashwatt::model::workspace::Capacity;
@@ -185,6 +186,6 @@ fn a_model_with_numbers_that_are_not_finite_does_not_come_up() {
         prefix_caching: true,
         max_queue: 4,
     };
-    let error = spawn(runner, config, Clock::system(), BusyTime::default()).err().unwrap();
+    let error = spawn(runner, config, Clock::system(), Observed::default()).err().unwrap();
     assert_eq!(error, EngineError::NonFiniteLogits);
 }

@@ -6,7 +6,9 @@
 mod allocation;
 mod checkpoint;
 mod demo;
+mod energy;
 mod engine;
+mod nvml;
 mod parity;
 mod scheduler;
 mod serving;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use hashwatt::clock::{BusyTime, Clock};
+use hashwatt::clock::Clock;
 use hashwatt::engine::batch;
 use hashwatt::engine::block_pool::BlockPool;
 use hashwatt::engine::event::{EventStream, GenerateRequest, Tier, TokenEvent};
 use hashwatt::engine::sampler::SamplingParams;
 use hashwatt::engine::scheduler::{Budget, Scheduler, StepPlan};
 use hashwatt::engine::sequence::{Rank, Sequence};
+use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use hashwatt::model::Checkpoint;
 use hashwatt::model::decoder::{Decoder, Precision};
@@ -166,7 +167,7 @@ pub fn engine(
         prefix_caching: true,
         max_queue: 4096,
     };
-    worker::spawn(runner, config, Clock::system(), BusyTime::default()).unwrap().0
+    worker::spawn(runner, config, Clock::system(), Observed::default()).unwrap().0
 }
 
 pub fn request(prompt: &[u32], max_tokens: usize, sampling: SamplingParams) -> GenerateRequest {
@@ -179,6 +180,7 @@ pub fn request(prompt: &[u32], max_tokens: usize, sampling: SamplingParams) -> G
         prompt_logprobs: None,
         tier: Tier::Default,
         cache_salt: 0,
+        account: 0,
         constraint: None,
     }
 }

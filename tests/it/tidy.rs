@@ -42,7 +42,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("measure/baseline", &["error", "quantity", "clock", "ops", "model", "engine"]),
     ("api", &["error", "quantity", "clock", "wire", "unit", "service", "metrics", "energy"]),
-    ("config", &["quantity", "model"]),
+    ("config", &["quantity", "model", "power"]),
     ("cli", &["*"]),
     ("lib", &["*"]),
     ("main", &["*"]),

@@ -1,0 +1,146 @@
+//! The book of one meter: settles its windows against the steps that ran, and knows its idle power.
+//!
+//! Window + overlapping step pieces → joules of each piece, of idleness and of overhead. It knows no account;
+//! the ledger says what a piece's joules are for.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::intervals::{Interval, union_length};
+use crate::clock::Tick;
+use crate::power::MeterInfo;
+use crate::power::monitor::EnergyWindow;
+use crate::quantity::{Joules, Watts};
+
+/// Nothing may have run for so long before a window whose power is called idle.
+pub const QUIET: Duration = Duration::from_secs(2);
+/// Idle power is the mean over so many of the latest quiet windows.
+const QUIET_WINDOWS: usize = 10;
+/// Weight of the newest window in the watts that estimates use.
+const NEWEST: f64 = 0.5;
+
+/// Energy of one meter since it was opened; `prefill + decode + overhead + idle = total`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct MeterTotals {
+    pub total: f64,
+    pub prefill: f64,
+    pub decode: f64,
+    /// Failed steps, warm-up, self-tests.
+    pub overhead: f64,
+    pub idle: f64,
+}
+
+/// A part of a step inside a window.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece {
+    pub time: Interval,
+    /// Modelled power relative to a full step, as [`super::relative_power`].
+    pub relative_power: f64,
+}
+
+impl Piece {
+    /// Modelled energy, in seconds of a full step.
+    pub fn weight(&self) -> f64 {
+        self.time.length().as_secs_f64() * self.relative_power
+    }
+}
+
+pub struct Book {
+    pub info: MeterInfo,
+    pub totals: MeterTotals,
+    /// Windows that wait for a step under way.
+    pub waiting: VecDeque<EnergyWindow>,
+    /// Steps up to here are settled.
+    pub settled_until: Tick,
+    quiet: VecDeque<Watts>,
+    /// Least mean power of any window: stands for idle power until that is measured.
+    least: Option<Watts>,
+    /// Watts of a full step, as the latest windows have it.
+    full_watts: Option<f64>,
+}
+
+impl Book {
+    pub fn new(info: MeterInfo) -> Book {
+        Book {
+            info,
+            totals: MeterTotals::default(),
+            waiting: VecDeque::new(),
+            settled_until: Tick(0),
+            quiet: VecDeque::new(),
+            least: None,
+            full_watts: None,
+        }
+    }
+
+    /// The time of the steps whose power a window shows.
+    pub fn steps_of(&self, window: &EnergyWindow) -> Interval {
+        Interval { start: window.start, end: window.end }.earlier(self.info.lag)
+    }
+
+    /// Power with models resident and nothing to do, and whether that was measured.
+    pub fn idle_power(&self) -> Option<(Watts, bool)> {
+        if self.quiet.is_empty() {
+            return self.least.map(|watts| (watts, false));
+        }
+        let sum: f64 = self.quiet.iter().map(|w| w.0).sum();
+        Some((Watts(sum / self.quiet.len() as f64), true))
+    }
+
+    /// Joules a modelled weight is likely to come to; `power` is what the meter shows now, for the time
+    /// before the first window with a step.
+    pub fn estimate(&self, weight: f64, power: Option<Watts>) -> f64 {
+        weight * self.full_watts.or(power.map(|w| w.0)).unwrap_or(0.0)
+    }
+
+    /// Splits a window's energy: idle first, the rest to the pieces by modelled power. Gives the joules of a
+    /// unit of weight. `quiet_for`: time without a step before the window's end.
+    pub fn settle(&mut self, window: &EnergyWindow, pieces: &[Piece], quiet_for: Duration) -> f64 {
+        let span = self.steps_of(window);
+        let length = window.end.since(window.start);
+        let mean = window.joules / length.max(Duration::from_nanos(1));
+        self.settled_until = self.settled_until.max(span.end);
+        self.totals.total += window.joules.0;
+        if !window.gap && self.least.is_none_or(|least| mean.0 < least.0) {
+            self.least = Some(mean);
+        }
+        if !window.gap && quiet_for >= QUIET + length {
+            self.quiet.push_back(mean);
+            if self.quiet.len() > QUIET_WINDOWS {
+                self.quiet.pop_front();
+            }
+        }
+        let weight: f64 = pieces.iter().map(Piece::weight).sum();
+        if weight <= 0.0 {
+            self.totals.idle += window.joules.0;
+            return 0.0;
+        }
+        let busy = union_length(pieces.iter().map(|p| p.time).collect());
+        let idle_power = self.idle_power().map_or(Watts(0.0), |(watts, _)| watts);
+        let idle = (idle_power * length.saturating_sub(busy)).0.min(window.joules.0);
+        self.totals.idle += idle;
+        let per_weight = (window.joules.0 - idle) / weight;
+        if !window.gap {
+            let before = self.full_watts.unwrap_or(per_weight);
+            // A window that hardly ran says little about the watts of a step.
+            let newest = NEWEST * (busy.as_secs_f64() / length.as_secs_f64()).min(1.0);
+            self.full_watts = Some(before + (per_weight - before) * newest);
+        }
+        per_weight
+    }
+
+    pub fn add_prefill(&mut self, joules: f64) {
+        self.totals.prefill += joules;
+    }
+    pub fn add_decode(&mut self, joules: f64) {
+        self.totals.decode += joules;
+    }
+    pub fn add_overhead(&mut self, joules: f64) {
+        self.totals.overhead += joules;
+    }
+}
+
+impl MeterTotals {
+    pub fn attributed(&self) -> Joules {
+        Joules(self.prefill + self.decode + self.overhead + self.idle)
+    }
+}

@@ -1,0 +1,353 @@
+//! The ledger: accounts of requests, the steps that are still to be settled, and a book for each meter.
+//!
+//! Fed by the monitor (windows) and the engines' step logs; asked by the service (one request) and the
+//! metrics (everything). One short lock; nothing here runs on an engine's thread.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::book::{Book, MeterTotals, Piece};
+use super::intervals::Interval;
+use super::{RequestEnergy, relative_power};
+use crate::clock::{Clock, Tick};
+use crate::engine::step_log::{OVERHEAD, Share, StepLog, Steps};
+use crate::power::monitor::{EnergyWindow, MeterState, Monitor};
+use crate::power::{Boundary, Method};
+use crate::quantity::{Joules, Watts};
+
+/// Steps that no meter has settled for so long (a lost meter) are let go.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// Which boundary requests are told: the innermost that sees the devices' work.
+const TOLD: [Boundary; 4] = [Boundary::GpuBoard, Boundary::CpuPackage, Boundary::Node, Boundary::Site];
+
+struct Step {
+    time: Interval,
+    relative_power: f64,
+    overhead: bool,
+    shares: Box<[Share]>,
+    work: f64,
+}
+
+impl Step {
+    fn weight(&self) -> f64 {
+        self.time.length().as_secs_f64() * self.relative_power
+    }
+
+    /// An account's part of the step, prefill and decode.
+    fn part(&self, share: &Share) -> [f64; 2] {
+        if self.work > 0.0 { [share.prefill / self.work, share.decode / self.work] } else { [0.0, 0.0] }
+    }
+}
+
+struct Engine {
+    log: StepLog,
+    /// The log's emptied twin.
+    twin: Steps,
+    /// Not settled by every meter yet, in order of time.
+    steps: VecDeque<Step>,
+    last_end: Tick,
+}
+
+#[derive(Default)]
+struct Account {
+    settled: [f64; 2],
+    /// Modelled weight that each told meter has still to settle.
+    pending: Vec<[f64; 2]>,
+    /// Its request ended or left.
+    closed: Option<Tick>,
+    /// Nobody will ask any more.
+    dropped: bool,
+}
+
+struct Inner {
+    engines: Vec<Engine>,
+    books: Vec<Book>,
+    /// Indices of the books whose joules requests are told.
+    told: Vec<usize>,
+    accounts: HashMap<u64, Account>,
+    last_account: u64,
+}
+
+/// Shared by the service, the metrics and the monitor's thread.
+pub struct Ledger {
+    clock: Clock,
+    boundary: Boundary,
+    method: Method,
+    monitor: Arc<Monitor>,
+    inner: Mutex<Inner>,
+}
+
+/// One request's account; counts on until it is dropped.
+pub struct AccountHandle {
+    ledger: Arc<Ledger>,
+    pub id: u64,
+}
+
+impl Ledger {
+    /// Listens to the engines' logs and to the monitor from now on. `None` without a meter.
+    pub fn start(monitor: &Arc<Monitor>, logs: Vec<StepLog>) -> Option<Arc<Ledger>> {
+        let infos = monitor.infos();
+        let boundary = TOLD.into_iter().find(|b| infos.iter().any(|i| i.boundary == *b))?;
+        let told: Vec<usize> = (0..infos.len()).filter(|i| infos[*i].boundary == boundary).collect();
+        // The least trustworthy of them, if they differ.
+        let method = told.iter().map(|i| infos[*i].method).max()?;
+        let engine = |log: StepLog| {
+            log.listen();
+            Engine { log, twin: Steps::default(), steps: VecDeque::new(), last_end: Tick(0) }
+        };
+        let inner = Inner {
+            engines: logs.into_iter().map(engine).collect(),
+            books: infos.into_iter().map(Book::new).collect(),
+            told,
+            accounts: HashMap::new(),
+            last_account: OVERHEAD,
+        };
+        let clock = monitor.clock().clone();
+        let ledger = Ledger { clock, boundary, method, monitor: monitor.clone(), inner: Mutex::new(inner) };
+        let ledger = Arc::new(ledger);
+        // The monitor must not keep the ledger, which keeps the monitor.
+        let weak = Arc::downgrade(&ledger);
+        monitor.on_window(Box::new(move |window| {
+            if let Some(ledger) = weak.upgrade() {
+                ledger.close(window);
+            }
+        }));
+        Some(ledger)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn boundary(&self) -> Boundary {
+        self.boundary
+    }
+
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    pub fn monitor(&self) -> &Arc<Monitor> {
+        &self.monitor
+    }
+
+    /// Opens an account for a request.
+    pub fn open(self: &Arc<Ledger>) -> AccountHandle {
+        let mut inner = self.inner();
+        inner.last_account += 1;
+        let id = inner.last_account;
+        let pending = vec![[0.0; 2]; inner.told.len()];
+        inner.accounts.insert(id, Account { pending, ..Account::default() });
+        AccountHandle { ledger: self.clone(), id }
+    }
+
+    /// Settles a window, or lets it wait for the steps that run in it.
+    pub fn close(&self, window: &EnergyWindow) {
+        let mut inner = self.inner();
+        inner.books[window.meter].waiting.push_back(*window);
+        inner.settle_all(self.clock.now());
+    }
+
+    /// What each meter's energy went to so far, with the meter as it stands.
+    pub fn meters(&self) -> Vec<(MeterState, MeterTotals)> {
+        let states = self.monitor.meters();
+        let inner = self.inner();
+        states.into_iter().zip(inner.books.iter().map(|b| b.totals)).collect()
+    }
+
+    /// Idle power of a meter, and whether it was measured in quiet windows.
+    pub fn idle_power(&self, meter: usize) -> Option<(Watts, bool)> {
+        self.inner().books[meter].idle_power()
+    }
+
+    /// Accounts and steps that are still kept.
+    #[cfg(test)]
+    pub fn held(&self) -> (usize, usize) {
+        let inner = self.inner();
+        (inner.accounts.len(), inner.engines.iter().map(|e| e.steps.len()).sum())
+    }
+
+    /// Settled joules of requests inside the told boundary, prefill and decode.
+    pub fn told_totals(&self) -> [f64; 2] {
+        let inner = self.inner();
+        let totals = inner.told.iter().map(|m| inner.books[*m].totals);
+        totals.fold([0.0; 2], |[prefill, decode], t| [prefill + t.prefill, decode + t.decode])
+    }
+}
+
+impl AccountHandle {
+    /// The request has ended: nothing is added any more but what is still to be settled.
+    pub fn close(&self) {
+        let now = self.ledger.clock.now();
+        if let Some(account) = self.ledger.inner().accounts.get_mut(&self.id) {
+            account.closed.get_or_insert(now);
+        }
+    }
+
+    /// Joules so far: what is settled, and an estimate of the rest.
+    pub fn energy(&self) -> RequestEnergy {
+        // Before the lock: the monitor's own lock is never taken inside the ledger's.
+        let states = self.ledger.monitor.meters();
+        let mut inner = self.ledger.inner();
+        inner.take_steps();
+        let told = inner.told.clone();
+        let account = inner.accounts.get(&self.id);
+        let mut joules = account.map_or([0.0; 2], |a| a.settled);
+        let mut settled = account.is_some_and(|a| a.closed.is_some());
+        for (slot, meter) in told.iter().enumerate() {
+            let book = &inner.books[*meter];
+            let Some(account) = account else { continue };
+            for (joules, weight) in joules.iter_mut().zip(account.pending[slot]) {
+                *joules += book.estimate(weight.max(0.0), states.get(*meter).and_then(|s| s.watts));
+            }
+            settled &= account.closed.is_some_and(|at| book.settled_until >= at);
+        }
+        RequestEnergy {
+            prefill: Joules(joules[0]),
+            decode: Joules(joules[1]),
+            method: self.ledger.method,
+            boundary: self.ledger.boundary,
+            settled,
+        }
+    }
+}
+
+impl Drop for AccountHandle {
+    fn drop(&mut self) {
+        self.close();
+        let mut inner = self.ledger.inner();
+        if let Some(account) = inner.accounts.get_mut(&self.id) {
+            account.dropped = true;
+        }
+    }
+}
+
+impl Inner {
+    /// Takes what the engines have logged, and notes it as pending in its accounts.
+    fn take_steps(&mut self) {
+        let Inner { engines, books, told, accounts, .. } = self;
+        for (index, engine) in engines.iter_mut().enumerate() {
+            engine.log.take(&mut engine.twin);
+            let Engine { twin, steps, last_end, .. } = engine;
+            let mut shares = twin.shares.iter();
+            for record in &twin.records {
+                let shares: Box<[Share]> = shares.by_ref().take(record.shares).copied().collect();
+                let step = Step {
+                    time: Interval { start: record.started, end: record.ended },
+                    relative_power: relative_power(record.rows),
+                    overhead: record.overhead,
+                    work: shares.iter().map(|s| s.prefill + s.decode).sum(),
+                    shares,
+                };
+                *last_end = record.ended;
+                let sees = |meter: usize| books[meter].info.device.is_none_or(|d| d == index);
+                for (slot, _) in told.iter().enumerate().filter(|(_, meter)| sees(**meter)) {
+                    add_pending(accounts, &step, slot, step.weight());
+                }
+                steps.push_back(step);
+            }
+        }
+    }
+
+    fn settle_all(&mut self, now: Tick) {
+        // In this order: a step that is seen to have ended is then in the log.
+        let running: Vec<Option<Tick>> = self.engines.iter().map(|e| e.log.running_since()).collect();
+        self.take_steps();
+        for meter in 0..self.books.len() {
+            while let Some(window) = self.books[meter].waiting.front().copied() {
+                let span = self.books[meter].steps_of(&window);
+                let device = self.books[meter].info.device;
+                let open = running.iter().enumerate().any(|(engine, since)| {
+                    device.is_none_or(|d| d == engine) && since.is_some_and(|s| s < span.end)
+                });
+                // A step that hangs must not hold the books open for ever.
+                if open && now.since(window.end) < LONGEST_WAIT {
+                    break;
+                }
+                self.books[meter].waiting.pop_front();
+                self.settle(meter, &window);
+            }
+        }
+        self.forget(now);
+    }
+
+    fn settle(&mut self, meter: usize, window: &EnergyWindow) {
+        let Inner { engines, books, told, accounts, .. } = self;
+        let book = &mut books[meter];
+        let span = book.steps_of(window);
+        let device = book.info.device;
+        let seen = || engines.iter().enumerate().filter(|(i, _)| device.is_none_or(|d| d == *i));
+        let mut pieces = Vec::new();
+        let mut of_steps = Vec::new();
+        for step in seen().flat_map(|(_, e)| &e.steps) {
+            if let Some(time) = step.time.clipped(span) {
+                pieces.push(Piece { time, relative_power: step.relative_power });
+                of_steps.push(step);
+            }
+        }
+        // A step that began after the span says nothing about its quiet.
+        let last_before = |e: &Engine| {
+            let ended = e.steps.iter().filter(|s| s.time.start < span.end).map(|s| s.time.end).max();
+            ended.unwrap_or(if e.last_end <= span.end { e.last_end } else { Tick(0) })
+        };
+        let last = seen().map(|(_, e)| last_before(e)).max().unwrap_or_default();
+        let per_weight = book.settle(window, &pieces, span.end.since(last));
+        let slot = told.iter().position(|m| *m == meter);
+        for (step, piece) in of_steps.into_iter().zip(&pieces) {
+            let joules = per_weight * piece.weight();
+            if step.overhead || step.work <= 0.0 {
+                book.add_overhead(joules);
+                continue;
+            }
+            for share in &step.shares {
+                let [prefill, decode] = step.part(share).map(|part| part * joules);
+                if share.account == OVERHEAD {
+                    book.add_overhead(prefill + decode);
+                    continue;
+                }
+                book.add_prefill(prefill);
+                book.add_decode(decode);
+                if let (Some(_), Some(account)) = (slot, accounts.get_mut(&share.account)) {
+                    account.settled[0] += prefill;
+                    account.settled[1] += decode;
+                }
+            }
+            if let Some(slot) = slot {
+                add_pending(accounts, step, slot, -piece.weight());
+            }
+        }
+    }
+
+    /// Drops steps that every meter has settled, and accounts that are settled and asked no more.
+    fn forget(&mut self, now: Tick) {
+        for (index, engine) in self.engines.iter_mut().enumerate() {
+            let meters = self.books.iter().filter(|b| b.info.device.is_none_or(|d| d == index));
+            let settled = meters.map(|b| b.settled_until).min().unwrap_or(now);
+            while engine
+                .steps
+                .front()
+                .is_some_and(|s| s.time.end <= settled || now.since(s.time.end) > LONGEST_WAIT)
+            {
+                engine.steps.pop_front();
+            }
+        }
+        let told = self.told.iter().map(|m| self.books[*m].settled_until).min().unwrap_or(now);
+        self.accounts.retain(|_, a| {
+            !a.dropped || a.closed.is_some_and(|at| at > told && now.since(at) <= LONGEST_WAIT)
+        });
+    }
+}
+
+fn add_pending(accounts: &mut HashMap<u64, Account>, step: &Step, slot: usize, weight: f64) {
+    if step.overhead {
+        return;
+    }
+    for share in &step.shares {
+        if let Some(account) = accounts.get_mut(&share.account) {
+            for (pending, part) in account.pending[slot].iter_mut().zip(step.part(share)) {
+                *pending += part * weight;
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+/* A libnvidia-ml.so.1 for tests: one board that draws 300 W, on a clock that the test moves.
+ *
+ * Built with -DCONTROL="FILE". The file holds lines `name value`; each call reads it again. Names: ms (the
+ * time), lost, counter (0: none), instant (0: none), cap_ignored, denied, mig, xid, others, reasons. Only what
+ * the program calls is here; numbers are those of nvml.h. */
+#include <stdio.h>
+#include <string.h>
+#include <stdlib.h>
+
+enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, TIMEOUT = 10, GPU_LOST = 15 };
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+static u32 limit = 700000;
+
+static long control(const char *name, long otherwise) {
+  FILE *file = fopen(CONTROL, "r");
+  char key[64];
+  long value;
+  if (!file) return otherwise;
+  while (fscanf(file, "%63s %ld", key, &value) == 2)
+    if (strcmp(key, name) == 0) otherwise = value;
+  fclose(file);
+  return otherwise;
+}
+static int gone(void) { return control("lost", 0) ? GPU_LOST : OK; }
+
+int nvmlInit_v2(void) { return OK; }
+int nvmlShutdown(void) { return OK; }
+int nvmlDeviceGetCount_v2(u32 *count) { *count = 1; return OK; }
+int nvmlSystemGetDriverVersion(char *out, u32 n) { snprintf(out, n, "580.95.05"); return OK; }
+int nvmlSystemGetCudaDriverVersion_v2(int *out) { *out = 13000; return OK; }
+int nvmlDeviceGetHandleByIndex_v2(u32 index, void **device) {
+  if (index > 0) return INVALID;
+  *device = &limit;
+  return gone();
+}
+int nvmlDeviceGetName(void *d, char *out, u32 n) { (void)d; snprintf(out, n, "NVIDIA Fake H200"); return gone(); }
+int nvmlDeviceGetUUID(void *d, char *out, u32 n) { (void)d; snprintf(out, n, "GPU-fake"); return gone(); }
+
+/* The counter moves every 100 ms. */
+int nvmlDeviceGetTotalEnergyConsumption(void *d, u64 *mj) {
+  (void)d;
+  if (!control("counter", 1)) return NOT_SUPPORTED;
+  *mj = (u64)(control("ms", 0) / 100) * 100 * 300;
+  return gone();
+}
+int nvmlDeviceGetPowerUsage(void *d, u32 *mw) { (void)d; *mw = 250000; return gone(); }
+
+struct field {
+  u32 id, scope;
+  long long timestamp, latency;
+  int type, result;
+  union { double d; u32 u; u64 l; } value;
+};
+int nvmlDeviceGetFieldValues(void *d, int count, struct field *fields) {
+  (void)d;
+  for (int i = 0; i < count; i++) {
+    fields[i].type = 1; /* unsigned int */
+    fields[i].result = fields[i].id == 186 && control("instant", 1) ? OK : NOT_SUPPORTED;
+    fields[i].value.u = 300000;
+  }
+  return gone();
+}
+
+int nvmlDeviceGetTemperature(void *d, int sensor, u32 *out) { (void)d; (void)sensor; *out = 61; return gone(); }
+int nvmlDeviceGetClockInfo(void *d, int kind, u32 *out) { (void)d; *out = kind == 1 ? 1755 : 3201; return gone(); }
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *d, u64 *out) {
+  (void)d;
+  *out = (u64)control("reasons", 1);
+  return gone();
+}
+int nvmlDeviceGetMigMode(void *d, u32 *current, u32 *pending) {
+  (void)d;
+  *current = *pending = (u32)control("mig", 0);
+  return gone();
+}
+
+int nvmlDeviceGetEnforcedPowerLimit(void *d, u32 *out) { (void)d; *out = limit; return gone(); }
+int nvmlDeviceGetPowerManagementLimit(void *d, u32 *out) { (void)d; *out = limit; return gone(); }
+int nvmlDeviceGetPowerManagementDefaultLimit(void *d, u32 *out) { (void)d; *out = 700000; return gone(); }
+int nvmlDeviceGetPowerManagementLimitConstraints(void *d, u32 *least, u32 *most) {
+  (void)d;
+  *least = 200000;
+  *most = 700000;
+  return gone();
+}
+int nvmlDeviceSetPowerManagementLimit(void *d, u32 mw) {
+  (void)d;
+  if (control("denied", 0)) return NO_PERMISSION;
+  if (!control("cap_ignored", 0)) limit = mw;
+  return gone();
+}
+
+struct memory { u32 version; u64 total, reserved, free, used; };
+int nvmlDeviceGetMemoryInfo_v2(void *d, struct memory *m) {
+  (void)d;
+  m->total = 150754820096ull;
+  return gone();
+}
+
+struct process { u32 pid; u64 memory; u32 gpu_instance, compute_instance; };
+int nvmlDeviceGetComputeRunningProcesses_v3(void *d, u32 *count, struct process *out) {
+  (void)d;
+  u32 others = (u32)control("others", 0);
+  if (*count < others || !out) { u32 room = *count; *count = others; return others > room ? 7 : OK; }
+  for (u32 i = 0; i < others; i++) { memset(&out[i], 0, sizeof out[i]); out[i].pid = 4000000 + i; }
+  *count = others;
+  return gone();
+}
+
+struct event { void *device; u64 type, data; u32 gpu_instance, compute_instance; };
+static long told;
+int nvmlEventSetCreate(void **set) { *set = &told; return OK; }
+int nvmlEventSetFree(void *set) { (void)set; return OK; }
+int nvmlDeviceRegisterEvents(void *d, u64 types, void *set) { (void)d; (void)types; (void)set; return OK; }
+int nvmlEventSetWait_v2(void *set, struct event *out, u32 timeout) {
+  (void)set;
+  (void)timeout;
+  long xid = control("xid", 0);
+  if (xid == told) return TIMEOUT;
+  told = xid;
+  memset(out, 0, sizeof *out);
+  out->device = &limit;
+  out->type = 8; /* critical Xid */
+  out->data = (u64)xid;
+  return OK;
+}

@@ -1,0 +1,162 @@
+//! The real NVML path against a library built from `fake_nvml.c`: ticks, fallbacks, faults, caps.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use hashwatt::clock::Clock;
+use hashwatt::power::monitor::{Monitor, MonitorConfig, Status};
+use hashwatt::power::spec::{self, MeterContext, MeterSpec};
+use hashwatt::power::{Boundary, Method, PowerError, PowerMeter, Reading, Throttle, caps, nvml};
+use hashwatt::quantity::Watts;
+
+/// A built library and the file that steers it. Each test has its own, so that they do not meet.
+struct Fake {
+    folder: tempfile::TempDir,
+}
+
+/// `None`, with a printed reason, where there is no C compiler.
+fn fake(control: &str) -> Option<Fake> {
+    let folder = tempfile::tempdir().unwrap();
+    let fake = Fake { folder };
+    fake.set(control);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fake_nvml.c");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
+        .arg(fake.library())
+        .arg(format!("-DCONTROL=\"{}\"", fake.control().display()))
+        .arg(source)
+        .output();
+    match built {
+        Ok(output) if output.status.success() => Some(fake),
+        Ok(output) => panic!("{}", String::from_utf8_lossy(&output.stderr)),
+        Err(e) => {
+            println!("skipped: no C compiler to build the fake NVML ({e})");
+            None
+        }
+    }
+}
+
+impl Fake {
+    fn control(&self) -> PathBuf {
+        self.folder.path().join("control")
+    }
+    fn library(&self) -> PathBuf {
+        self.folder.path().join("libnvidia-ml.so.1")
+    }
+    fn set(&self, control: &str) {
+        // In one go, so that no call reads half of it.
+        let written = self.folder.path().join("written");
+        std::fs::write(&written, control).unwrap();
+        std::fs::rename(written, self.control()).unwrap();
+    }
+    fn open(&self) -> Box<dyn PowerMeter> {
+        nvml::open(Some(&self.library())).unwrap().remove(0)
+    }
+}
+
+#[test]
+fn a_machine_without_the_driver_says_so() {
+    let error = nvml::open(Some(Path::new("/nowhere/libnvidia-ml.so.1"))).err().unwrap();
+    assert!(matches!(&error, PowerError::Absent { .. }), "{error}");
+}
+
+#[test]
+fn the_counter_of_total_energy_ticks_and_is_recovered() {
+    let Some(fake) = fake("ms 0") else { return };
+    let mut context = MeterContext::new(Clock::fake(), vec![], 1);
+    context.gpus = true;
+    context.nvml_library = Some(fake.library());
+    context.powercap = "/nowhere".into();
+    let opened = spec::open(&MeterSpec::Auto, &context).unwrap();
+    let info = opened.meters[0].info().clone();
+    assert_eq!((info.method, info.boundary, info.device), (Method::Counter, Boundary::GpuBoard, Some(0)));
+    assert_eq!(info.name, "nvml:0 NVIDIA Fake H200");
+    let monitor = Monitor::new(opened.meters, context.clock.clone(), MonitorConfig::default());
+    monitor.poll();
+    for n in 1..=200 {
+        context.clock.advance(Duration::from_millis(50));
+        fake.set(&format!("ms {}", n * 50));
+        monitor.poll();
+    }
+    let state = monitor.meters().remove(0);
+    assert!((state.joules.0 - 3000.0).abs() < 1e-6, "{}", state.joules);
+    assert_eq!(state.edges, 100, "a tick each 100 ms");
+    let board = state.board.unwrap();
+    assert_eq!(board.temperature_celsius, Some(61.0));
+    assert_eq!((board.clock_megahertz, board.memory_clock_megahertz), (Some(1755.0), Some(3201.0)));
+    assert_eq!((board.power_limit_watts, board.throttles.len()), (Some(700.0), 0), "idle is no throttling");
+    // The device vanishes: named, and its total stays.
+    fake.set("ms 10000\nlost 1");
+    context.clock.advance(Duration::from_millis(50));
+    monitor.poll();
+    let state = monitor.meters().remove(0);
+    assert!(
+        matches!(&state.status, Status::Lost(why) if why.contains("fell off the bus")),
+        "{:?}",
+        state.status
+    );
+    assert!((state.joules.0 - 3000.0).abs() < 1e-6);
+}
+
+#[test]
+fn without_a_counter_instantaneous_power_is_read_and_the_average_last() {
+    let Some(fake) = fake("counter 0") else { return };
+    let mut meter = fake.open();
+    assert_eq!((meter.info().method, meter.read()), (Method::Integrated, Ok(Reading::Power(Watts(300.0)))));
+    fake.set("counter 0\ninstant 0");
+    let mut meter = fake.open();
+    assert_eq!(meter.read(), Ok(Reading::Power(Watts(250.0))));
+    assert!(meter.info().name.contains("averaged over a second"), "{}", meter.info().name);
+    assert_eq!(meter.info().period, Duration::from_secs(1));
+}
+
+#[test]
+fn faults_others_slices_and_reasons_are_told() {
+    let Some(fake) = fake("mig 1") else { return };
+    let mut meter = fake.open();
+    assert!(meter.info().name.contains("MIG"), "{}", meter.info().name);
+    assert_eq!(meter.board().unwrap().xid, None);
+    // SW power cap, HW thermal with the hardware's general flag.
+    fake.set("xid 79\nothers 2\nreasons 76");
+    let board = meter.board().unwrap();
+    assert_eq!((board.xid, board.other_processes), (Some(79), 2));
+    assert_eq!(board.throttles, [Throttle::PowerCap, Throttle::Thermal]);
+    fake.set("xid 79\nreasons 136");
+    let board = meter.board().unwrap();
+    assert_eq!((board.xid, board.throttles.as_slice()), (Some(79), [Throttle::PowerBrake].as_slice()));
+}
+
+#[test]
+fn identities_carry_the_limits() {
+    let Some(fake) = fake("") else { return };
+    let board = nvml::boards(Some(&fake.library())).unwrap().remove(0);
+    assert_eq!((board.uuid.as_str(), board.driver.as_str()), ("GPU-fake", "580.95.05"));
+    assert_eq!(board.cuda_driver.as_deref(), Some("13.0"));
+    assert_eq!((board.least_power_limit_watts, board.greatest_power_limit_watts), (Some(200.0), Some(700.0)));
+    assert_eq!(board.memory_bytes, Some(150_754_820_096));
+}
+
+#[test]
+fn a_cap_is_read_back_and_put_back() {
+    let Some(fake) = fake("") else { return };
+    let library = fake.library();
+    let limit = || nvml::boards(Some(&library)).unwrap()[0].power_limit_watts.unwrap();
+    let cap = caps::set(Some(&library), 0, Watts(400.0)).unwrap();
+    assert_eq!((cap.enforced, limit()), (Watts(400.0), 400.0));
+    drop(cap);
+    assert_eq!(limit(), 700.0);
+
+    let refused = |watts, want: &str| {
+        let error = caps::set(Some(&library), 0, Watts(watts)).err().unwrap();
+        assert!(error.to_string().contains(want), "{error}");
+        error
+    };
+    refused(150.0, "200 to 700 W");
+    refused(f64::NAN, "200 to 700 W");
+    fake.set("cap_ignored 1");
+    refused(400.0, "asked for a limit of 400.0 W, 700.0 W is enforced");
+    fake.set("denied 1");
+    assert!(matches!(refused(400.0, "root"), PowerError::Permission { .. }));
+    assert_eq!(limit(), 700.0);
+}
