@@ -110,3 +110,45 @@ impl PowerContract {
         called * credit
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hourly() -> PowerContract {
+        let mut hours = vec![20.0; 18];
+        hours.extend([200.0; 6]);
+        PowerContract {
+            price: PowerPrice::HourlyUsdPerMwh(hours),
+            demand_usd_per_kw_month: 10.0,
+            curtailment: Some(Curtailment {
+                credit_usd_per_mwh: 100.0,
+                notice_minutes: 10.0,
+                hours_per_year: 876.0,
+            }),
+        }
+    }
+
+    #[test]
+    fn who_may_stop_stops_where_running_loses() {
+        let contract = hourly();
+        let running = |price: f64| 80.0 - price;
+        // 18 h at +60, 6 h at −120.
+        assert!((contract.mean_net(false, false, running) - 15.0).abs() < 1e-9);
+        assert!((contract.mean_net(true, false, running) - 45.0).abs() < 1e-9);
+        // Called in a tenth of the hours: 100 instead of 60, and of nothing.
+        assert!(
+            (contract.mean_net(true, true, running) - (45.0 + 0.1 * (0.75 * 40.0 + 0.25 * 100.0))).abs()
+                < 1e-9
+        );
+        assert!((contract.off_usd_per_mwh() - 10.0).abs() < 1e-9);
+        assert!((contract.mean_usd_per_mwh() - 65.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_demand_charge_is_spread_over_the_year() {
+        // A kilowatt takes 8.76 MWh a year and pays twelve times.
+        assert!((hourly().demand_usd_per_mwh() * 8.76 - 120.0).abs() < 1e-9);
+        assert_eq!(PowerContract::fixed(50.0).demand_usd_per_mwh(), 0.0);
+    }
+}

@@ -153,7 +153,7 @@ impl Figures<'_> {
     pub fn miners(&self, table: &[Miner], loaded: bool) -> Vec<MinerRow> {
         let Some(market) = self.complete.market else { return Vec::new() };
         let hashprice = self.complete.hashprice(market);
-        table.iter().map(|m| self.miner(m, market, hashprice, loaded)).collect()
+        table.iter().filter(|m| m.check().is_ok()).map(|m| self.miner(m, market, hashprice, loaded)).collect()
     }
 
     fn miner(&self, miner: &Miner, market: &Market, hashprice: Estimate, loaded: bool) -> MinerRow {

@@ -32,18 +32,23 @@ pub(super) struct Complete<'a> {
 
 impl<'a> Complete<'a> {
     pub fn from(inputs: &'a Inputs) -> Complete<'a> {
-        let mut missing = Vec::new();
-        let site = match &inputs.site {
-            None => {
-                missing.push(Missing::Site);
-                Site::default()
+        let (mut missing, mut warnings) = (Vec::new(), Vec::new());
+        // A saved report is input from outside: its site is checked as the file was.
+        let given = inputs.site.as_ref().filter(|site| match site.check() {
+            Ok(()) => true,
+            Err(error) => {
+                warnings.push(error.to_string());
+                false
             }
-            Some(site) => site.clone(),
-        };
+        });
+        let site = given.cloned().unwrap_or_else(|| {
+            missing.push(Missing::Site);
+            Site::default()
+        });
         let mut c = Complete {
             missing,
             taken: Vec::new(),
-            warnings: Vec::new(),
+            warnings,
             contract: site.power.clone().unwrap_or_else(|| PowerContract::fixed(0.0)),
             served: None,
             prices: None,
@@ -57,7 +62,7 @@ impl<'a> Complete<'a> {
             site,
         };
         c.measurement(inputs);
-        if inputs.site.is_some() {
+        if given.is_some() {
             c.of_site();
         } else {
             c.take("no price of power, PUE 1, full load: there is no site");
@@ -166,9 +171,18 @@ impl<'a> Complete<'a> {
 
     fn token_price(&mut self, inputs: &Inputs) {
         let model = inputs.served.as_ref().map_or("", |s| &s.model);
+        // Without a model or a market, that is what is missing.
+        let named = inputs.served.is_some() && inputs.market.is_some();
         let of_market = inputs.market.as_ref().and_then(|m| m.token_price(model)).map(TokenPrices::from);
-        self.prices = inputs.token_prices.or(of_market);
-        if self.prices.is_none() {
+        let checked = |prices: TokenPrices| match prices.check() {
+            Ok(()) => Some(prices),
+            Err(error) => {
+                self.warnings.push(error.to_string());
+                None
+            }
+        };
+        self.prices = inputs.token_prices.or(of_market).and_then(checked);
+        if self.prices.is_none() && named {
             self.missing.push(Missing::TokenPrice);
         }
     }
@@ -208,7 +222,7 @@ impl<'a> Complete<'a> {
 
     fn machines(&mut self, table: &'a [Miner]) {
         for name in &self.site.mining.machines {
-            match table.iter().find(|m| m.name.eq_ignore_ascii_case(name)) {
+            match table.iter().find(|m| m.name.eq_ignore_ascii_case(name) && m.check().is_ok()) {
                 Some(miner) => self.own.push(miner),
                 None => self.missing.push(Missing::UnknownMachine { name: name.clone() }),
             }
@@ -217,7 +231,8 @@ impl<'a> Complete<'a> {
             self.missing.push(Missing::Machine);
         }
         if self.own.is_empty() {
-            let thriftiest = table.iter().min_by(|a, b| a.efficiency().0.total_cmp(&b.efficiency().0));
+            let sound = table.iter().filter(|m| m.check().is_ok());
+            let thriftiest = sound.min_by(|a, b| a.efficiency().0.total_cmp(&b.efficiency().0));
             if let Some(miner) = thriftiest {
                 self.take(&format!("{}, the thriftiest machine of the table", miner.name));
                 self.own.push(miner);

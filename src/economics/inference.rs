@@ -5,9 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::EconomicsError;
 use super::estimate::{Basis, Estimate};
 use super::market::TokenPrice;
+use super::{EconomicsError, plausible};
 use crate::quantity::{JOULES_PER_MWH, TokensPerJoule, UsdPerMwh};
 
 /// Revenue of a megawatt-hour spent on tokens that all sell at this price.
@@ -23,6 +23,27 @@ pub struct TokenPrices {
     /// Input tokens found in the prefix cache.
     pub usd_per_million_cached_tokens: f64,
     pub usd_per_million_output_tokens: f64,
+}
+
+impl TokenPrices {
+    /// # Errors
+    /// A price that cannot be right.
+    pub fn check(&self) -> Result<(), EconomicsError> {
+        for (field, price) in [
+            ("usd_per_million_input_tokens", self.usd_per_million_input_tokens),
+            ("usd_per_million_cached_tokens", self.usd_per_million_cached_tokens),
+            ("usd_per_million_output_tokens", self.usd_per_million_output_tokens),
+        ] {
+            plausible(
+                "token prices",
+                field,
+                price,
+                0.0..=10_000.0,
+                "0 to 10,000 dollars per million tokens",
+            )?;
+        }
+        Ok(())
+    }
 }
 
 impl From<&TokenPrice> for TokenPrices {
@@ -226,5 +247,80 @@ impl UnitWatts {
     /// Mean watts drawn at a utilisation.
     pub fn drawn(&self, utilisation: f64) -> f64 {
         utilisation * self.load + (1.0 - utilisation) * self.idle
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(efficiency: Efficiency) -> Served {
+        Served {
+            model: "M".into(),
+            concurrency: 1,
+            efficiency,
+            load_watts: 700.0,
+            idle_watts: Some(80.0),
+            basis: Basis {
+                method: "counter".into(),
+                boundary: "gpu_board".into(),
+                measured: true,
+                assumed: false,
+            },
+            gain_error: 0.05,
+        }
+    }
+
+    #[test]
+    fn a_published_row_is_reproduced() {
+        // 22.5 and 19.7 token/J at $0.138 per million tokens: $11,178 and $9,787 per MWh of the GPU.
+        assert!((revenue(TokensPerJoule(22.5), 0.138).0 - 11_178.0).abs() < 1.0);
+        assert!((revenue(TokensPerJoule(19.7), 0.138).0 - 9_787.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_shape_sells_its_tokens_and_costs_the_joules_it_computes() {
+        let shape = Shape { input_tokens: 100.0, cached_tokens: 1000.0, output_tokens: 10.0 };
+        let prices = TokenPrices {
+            usd_per_million_input_tokens: 1.0,
+            usd_per_million_cached_tokens: 0.1,
+            usd_per_million_output_tokens: 10.0,
+        };
+        let by_phase = served(Efficiency::ByPhase {
+            joules_per_prefill_token: Estimate::new(0.1, 0.09, 0.11),
+            joules_per_decode_token: Estimate::new(1.0, 0.9, 1.1),
+        });
+        // (100 + 100 + 100) microdollars for 10 + 10 joules.
+        let want = 300e-6 / 20.0 * 3.6e9;
+        assert!((by_phase.revenue(&shape, &prices, End::Value).0 / want - 1.0).abs() < 1e-12);
+        assert!((by_phase.revenue(&shape, &prices, End::High).0 / (want / 0.9) - 1.0).abs() < 1e-12);
+        assert!((by_phase.revenue(&shape, &prices, End::Low).0 / (want / 1.1) - 1.0).abs() < 1e-12);
+        assert!((by_phase.usd_per_hour(&shape, &prices, End::Value) / (want * 700e-6) - 1.0).abs() < 1e-12);
+        // Output tokens only, all energy on them: as the plain formula.
+        let output = served(Efficiency::Output { output_tokens_per_joule: Estimate::exact(22.5) });
+        let plain = revenue(TokensPerJoule(22.5), 10.0).0;
+        assert!((output.revenue(&Shape::OUTPUT_ONLY, &prices, End::Value).0 / plain - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn watts_of_the_unit_by_each_way_to_say_the_host() {
+        let served = served(Efficiency::Output { output_tokens_per_joule: Estimate::exact(1.0) });
+        for (host, load, idle, allocated) in [
+            (HostOverhead::Included, 700.0, 80.0, 700.0),
+            (HostOverhead::Watts { load: 400.0, idle: 250.0 }, 1100.0, 330.0, 1100.0),
+            // The host stays on.
+            (HostOverhead::Factor(2.0), 1400.0, 780.0, 1400.0),
+            (HostOverhead::AllocatedWatts(1730.0), 1730.0, 1110.0, 1730.0),
+            (HostOverhead::AllocatedWatts(500.0), 700.0, 80.0, 700.0),
+        ] {
+            let watts = UnitWatts::new(&served, host, 1.5, 1.0, 1.0);
+            assert_eq!(
+                watts,
+                UnitWatts { load: load * 1.5, idle: idle * 1.5, allocated: allocated * 1.5 },
+                "{host:?}"
+            );
+            assert_eq!(watts.drawn(0.0), watts.idle);
+            assert_eq!(watts.drawn(1.0), watts.load);
+        }
     }
 }

@@ -217,10 +217,13 @@ impl Market {
     }
 
     fn moment(&self) -> Result<Timestamp, EconomicsError> {
-        self.as_of
-            .parse::<Timestamp>()
-            .or_else(|_| first_second(&self.as_of))
-            .map_err(|_| self.wrong(&format!("as_of `{}` is neither a day nor a moment", self.as_of)))
+        let moment = self.as_of.parse().ok().or_else(|| first_second(&self.as_of));
+        moment.ok_or_else(|| {
+            self.wrong(&format!(
+                "as_of `{}` is neither a day (YYYY-MM-DD) nor a moment with its offset (…Z)",
+                self.as_of
+            ))
+        })
     }
 
     /// Age at a moment, seconds since 1970-01-01 UTC.
@@ -263,7 +266,7 @@ impl Market {
             _ => all.push(MarketWarning::NoHashpriceRange),
         }
         for price in &self.token_price {
-            let Ok(at) = first_second(&price.date) else { continue };
+            let Some(at) = first_second(&price.date) else { continue };
             let days = now_unix_seconds.saturating_sub(at.as_second().max(0) as u64) / 86_400;
             if days > TOKEN_PRICE_OLD_DAYS {
                 all.push(MarketWarning::OldTokenPrice { model: price.model.clone(), days });
@@ -288,12 +291,101 @@ impl TokenPrice {
             return Err(invalid("a price without a source".into()));
         }
         match first_second(&self.date) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(invalid(format!("date `{}` is not a day (YYYY-MM-DD)", self.date))),
+            Some(_) => Ok(()),
+            None => Err(invalid(format!("date `{}` is not a day (YYYY-MM-DD)", self.date))),
         }
     }
 }
 
-fn first_second(day: &str) -> Result<Timestamp, jiff::Error> {
-    Ok(day.parse::<Date>()?.to_zoned(TimeZone::UTC)?.timestamp())
+/// Of a day in UTC. A day only: a time without its offset could be any of a day's, and is none here.
+fn first_second(day: &str) -> Option<Timestamp> {
+    let date: Date = day.parse().ok().filter(|_| day.len() == "2026-06-26".len())?;
+    Some(date.to_zoned(TimeZone::UTC).ok()?.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../../benches/market.example.toml");
+    /// `date -u -d 2026-06-26 +%s`
+    const MIDNIGHT: u64 = 1_782_432_000;
+
+    #[test]
+    fn the_example_is_one_and_gives_the_published_hashprice() {
+        let market = Market::parse(EXAMPLE).unwrap();
+        assert!(market.example);
+        assert!((market.hashprice().value / 28.68 - 1.0).abs() < 1e-3);
+        assert_eq!(market.token_price("llama-3.2-1b").unwrap().usd_per_million_output_tokens, 0.01);
+        assert_eq!(market.token_price("no such model"), None);
+        assert_eq!(market.next_halving_height(), Some(1_050_000));
+        assert_eq!(market.warnings(MIDNIGHT + 3600), vec![MarketWarning::Example]);
+    }
+
+    #[test]
+    fn it_goes_to_toml_and_back() {
+        let market = Market::parse(EXAMPLE).unwrap();
+        assert_eq!(Market::parse(&market.to_toml()).unwrap(), market);
+    }
+
+    #[test]
+    fn what_cannot_be_right_is_named() {
+        for (from, to, name) in [
+            ("pool_fee = 0.0", "pool_fee = 2.0", "pool_fee"),
+            ("pool_fee = 0.0", "", "pool_fee"),
+            ("subsidy_btc = 3.125", "subsidy_btc = -1.0", "subsidy_btc"),
+            ("subsidy_btc = 3.125", "", "subsidy_btc"),
+            ("subsidy_btc = 3.125", "subsidy_btc = 6.25", "that of its height"),
+            ("difficulty = 133.87e12", "difficulty = nan", "difficulty"),
+            ("difficulty = 133.87e12", "difficulty = 133.87", "difficulty"),
+            ("btc_usd = 60708.0", "btc_usd = inf", "btc_usd"),
+            ("fees_share_of_reward = 0.006", "fees_share_of_reward = 1.0", "fees_share_of_reward"),
+            ("fees_share_of_reward = 0.006", "", "fees_btc_per_block or"),
+            (
+                "fees_share_of_reward = 0.006",
+                "fees_share_of_reward = 0.006\nfees_btc_per_block = 1",
+                "either",
+            ),
+            ("hashprice_low_usd_per_ph_day = 24.0", "", "go together"),
+            ("hashprice_low_usd_per_ph_day = 24.0", "hashprice_low_usd_per_ph_day = 50.0", "hashprice_high"),
+            ("as_of = \"2026-06-26\"", "as_of = \"yesterday\"", "as_of"),
+            ("as_of = \"2026-06-26\"", "as_of = \"2026-06-26T10:00:00\"", "offset"),
+            ("source = \"diff", "source = \"\" #", "source is empty"),
+            ("example = true", "example = true\nhashrate = 1", "hashrate"),
+            ("usd_per_million_output_tokens = 0.138", "usd_per_million_output_tokens = -1.0", "Qwen3-8B"),
+            ("date = \"2026-08-01\"", "date = \"August\"", "August"),
+        ] {
+            assert!(EXAMPLE.contains(from), "{from}");
+            let error = Market::parse(&EXAMPLE.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(name), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn age_is_counted_from_the_moment_it_says() {
+        let mut market = Market::parse(EXAMPLE).unwrap();
+        let hours = |h: u64| Duration::from_secs(h * 3600);
+        assert_eq!(market.age(MIDNIGHT + 3600), Ok(hours(1)));
+        assert_eq!(market.age(MIDNIGHT - 60), Ok(hours(0)));
+        let future = MarketWarning::Future { as_of: "2026-06-26".into() };
+        assert_eq!(market.age(MIDNIGHT - 601), Err(future.clone()));
+        assert!(market.warnings(MIDNIGHT - 601).contains(&future));
+        market.as_of = "2026-06-26T02:00:00+01:00".into();
+        assert_eq!(market.age(MIDNIGHT + 2 * 3600), Ok(hours(1)));
+        market.as_of = "2026-06-26T10:00:00Z".into();
+        assert_eq!(market.age(MIDNIGHT + 34 * 3600), Ok(hours(24)));
+        let stale = |now| market.warnings(now).iter().any(|w| matches!(w, MarketWarning::Stale { .. }));
+        assert!(!stale(MIDNIGHT + 34 * 3600) && stale(MIDNIGHT + 34 * 3600 + 1));
+        assert!(market.age(u64::MAX).is_ok());
+    }
+
+    #[test]
+    fn sources_that_disagree_are_named() {
+        let apart = |a, b| disagreement("price", ("first", a), ("second", b));
+        assert_eq!(apart(100.0, 103.0), None);
+        assert_eq!(apart(0.0, 0.0), None);
+        let text = apart(103.1, 100.0).unwrap().to_string();
+        assert_eq!(text, "price: first says 103.1, second says 100: 3.1 % apart");
+        assert!(apart(0.0, 1.0).is_some());
+    }
 }

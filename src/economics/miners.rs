@@ -33,6 +33,15 @@ impl Miner {
     pub fn efficiency(&self) -> JoulesPerTerahash {
         JoulesPerTerahash(self.watts / self.terahash_per_second)
     }
+
+    /// # Errors
+    /// A number that cannot be right.
+    pub fn check(&self) -> Result<(), EconomicsError> {
+        let check = |field, value, range, expected| plausible(&self.name, field, value, range, expected);
+        check("terahash_per_second", self.terahash_per_second, 1.0..=1e5, "1 to 1e5 TH/s")?;
+        check("watts", self.watts, 10.0..=1e6, "10 to 1e6 W")?;
+        check("watts / terahash_per_second", self.efficiency().0, 3.0..=200.0, "3 to 200 J/TH")
+    }
 }
 
 /// The machines of a table.
@@ -41,11 +50,7 @@ impl Miner {
 /// Text that is not such a table, or a row whose numbers cannot be right.
 pub fn parse(text: &str) -> Result<Vec<Miner>, EconomicsError> {
     let table: Table = toml::from_str(text).map_err(|e| EconomicsError::Toml(e.to_string()))?;
-    for m in &table.miner {
-        plausible(&m.name, "terahash_per_second", m.terahash_per_second, 1.0..=1e5, "1 to 1e5 TH/s")?;
-        plausible(&m.name, "watts", m.watts, 10.0..=1e6, "10 to 1e6 W")?;
-        plausible(&m.name, "watts / terahash_per_second", m.efficiency().0, 3.0..=200.0, "3 to 200 J/TH")?;
-    }
+    table.miner.iter().try_for_each(Miner::check)?;
     Ok(table.miner)
 }
 
@@ -69,12 +74,62 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_built_in_table_is_sound() {
+    fn every_published_machine_is_there() {
         let miners = parse(BUILT_IN).unwrap();
-        assert!(miners.len() >= 20);
-        let of = |name: &str| miners.iter().find(|m| m.name == name).unwrap().efficiency().0;
-        assert!((of("Antminer S21") - 17.5).abs() < 0.05 && (of("Antminer S19j Pro") - 29.5).abs() < 0.05);
-        assert!(miners.iter().all(|m| !m.source.is_empty() && m.date.len() == 10));
+        let expected = [
+            ("Antminer S19j Pro", 29.5),
+            ("Antminer S19k Pro", 23.0),
+            ("Antminer S19 XP", 21.5),
+            ("Antminer S21", 17.5),
+            ("Antminer S21+", 15.2),
+            ("Antminer S21 Pro", 15.0),
+            ("Antminer S21 XP", 13.5),
+            ("Antminer S21 XP Hyd", 12.0),
+            ("Antminer S21 XP+ Hyd", 11.0),
+            ("Antminer S21e XP Hyd 3U", 13.0),
+            ("Antminer S23", 11.0),
+            ("Antminer S23 Hyd", 9.5),
+            ("Antminer S23 Hyd 3U", 9.5),
+            ("Whatsminer M50S", 26.0),
+            ("Whatsminer M50S++", 22.0),
+            ("Whatsminer M60S", 18.5),
+            ("Whatsminer M66S", 18.0),
+            ("Whatsminer M70S", 13.5),
+            ("Avalon A16", 13.8),
+            ("Avalon A16XP", 12.8),
+            ("SEALMINER A4 Ultra Hyd", 9.45),
+            ("Proto Rig", 14.65),
+        ];
+        assert_eq!(miners.len(), expected.len());
+        for (name, efficiency) in expected {
+            let miner = miners.iter().find(|m| m.name == name).unwrap_or_else(|| panic!("no {name}"));
+            assert!((miner.efficiency().0 - efficiency).abs() <= 0.051, "{name}: {}", miner.efficiency());
+            assert!(!miner.source.is_empty() && miner.date.parse::<jiff::civil::Date>().is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_own_file_replaces_and_adds() {
+        let own = r#"
+            [[miner]]
+            name = "antminer s21"
+            terahash_per_second = 190
+            watts = 3500
+            source = "our meter"
+            date = "2026-11-01"
+            [[miner]]
+            name = "Ours"
+            terahash_per_second = 100
+            watts = 2000
+            source = "our meter"
+            date = "2026-11-01"
+        "#;
+        let (table, all) = (parse(BUILT_IN).unwrap(), with_own(Some(own)).unwrap());
+        assert_eq!(all.len(), table.len() + 1);
+        assert_eq!(all.iter().filter(|m| m.name.eq_ignore_ascii_case("Antminer S21")).count(), 1);
+        assert!(all.iter().any(|m| m.terahash_per_second == 190.0));
+        assert_eq!(with_own(None).unwrap(), table);
+        assert!(with_own(Some("[[miner]]")).is_err());
     }
 
     #[test]

@@ -79,17 +79,43 @@ mod tests {
     }
 
     #[test]
-    fn revenue_of_a_megawatt_hour() {
-        // Rows of a published table, rounded there to whole dollars.
-        for (price, efficiency, want) in [
-            (24.0, 9.5, 105.0),
-            (28.7, 17.5, 68.0),
-            (40.0, 15.0, 111.0),
-            (55.0, 29.5, 78.0),
-            (39.0, 17.5, 92.9),
+    fn the_published_table_of_a_megawatt_hour_is_reproduced() {
+        // Rounded there to whole dollars; the last row is a published cross-check.
+        const EFFICIENCIES: [f64; 8] = [9.5, 11.0, 12.0, 13.5, 15.0, 17.5, 21.5, 29.5];
+        for (price, row) in [
+            (24.0, [105.0, 91.0, 83.0, 74.0, 67.0, 57.0, 47.0, 34.0]),
+            (28.7, [126.0, 109.0, 100.0, 89.0, 80.0, 68.0, 56.0, 41.0]),
+            (35.0, [154.0, 133.0, 122.0, 108.0, 97.0, 83.0, 68.0, 49.0]),
+            (40.0, [175.0, 152.0, 139.0, 123.0, 111.0, 95.0, 78.0, 56.0]),
+            (45.0, [197.0, 170.0, 156.0, 139.0, 125.0, 107.0, 87.0, 64.0]),
+            (55.0, [241.0, 208.0, 191.0, 170.0, 153.0, 131.0, 107.0, 78.0]),
         ] {
-            let got = revenue(Hashprice(price), JoulesPerTerahash(efficiency)).0;
-            assert!((got - want).abs() <= 0.5, "{got} is not {want}");
+            for (efficiency, want) in EFFICIENCIES.into_iter().zip(row) {
+                let got = revenue(Hashprice(price), JoulesPerTerahash(efficiency)).0;
+                assert!((got - want).abs() <= 0.51, "{price} at {efficiency}: {got} is not {want}");
+            }
         }
+        assert!((revenue(Hashprice(39.0), JoulesPerTerahash(17.5)).0 - 92.9).abs() < 0.05);
+    }
+
+    #[test]
+    fn what_the_meter_and_a_day_make_of_it() {
+        let machine = UsdPerMwh(100.0);
+        near(revenue_at_meter(machine, 1.25, 0.9).0, 72.0);
+        near(usd_per_watt_day(machine), 0.0024);
+        // A petahash at e J/TH draws 1000·e watts: the two ways to its dollars of a day agree.
+        let (price, e) = (Hashprice(28.68), JoulesPerTerahash(17.5));
+        near(usd_per_watt_day(revenue(price, e)) * 1000.0 * e.0, 28.68);
+    }
+
+    #[test]
+    fn the_halving_halves_the_subsidy_and_not_the_fees() {
+        let no_fees = market(150e12, 90_000.0, 0.0);
+        near(hashprice_after_halving(&no_fees).0, hashprice(&no_fees).0 / 2.0);
+        let mut half_fees = market(150e12, 90_000.0, 0.5);
+        near(hashprice_after_halving(&half_fees).0, hashprice(&half_fees).0 * 0.75);
+        half_fees.fees_share_of_reward = None;
+        half_fees.fees_btc_per_block = Some(3.125);
+        near(hashprice_after_halving(&half_fees).0, hashprice(&half_fees).0 * 0.75);
     }
 }

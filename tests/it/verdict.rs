@@ -10,7 +10,7 @@ use hashwatt::economics::inference::{Efficiency, HostOverhead, Served, Shape, To
 use hashwatt::economics::market::Market;
 use hashwatt::economics::miners::{self, Miner};
 use hashwatt::economics::site::{MiningSite, ServingSite, Site, UnitCost};
-use hashwatt::economics::verdict::{Hours, Inputs, Outcome, Verdict, evaluate};
+use hashwatt::economics::verdict::{Inputs, Outcome, Verdict, evaluate};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -164,8 +164,8 @@ fn command(start: &mut Inputs, line: &str) -> String {
         "verdict" => writeln!(out, "{}", said(&evaluate(&change(start, rest)).verdict)).unwrap(),
         "flip" => {
             let (before, after) = (evaluate(start).verdict, evaluate(&change(start, rest)).verdict);
-            let same = if before == after { ": does not flip" } else { "" };
-            writeln!(out, "{before} -> {after}{same}").unwrap();
+            assert_ne!(before, after, "`{line}` does not flip the verdict");
+            writeln!(out, "{before} -> {after}").unwrap();
         }
         "rows" => print_rows(&evaluate(&change(start, rest)), &mut out),
         "reasons" => out.push_str(&wrapped(&evaluate(&change(start, rest)).reasons)),
@@ -337,7 +337,7 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         0.0..3000.0f64,
         0.0..20.0f64,
     );
-    let mining = (15_000.0..250_000.0f64, 0.0..15.0f64, 0.3..1.0f64, 0..22usize, 0.0..2.0f64);
+    let mining = (15_000.0..250_000.0f64, 0.0..15.0f64, 0.3..1.0f64, 0..22usize, 0.0..2.0f64, 0.5..5.0f64);
     (serving, power, mining).prop_map(|(s, p, m)| {
         let mut inputs = base();
         let served = inputs.served.as_mut().unwrap();
@@ -349,10 +349,13 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         inputs.miners = vec![inputs.miners[m.3].clone(), inputs.miners[3].clone()];
         let market = inputs.market.as_mut().unwrap();
         market.btc_usd = m.0;
+        // Nine months before the halving: some horizons reach past it.
+        market.height = Some(1_010_000);
         let hashprice = hashwatt::economics::mining::hashprice(market).0;
         market.hashprice_low_usd_per_ph_day = Some(hashprice * 0.9);
         market.hashprice_high_usd_per_ph_day = Some(hashprice * (1.0 + m.1 / 100.0));
         let site = inputs.site.as_mut().unwrap();
+        site.horizon_years = m.5;
         site.power = Some(PowerContract {
             price: PowerPrice::HourlyUsdPerMwh(p.0),
             demand_usd_per_kw_month: p.1,
@@ -457,7 +460,8 @@ fn better_for_mining(inputs: &Inputs, which: usize, by: f64) -> (&'static str, I
         }
         3 => {
             for miner in &mut i.miners {
-                miner.watts /= by;
+                // Not below what a nameplate can be.
+                miner.watts = (miner.watts / by).max(3.1 * miner.terahash_per_second);
             }
             "J/TH"
         }
@@ -561,6 +565,23 @@ proptest! {
         let again: Inputs = serde_json::from_str(&serde_json::to_string(&inputs).unwrap()).unwrap();
         prop_assert_eq!(evaluate(&again).verdict, outcome.verdict.clone());
         serde_json::from_str::<Outcome>(&text).unwrap();
+    }
+}
+
+/// The properties bite only where all verdicts occur.
+#[test]
+fn the_sites_of_the_properties_reach_every_verdict() {
+    use proptest::strategy::ValueTree;
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut seen = std::collections::HashMap::<String, usize>::new();
+    for _ in 0..60 {
+        let inputs = any_inputs().new_tree(&mut runner).unwrap().current();
+        for verdict in verdicts(&inputs) {
+            *seen.entry(verdict.to_string()).or_default() += 1;
+        }
+    }
+    for verdict in ["SERVE", "MINE", "NEITHER", "TOO CLOSE"] {
+        assert!(seen.get(verdict).is_some_and(|n| *n >= 15), "{seen:?}");
     }
 }
 
