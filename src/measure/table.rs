@@ -312,6 +312,7 @@ fn csv_line(report: &Report, point: &Point, energy: Option<&Energy>) -> Vec<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::economics::{Given, judge};
     use crate::measure::testing;
 
     fn report() -> Report {
@@ -321,7 +322,7 @@ mod tests {
             testing::point(Kind::Sustained, 8, 900.0, 90.0),
         ];
         report.points[1].flags.push("thermal throttling of a, \"b\"".into());
-        report.economics = Some(worth::judge(&report, &worth::World::default(), 0));
+        report.economics = Some(judge(&report, Given::default(), 0).unwrap());
         report
     }
 
