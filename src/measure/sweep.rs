@@ -25,6 +25,8 @@ use crate::power::monitor::{SpanEnergy, Status};
 const PREFILL_CONCURRENCY: u32 = 4;
 /// A board that worked needs this long to come to rest.
 const COOLDOWN: Duration = Duration::from_secs(5);
+/// A recording may take this many times its length.
+const PATIENCE_WITH_TRACES: usize = 10;
 
 /// What is measured, and for how long.
 #[derive(Debug, Clone)]
@@ -130,10 +132,7 @@ impl Plan {
         let of = |time: f64| (time / length.as_secs_f64()).ceil().max(1.0) as usize;
         match (step, &self.trace) {
             (Step::Sustained, _) => of(self.sustained.as_secs_f64()).max(self.windows),
-            // Its last answers come after its last arrival.
-            (Step::Trace, Some((arrivals, speed))) => {
-                of(arrivals.last().map_or(0.0, |a| a.seconds / speed)) + self.windows
-            }
+            (Step::Trace, Some((arrivals, speed))) => of(arrivals.last().map_or(0.0, |a| a.seconds / speed)),
             _ => self.windows,
         }
     }
@@ -252,13 +251,16 @@ impl Bench<'_> {
             requests_per_second: None,
             duty: None,
             power_cap_watts: None,
+            asked_input_tokens: self.plan.input.mean(),
+            asked_output_tokens: self.plan.output.mean(),
             start_seconds: 0.0,
             settled: true,
         };
         match step {
             Step::Concurrency(n) => setup.concurrency = n,
-            Step::Prefill(_) => {
+            Step::Prefill(tokens) => {
                 setup.kind = Kind::Prefill;
+                (setup.asked_input_tokens, setup.asked_output_tokens) = (tokens as f64, 1.0);
                 let most = self.plan.concurrencies.iter().copied().max().unwrap_or(1);
                 setup.concurrency = PREFILL_CONCURRENCY.min(most);
             }
@@ -342,7 +344,11 @@ impl Bench<'_> {
         let begun = progress.done_seconds + self.plan.warm_up.as_secs_f64();
         setup.start_seconds = instruments.seconds();
         tally.record();
-        let count = self.plan.windows(step, length);
+        let mut count = self.plan.windows(step, length);
+        if step == Step::Trace {
+            // Until the last answer, which a target that cannot keep up gives long after the last arrival.
+            count = count * PATIENCE_WITH_TRACES + self.plan.windows;
+        }
         let mut windows = Vec::new();
         let outcome = instruments.windows(&tally, count, length, &mut windows, |number| {
             progress.done_seconds = begun + length.as_secs_f64() * number as f64;

@@ -207,7 +207,7 @@ fn remarks(report: &Report) -> Vec<String> {
         let gains = report.points.iter().filter_map(|p| report.primary_energy(p)).map(|e| e.gain_error);
         let gain = gains.fold(0.0, f64::max) * 100.0;
         lines.push(format!(
-            "J/token is of input tokens in prefill rows, else of output tokens with all energy of the run. ± is \
+            "Tokens are input tokens in prefill rows, else output tokens, with all energy of the run. ± is \
              the spread between windows (95 %); the meter's own gain error, ±{gain:.0} %, comes on top and \
              cancels in ratios on one meter. $/MWh is revenue inside the boundary, before power and host."
         ));
