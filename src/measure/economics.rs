@@ -14,6 +14,9 @@ use crate::economics::site::Site;
 use crate::economics::verdict::{Inputs, evaluate};
 use crate::power::Method;
 
+/// Taken for instruments that do not say.
+const GAIN_ERROR: f64 = 0.05;
+
 /// What the operator gives; `None`: as in the report, or absent.
 #[derive(Debug, Clone, Default)]
 pub struct Given {
@@ -107,11 +110,13 @@ pub fn operating_point(report: &Report) -> Option<(&Point, &Energy)> {
         .or_else(|| sound(Kind::Concurrency).max_by(|a, b| efficiency(a.1).total_cmp(&efficiency(b.1))))
 }
 
+/// The mean request, with as many input tokens for an output token as the windows had.
 fn measured_shape(report: &Report) -> Shape {
-    operating_point(report).map_or(Shape::OUTPUT_ONLY, |(point, _)| Shape {
-        input_tokens: point.mean_input_tokens,
-        cached_tokens: 0.0,
-        output_tokens: point.mean_output_tokens,
+    operating_point(report).map_or(Shape::OUTPUT_ONLY, |(point, _)| {
+        // Where no whole request was seen the shape is of one output token.
+        let output_tokens = if point.mean_output_tokens > 0.0 { point.mean_output_tokens } else { 1.0 };
+        let inputs_per_output = point.input_tokens as f64 / point.output_tokens as f64;
+        Shape { input_tokens: inputs_per_output * output_tokens, cached_tokens: 0.0, output_tokens }
     })
 }
 
@@ -135,14 +140,15 @@ fn served(report: &Report, other_shape: Option<Shape>) -> Result<Option<Served>,
         concurrency: point.concurrency,
         efficiency,
         load_watts: energy.watts.value,
-        idle_watts: report.idle_watts(energy.scope()),
+        // Noise may put an idle window above a load that is nearly none.
+        idle_watts: report.idle_watts(energy.scope()).map(|w| w.min(energy.watts.value)),
         basis: Basis {
             method: energy.method.to_string(),
             boundary: energy.boundary.as_str().into(),
             measured: energy.measured,
             assumed: energy.method == Method::Assumed,
         },
-        gain_error: energy.gain_error,
+        gain_error: if energy.gain_error > 0.0 { energy.gain_error } else { GAIN_ERROR },
     }))
 }
 

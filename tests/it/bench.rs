@@ -145,6 +145,8 @@ fn a_whole_bench_writes_every_file_and_overwrites_none() {
     let lines = std::fs::read_to_string(folder.path().join("report-2.csv")).unwrap().lines().count();
     assert_eq!(lines, 1 + sweep.len());
     assert_eq!(std::fs::read_to_string(folder.path().join("report.md")).unwrap(), "mine");
+    let page = std::fs::read_to_string(folder.path().join("report-2.html")).unwrap();
+    assert!(page.contains("EXAMPLE") && page.contains("<svg"));
     let json = std::fs::read_to_string(folder.path().join("report-2.json")).unwrap();
     let mut bare = Vec::new();
     bare_figures("", &serde_json::from_str(&json).unwrap(), &mut bare);

@@ -18,6 +18,7 @@ use crate::clock::{Clock, unix_seconds};
 use crate::config::Config;
 use crate::measure::files::ReportFiles;
 use crate::measure::hardware;
+use crate::measure::html;
 use crate::measure::report::{Meter, Report, SCHEMA};
 use crate::measure::sweep::Bench;
 use crate::measure::table;
@@ -67,7 +68,8 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
     println!("{text}");
     files.write("csv", &table::csv(&report))?;
     files.write("md", &table::markdown(&report))?;
-    println!("{} and, beside it, .csv and .md", files.path("json").display());
+    files.write("html", &html::render(&report))?;
+    println!("{} and, beside it, .csv, .md and .html", files.path("json").display());
     runtime.shutdown_background();
     end(config, &report, stop.is_cancelled())
 }
