@@ -171,7 +171,12 @@ fn money(report: &Report, point: &Point, energy: &Energy) -> Option<f64> {
 }
 
 fn milliseconds(q: Option<Quantiles>) -> String {
-    let one = |seconds: f64| significant(seconds * 1e3);
+    // A tenth of a millisecond is as fine as these are known; below one, a hundredth.
+    let one = |seconds: f64| match seconds * 1e3 {
+        ms if ms >= 100.0 => format!("{ms:.0}"),
+        ms if ms >= 10.0 => format!("{ms:.1}"),
+        ms => format!("{ms:.2}"),
+    };
     q.map_or("–".into(), |q| format!("{}/{}/{}", one(q.p50), one(q.p90), one(q.p99)))
 }
 
@@ -334,7 +339,7 @@ mod tests {
             "W (CPU package, counter)",
             "8 at once",
             "1000 ±2.0 %",
-            "100.0/200.0/300.0",
+            "100/200/300",
             "0.10000 ±2.0 %",
             "3.600e7",
             "sustained 50 s",
