@@ -3,8 +3,8 @@
 //! Everything that measures or waits takes a [`Clock`], so schedulers and energy attribution run on
 //! a fake clock. `Instant::now` is forbidden elsewhere by `clippy.toml`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A point on a [`Clock`], in nanoseconds since that clock was made.
@@ -70,15 +70,63 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// Time a device has spent in steps: the worker adds, `power` reads its utilisation from it.
+/// Time a device has spent in steps: the worker tells, `power` reads its utilisation from it.
 #[derive(Debug, Clone, Default)]
-pub struct BusyTime(Arc<AtomicU64>);
+pub struct BusyTime(Arc<Mutex<Busy>>);
+
+#[derive(Debug, Default)]
+struct Busy {
+    total: Duration,
+    /// Start of the step under way.
+    since: Option<Tick>,
+}
 
 impl BusyTime {
-    pub fn add(&self, d: Duration) {
-        self.0.fetch_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    fn busy(&self) -> MutexGuard<'_, Busy> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// A step begins.
+    pub fn begin(&self, now: Tick) {
+        self.busy().since = Some(now);
+    }
+
+    /// The step that began ends.
+    pub fn end(&self, now: Tick) {
+        let mut busy = self.busy();
+        if let Some(since) = busy.since.take() {
+            busy.total += now.since(since);
+        }
+    }
+
+    /// Time that was measured elsewhere.
+    pub fn add(&self, d: Duration) {
+        self.busy().total += d;
+    }
+
+    /// In steps that have ended.
     pub fn total(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+        self.busy().total
+    }
+
+    /// The step under way included, so that a long one does not come all at once.
+    pub fn total_at(&self, now: Tick) -> Duration {
+        let busy = self.busy();
+        busy.total + busy.since.map_or(Duration::ZERO, |since| now.since(since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_step_under_way_counts_and_never_twice() {
+        let busy = BusyTime::default();
+        busy.begin(Tick(10));
+        assert_eq!((busy.total().as_nanos(), busy.total_at(Tick(15)).as_nanos()), (0, 5));
+        busy.end(Tick(17));
+        busy.end(Tick(30));
+        assert_eq!((busy.total().as_nanos(), busy.total_at(Tick(40)).as_nanos()), (7, 7));
     }
 }

@@ -17,7 +17,7 @@ use crate::engine::sampler::{Draw, History, NonFinite, Sampler, SamplingParams};
 use crate::engine::scheduler::{Budget, Entry, Scheduler, StepPlan, StepRow};
 use crate::engine::sequence::{Rank, Sequence};
 use crate::engine::stats::EngineStats;
-use crate::engine::step_log::{OVERHEAD, Share, StepLog, StepRecord};
+use crate::engine::step_log::{OVERHEAD, Observed, Share, StepRecord};
 use crate::model::input::{BLOCK_SIZE, StepInput};
 use crate::model::runner::Runner;
 
@@ -65,7 +65,7 @@ pub(super) struct Resident {
     plan: StepPlan,
     clock: Clock,
     stats: Arc<EngineStats>,
-    log: StepLog,
+    observed: Observed,
     /// Last events of sequences that are leaving.
     farewells: Vec<(EventSender, TokenEvent)>,
 }
@@ -77,7 +77,7 @@ impl Resident {
         prefix_caching: bool,
         clock: Clock,
         stats: Arc<EngineStats>,
-        log: StepLog,
+        observed: Observed,
     ) -> Resident {
         let pool = BlockPool::new(runner.blocks(), BLOCK_SIZE);
         let capacity = runner.capacity();
@@ -94,7 +94,7 @@ impl Resident {
             plan: StepPlan { rows: Vec::with_capacity(max_sequences), ..StepPlan::default() },
             clock,
             stats,
-            log,
+            observed,
             farewells: Vec::with_capacity(max_sequences),
         }
     }
@@ -119,7 +119,7 @@ impl Resident {
         self.input.logit_rows.push(rows as u32 - 1);
         let step = |e: candle_core::Error| EngineError::Step(e.to_string());
         let started = self.clock.now();
-        self.log.begin(started);
+        self.observed.begin(started);
         let finite = self
             .runner
             .launch(&mut self.input)
@@ -128,7 +128,7 @@ impl Resident {
         let record =
             StepRecord { started, ended: self.clock.now(), rows, sequences: 1, overhead: true, shares: 0 };
         let nobody = Share { account: OVERHEAD, prefill: 1.0, decode: 0.0 };
-        self.log.end(record, std::iter::once(nobody));
+        self.observed.end(record, std::iter::once(nobody));
         let finite = finite?;
         if finite { Ok(()) } else { Err(EngineError::NonFiniteLogits) }
     }
@@ -226,7 +226,7 @@ impl Resident {
         }
         batch::build(&self.plan, self.scheduler.running(), BLOCK_SIZE, &mut self.input);
         let started = self.clock.now();
-        self.log.begin(started);
+        self.observed.begin(started);
         self.mark_scheduled(started);
         let outcome = self.launch_and_sample();
         let ended = self.clock.now();
@@ -269,7 +269,7 @@ impl Resident {
             let prefill = work * of_prompt / rows;
             Share { account: payload.account, prefill, decode: work - prefill }
         });
-        self.log.end(record, shares);
+        self.observed.end(record, shares);
     }
 
     fn mark_scheduled(&mut self, now: Tick) {

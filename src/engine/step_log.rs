@@ -110,6 +110,26 @@ pub struct Observed {
     pub steps: StepLog,
 }
 
+impl Observed {
+    /// A step begins.
+    pub fn begin(&self, now: Tick) {
+        self.busy.begin(now);
+        self.steps.begin(now);
+    }
+
+    /// The step that began has ended.
+    pub fn end(&self, record: StepRecord, shares: impl Iterator<Item = Share>) {
+        self.busy.end(record.ended);
+        self.steps.end(record, shares);
+    }
+
+    /// The step that began will not end by itself.
+    pub fn abandon(&self, now: Tick) {
+        self.busy.end(now);
+        self.steps.abandon(now);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

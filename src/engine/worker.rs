@@ -128,7 +128,7 @@ pub fn spawn(
                 config.prefix_caching,
                 clock.clone(),
                 stats.clone(),
-                observed.steps.clone(),
+                observed.clone(),
             );
             let ceiling = config.limits;
             let mut worker = Worker {
@@ -241,14 +241,13 @@ impl Worker {
                 let error = EngineError::Step(panic_text(&*panic));
                 tracing::error!(%error, "a step panicked; its requests are ended");
                 resident.fail_all(&error);
-                self.observed.steps.abandon(self.clock.now());
+                self.observed.abandon(self.clock.now());
                 None
             }
         }
     }
 
     fn record(&self, report: &StepReport) {
-        self.observed.busy.add(report.ended.since(report.started));
         let s = &self.stats;
         s.steps.fetch_add(1, Ordering::Relaxed);
         s.last_rows.store(report.rows, Ordering::Relaxed);

@@ -41,13 +41,14 @@ impl Declared {
             let problem = "idle and full watts must be numbers with 0 <= idle <= full".into();
             return Err(PowerError::Spec { value: format!("{},{}", idle.0, full.0), problem });
         }
-        let (made, busy_before) = (clock.now(), total(&busy));
+        let made = clock.now();
+        let busy_before = total(&busy, made);
         Ok(Declared { info, idle, full, clock, busy, made, busy_before })
     }
 }
 
-fn total(busy: &[BusyTime]) -> Duration {
-    busy.iter().map(BusyTime::total).sum()
+fn total(busy: &[BusyTime], now: Tick) -> Duration {
+    busy.iter().map(|b| b.total_at(now)).sum()
 }
 
 impl PowerMeter for Declared {
@@ -56,10 +57,11 @@ impl PowerMeter for Declared {
     }
 
     fn read(&mut self) -> Result<Reading, PowerError> {
-        let elapsed = self.clock.now().since(self.made);
+        let now = self.clock.now();
+        let elapsed = now.since(self.made);
         let engines = u32::try_from(self.busy.len().max(1)).unwrap_or(u32::MAX);
-        // A step that was under way at the start is added whole at its end: never busier than there is time.
-        let busy = (total(&self.busy).saturating_sub(self.busy_before) / engines).min(elapsed);
+        // Whatever is added to it: never busier than there is time.
+        let busy = (total(&self.busy, now).saturating_sub(self.busy_before) / engines).min(elapsed);
         Ok(Reading::Counter(self.idle * elapsed + Watts(self.full.0 - self.idle.0) * busy))
     }
 }
