@@ -9,6 +9,7 @@ mod doctor;
 pub mod machine;
 mod market;
 mod models;
+mod report;
 mod serve;
 
 pub use serve::api_state as serve_state;
@@ -73,6 +74,7 @@ pub fn command() -> Command {
             ),
         )
         .subcommand(market::command())
+        .subcommand(report::command())
         .subcommand(Command::new("doctor").about("Check this machine and this configuration").arg(json()))
 }
 
@@ -114,6 +116,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         ("models", Some(("write", m))) => models::write(m),
         ("models", _) => models::list(&config, inner.get_flag("json")),
         ("market", _) => market::run(inner),
+        ("report", _) => report::run(inner),
         ("doctor", _) => doctor::run(&config, inner.get_flag("json")),
         _ if inner.get_flag("check") => serve::check(&config),
         _ => serve::run(config),
