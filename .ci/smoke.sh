@@ -54,6 +54,14 @@ python3 -m venv "$work/venv" 2>/dev/null || {
 "$work/venv/bin/python" "$work/example.py" | tee "$work/python.out"
 [ -s "$work/python.out" ]
 
+# Joules are told: in the answer, in its header, in the metrics.
+curl -fs -D "$work/head" "$base/v1/completions" -H 'Content-Type: application/json' \
+  -d '{"prompt": "PUE", "max_tokens": 8}' >"$work/out"
+grep -q '"energy":{"joules":' "$work/out" || { echo "no usage.energy in the answer" >&2; exit 1; }
+grep -qi '^x-energy-joules:' "$work/head"
+curl -fs "$base/metrics" >"$work/metrics"
+grep -q '^hashwatt_power_watts{' "$work/metrics"
+
 kill -TERM "$server"
 wait "$server" || { echo "the server ended with $? after SIGTERM" >&2; exit 1; }
 server=""

@@ -1,13 +1,15 @@
 //! The bars of the project, measured side by side in one run: `cargo bench --bench bars -- SECTION…`
 //!
 //! Sections: `cpu` (against candle-transformers), `http` (against the same load in process), `memory`,
-//! `start`; `all` is every one. Rivals alternate round by round; ratios are paired within a round, and the
+//! `start`, `meter` (what metering costs); `all` is every one. Rivals alternate round by round; ratios are paired within a round, and the
 //! median is printed with the range. `--json FILE` keeps every reading.
 
 #[path = "bars/cpu.rs"]
 mod cpu;
 #[path = "bars/http.rs"]
 mod http;
+#[path = "bars/meter.rs"]
+mod meter;
 #[path = "bars/process.rs"]
 mod process;
 
@@ -58,10 +60,15 @@ fn main() {
     let wanted = |section: &str| arguments.iter().any(|a| a == section || a == "all");
     let mut report = Report { rows: Vec::new() };
     type Section = (&'static str, fn(&mut Report));
-    let sections: [Section; 4] =
-        [("cpu", cpu::run), ("http", http::run), ("memory", process::memory), ("start", process::start)];
+    let sections: [Section; 5] = [
+        ("cpu", cpu::run),
+        ("http", http::run),
+        ("memory", process::memory),
+        ("start", process::start),
+        ("meter", meter::run),
+    ];
     if !sections.iter().any(|(name, _)| wanted(name)) {
-        println!("sections: cpu http memory start all; add --json FILE to keep the readings");
+        println!("sections: cpu http memory start meter all; add --json FILE to keep the readings");
         return;
     }
     for (name, run) in sections {

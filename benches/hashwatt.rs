@@ -2,8 +2,8 @@
 //!
 //! `decode` measures seconds; `joules-*` repeats it in joules on the meter of `HASHWATT_METER`, over
 //! concurrency, prefill and duty cycles; then throughput per watt × price is set beside mining revenue per
-//! watt. Also read: `HASHWATT_BENCH_MODEL` (demo), `HASHWATT_BENCH_MARKET` (a snapshot's file). A bench
-//! without a sound result fails the run by name.
+//! watt. Also read: `HASHWATT_BENCH_MODEL` (demo), `HASHWATT_BENCH_MARKET` (a snapshot's file),
+//! `HASHWATT_BENCH_SAMPLES` (the side file). A bench without a sound result fails the run by name.
 
 #[path = "suites/decode.rs"]
 mod decode;
@@ -73,7 +73,12 @@ fn run() -> Result<(), String> {
     seconds.final_summary();
 
     let started = unix_seconds();
-    let source = Rc::new(Source::open(&engine, variable("HASHWATT_METER").unwrap_or("auto"), &folder)?);
+    let source = Rc::new(Source::open(
+        &engine,
+        variable("HASHWATT_METER").unwrap_or("auto"),
+        &folder,
+        variable("HASHWATT_BENCH_SAMPLES"),
+    )?);
     let info = &source.info;
     println!(
         "\njoules of {} ({}, {}), profile {}: about {:.0} s, and criterion's statistics",

@@ -10,7 +10,7 @@
 //! | L1 | [`wire`] [`ops`] [`http_client`] [`power`] [`economics`] [`metrics`] |
 //! | L2 | [`model`] [`text`] |
 //! | L3 | [`engine`] |
-//! | L4 | [`market`] [`mod@unit`] [`service`] [`measure`] |
+//! | L4 | [`energy`] [`market`] [`mod@unit`] [`service`] [`measure`] |
 //! | L5 | [`api`] |
 //! | top | [`config`] [`cli`] |
 

@@ -27,12 +27,16 @@ pub fn market(file: Option<&str>) -> Result<Market, String> {
 /// Reads the results and prints the table.
 ///
 /// # Errors
-/// Every bench without a sound result, by name.
+/// Every bench without a sound result, and every one whose meter failed in a sample, by name.
 pub fn run(source: &Source, folder: &Path, started: u64, market: &Market, model: &str) -> Result<(), String> {
     let results = criterion_results::read(folder, &source.ids(), started).map_err(|problems| {
         let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
         format!("{} of {} benches have no result:\n  {}", all.len(), source.ids().len(), all.join("\n  "))
     })?;
+    let unsound = source.unsound();
+    if !unsound.is_empty() {
+        return Err(format!("the meter failed in {} samples:\n  {}", unsound.len(), unsound.join("\n  ")));
+    }
     let example = market.example || source.info.method == hashwatt::power::Method::Assumed;
     if example {
         println!("\nEXAMPLE: not a measurement of what this site earns");

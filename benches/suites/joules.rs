@@ -44,7 +44,7 @@ pub const PROFILES: [Profile; 2] = [
         name: "default",
         concurrency: &[1, 8, 32, 128, 256],
         prefill: &[448],
-        duty: &[0.25, 0.5],
+        duty: &[0.25, 0.5, 1.0],
         measured: Duration::from_millis(5500),
         otherwise: Duration::from_millis(300),
     },
@@ -52,7 +52,7 @@ pub const PROFILES: [Profile; 2] = [
         name: "full",
         concurrency: &[1, 2, 4, 8, 16, 32, 64, 128, 256],
         prefill: &[64, 128, 256, 448],
-        duty: &[0.1, 0.25, 0.5, 0.75],
+        duty: &[0.1, 0.25, 0.5, 0.75, 1.0],
         measured: Duration::from_secs(10),
         otherwise: Duration::from_secs(2),
     },
@@ -85,12 +85,13 @@ pub struct Source {
     side: RefCell<std::fs::File>,
     rows: RefCell<Vec<serde_json::Value>>,
     ids: RefCell<Vec<String>>,
+    unsound: RefCell<Vec<String>>,
 }
 
 impl Source {
     /// # Errors
     /// A meter that is not there, a side file that cannot be made.
-    pub fn open(engine: &Engine, meter: &str, folder: &Path) -> Result<Source, String> {
+    pub fn open(engine: &Engine, meter: &str, folder: &Path, side: Option<&str>) -> Result<Source, String> {
         let spec: MeterSpec = meter.parse().map_err(|e: hashwatt::power::PowerError| e.to_string())?;
         let context = MeterContext::new(engine.clock.clone(), vec![engine.busy.clone()], cores());
         let opened = spec::open(&spec, &context).map_err(|e| e.to_string())?;
@@ -106,7 +107,8 @@ impl Source {
         let counted: Vec<usize> = (0..infos.len()).filter(|i| Some(infos[*i].boundary) == boundary).collect();
         let info = counted.first().map(|i| infos[*i].clone()).ok_or("there is no meter")?;
         std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        let side_file = folder.join(format!("hashwatt-samples-{}.jsonl", unix_seconds()));
+        let named = || folder.join(format!("hashwatt-joules-{}.jsonl", unix_seconds()));
+        let side_file = side.map_or_else(named, PathBuf::from);
         let side = std::fs::File::create(&side_file).map_err(|e| format!("{}: {e}", side_file.display()))?;
         Ok(Source {
             monitor,
@@ -116,6 +118,7 @@ impl Source {
             side: RefCell::new(side),
             rows: RefCell::default(),
             ids: RefCell::default(),
+            unsound: RefCell::default(),
         })
     }
 
@@ -126,6 +129,12 @@ impl Source {
     /// Full ids of the benches that ran (a filter on the command line may have left some out).
     pub fn ids(&self) -> Vec<String> {
         self.ids.borrow().clone()
+    }
+
+    /// Benches with a sample that its meter did not stand behind (lost, stuck, begun anew), and why.
+    /// criterion saw a number and nothing else.
+    pub fn unsound(&self) -> Vec<String> {
+        self.unsound.borrow().clone()
     }
 
     fn close(&self, span: Span) -> Vec<SpanEnergy> {
@@ -172,7 +181,7 @@ impl Source {
             row["kind"] = if at < warm { "warm_up" } else { "sample" }.into();
             let problems = row["problems"].as_array().map_or(0, Vec::len);
             if at >= warm && problems > 0 {
-                eprintln!("{id}: {}", row["problems"]);
+                self.unsound.borrow_mut().push(format!("{id}: sample {}: {}", at - warm, row["problems"]));
             }
             // The file was made by us a moment ago; a full disk is told, and criterion goes on.
             if let Err(e) = writeln!(self.side.borrow_mut(), "{row}") {

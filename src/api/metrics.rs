@@ -10,7 +10,7 @@ use axum::routing::get;
 
 use crate::api::ApiState;
 use crate::api::error::ApiError;
-use crate::metrics::{EnergySample, EnergySource, EngineSample, EngineSource, MeterSample};
+use crate::metrics::{EnergySample, EnergySource, EngineSample, EngineSource, MeterSample, PerToken};
 use crate::unit::Unit;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -85,7 +85,11 @@ pub fn energy_source(unit: Arc<Unit>) -> EnergySource {
         let [prefill, decode] = ledger.told_totals();
         EnergySample {
             meters: meters.collect(),
-            joules_per_token: (generated > 0).then(|| (prefill + decode) / generated as f64),
+            joules_per_token: (generated > 0).then(|| PerToken {
+                joules: (prefill + decode) / generated as f64,
+                boundary: ledger.boundary().as_str(),
+                method: ledger.method().to_string(),
+            }),
         }
     })
 }

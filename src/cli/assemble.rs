@@ -218,8 +218,16 @@ pub struct Metered {
 pub fn meters(config: &Config, clock: &Clock) -> anyhow::Result<Metered> {
     let observed: Vec<Observed> = config.devices.iter().map(|_| Observed::default()).collect();
     let busy = observed.iter().map(|o| o.busy.clone()).collect();
-    let context = MeterContext::new(clock.clone(), busy, machine::cores());
-    let opened = spec::open(&config.meter, &context).with_context(|| format!("--meter {}", config.meter))?;
+    let (monitor, notes) = monitor(config, &MeterContext::new(clock.clone(), busy, machine::cores()))?;
+    Ok(Metered { observed, monitor, notes })
+}
+
+/// The same without engines of this process: the meters that `--meter` asks for, being read.
+///
+/// # Errors
+/// As [`meters`].
+pub fn monitor(config: &Config, context: &MeterContext) -> anyhow::Result<(Arc<Monitor>, Vec<String>)> {
+    let opened = spec::open(&config.meter, context).with_context(|| format!("--meter {}", config.meter))?;
     if config.require_measured
         && let Some(meter) = opened.meters.iter().find(|m| !m.info().method.is_measured())
     {
@@ -231,9 +239,9 @@ pub fn meters(config: &Config, clock: &Clock) -> anyhow::Result<Metered> {
             opened.notes.iter().map(|n| format!("; {n}")).collect::<String>()
         );
     }
-    let monitor = Monitor::start(opened.meters, clock.clone(), MonitorConfig::default())
+    let monitor = Monitor::start(opened.meters, context.clock.clone(), MonitorConfig::default())
         .context("the meters' thread could not start")?;
-    Ok(Metered { observed, monitor, notes: opened.notes })
+    Ok((monitor, opened.notes))
 }
 
 /// Loads and starts everything, with the meters the configuration asks for, and opens the unit.

@@ -4,6 +4,7 @@
 //! opens a model.
 
 pub mod assemble;
+mod bench;
 mod chat;
 mod doctor;
 pub mod machine;
@@ -73,6 +74,7 @@ pub fn command() -> Command {
                     .arg(Arg::new("folder").required(true).value_name("DIR")),
             ),
         )
+        .subcommand(bench::command())
         .subcommand(market::command())
         .subcommand(report::command())
         .subcommand(Command::new("doctor").about("Check this machine and this configuration").arg(json()))
@@ -115,6 +117,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         ("chat", _) => chat::run(&config, inner),
         ("models", Some(("write", m))) => models::write(m),
         ("models", _) => models::list(&config, inner.get_flag("json")),
+        ("bench", _) => bench::run(&config, inner),
         ("market", _) => market::run(inner),
         ("report", _) => report::run(inner),
         ("doctor", _) => doctor::run(&config, inner.get_flag("json")),

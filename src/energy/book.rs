@@ -16,8 +16,10 @@ use crate::quantity::{Joules, Watts};
 pub const QUIET: Duration = Duration::from_secs(2);
 /// Idle power is the mean over so many of the latest quiet windows.
 const QUIET_WINDOWS: usize = 10;
-/// Weight of the newest window in the watts that estimates use.
+/// How much of what earlier windows said of a step's watts a window full of steps replaces.
 const NEWEST: f64 = 0.5;
+/// A window that is busy for this share says what a step draws even where idle power is not known yet.
+const NEARLY_ALL: f64 = 0.9;
 
 /// Energy of one meter since it was opened; `prefill + decode + overhead + idle = total`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -55,8 +57,8 @@ pub struct Book {
     quiet: VecDeque<Watts>,
     /// Least mean power of any window: stands for idle power until that is measured.
     least: Option<Watts>,
-    /// Watts of a full step, as the latest windows have it.
-    full_watts: Option<f64>,
+    /// Joules of the latest steps and their modelled weight: their ratio is the watts of a full step.
+    recent: (f64, f64),
 }
 
 impl Book {
@@ -68,7 +70,7 @@ impl Book {
             settled_until: Tick(0),
             quiet: VecDeque::new(),
             least: None,
-            full_watts: None,
+            recent: (0.0, 0.0),
         }
     }
 
@@ -89,7 +91,11 @@ impl Book {
     /// Joules a modelled weight is likely to come to; `power` is what the meter shows now, for the time
     /// before the first window with a step.
     pub fn estimate(&self, weight: f64, power: Option<Watts>) -> f64 {
-        weight * self.full_watts.or(power.map(|w| w.0)).unwrap_or(0.0)
+        let full_watts = match self.recent {
+            (joules, of) if of > 0.0 => joules / of,
+            _ => power.map_or(0.0, |watts| watts.0),
+        };
+        weight * full_watts
     }
 
     /// Splits a window's energy: idle first, the rest to the pieces by modelled power. Gives the joules of a
@@ -119,11 +125,13 @@ impl Book {
         let idle = (idle_power * length.saturating_sub(busy)).0.min(window.joules.0);
         self.totals.idle += idle;
         let per_weight = (window.joules.0 - idle) / weight;
-        if !window.gap {
-            let before = self.full_watts.unwrap_or(per_weight);
-            // A window that hardly ran says little about the watts of a step.
-            let newest = NEWEST * (busy.as_secs_f64() / length.as_secs_f64()).min(1.0);
-            self.full_watts = Some(before + (per_weight - before) * newest);
+        let busy_share = (busy.as_secs_f64() / length.as_secs_f64()).min(1.0);
+        let idle_is_known = self.idle_power().is_some_and(|(_, measured)| measured);
+        if !window.gap && (idle_is_known || busy_share > NEARLY_ALL) {
+            // A window that hardly ran says little, and counts by its weight.
+            let kept = 1.0 - NEWEST * busy_share;
+            let (joules, of) = self.recent;
+            self.recent = (joules * kept + per_weight * weight, of * kept + weight);
         }
         per_weight
     }

@@ -187,8 +187,7 @@ impl AccountHandle {
 
     /// Joules so far: what is settled, and an estimate of the rest.
     pub fn energy(&self) -> RequestEnergy {
-        // Before the lock: the monitor's own lock is never taken inside the ledger's.
-        let states = self.ledger.monitor.meters();
+        let states = self.ledger.monitor.snapshot();
         let mut inner = self.ledger.inner();
         inner.take_steps();
         let told = inner.told.clone();

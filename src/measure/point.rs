@@ -22,6 +22,9 @@ pub struct Setup {
     pub requests_per_second: Option<f64>,
     pub duty: Option<f64>,
     pub power_cap_watts: Option<f64>,
+    /// Mean lengths asked for: they stand where no request ended.
+    pub asked_input_tokens: f64,
+    pub asked_output_tokens: f64,
     pub start_seconds: f64,
     /// The load became steady before the windows.
     pub settled: bool,
@@ -33,7 +36,10 @@ pub fn point(setup: &Setup, windows: &[Window], records: Records) -> Option<Poin
     let tokens = |pick: fn(&Window) -> u64| windows.iter().map(pick).collect::<Vec<u64>>();
     let (input, output) = (tokens(|w| w.input_tokens), tokens(|w| w.output_tokens));
     let counted = if setup.kind == Kind::Prefill { &input } else { &output };
-    let requests = records.requests.max(1) as f64;
+    let mean = |tokens: usize, asked: f64| match records.requests {
+        0 => asked,
+        n => tokens as f64 / n as f64,
+    };
     let open = matches!(setup.kind, Kind::OpenLoop | Kind::Trace);
     Some(Point {
         kind: setup.kind,
@@ -41,8 +47,8 @@ pub fn point(setup: &Setup, windows: &[Window], records: Records) -> Option<Poin
         requests_per_second: setup.requests_per_second,
         duty: setup.duty,
         power_cap_watts: setup.power_cap_watts,
-        mean_input_tokens: records.counts.input_tokens as f64 / requests,
-        mean_output_tokens: records.counts.output_tokens as f64 / requests,
+        mean_input_tokens: mean(records.counts.input_tokens, setup.asked_input_tokens),
+        mean_output_tokens: mean(records.counts.output_tokens, setup.asked_output_tokens),
         start_seconds: setup.start_seconds,
         seconds: seconds.iter().sum(),
         requests: records.requests,
@@ -145,6 +151,7 @@ fn flags(setup: &Setup, windows: &[Window], tokens: &[u64], records: &Records) -
         records.failed > 0,
         format!("{} requests failed: {}", records.failed, records.problem.as_deref().unwrap_or("")),
     );
+    flag(records.requests == 0, "no request ended in the windows: its lengths are those asked for".into());
     flag(records.cut > 0, format!("{} requests were cut to the context", records.cut));
     flag(tokens.iter().sum::<u64>() == 0, "no tokens came".into());
     flags
@@ -263,6 +270,8 @@ mod tests {
             requests_per_second: None,
             duty: None,
             power_cap_watts: None,
+            asked_input_tokens: 5.0,
+            asked_output_tokens: 6.0,
             start_seconds: 1.0,
             settled: true,
         }
@@ -315,6 +324,7 @@ mod tests {
             "power was not steady",
             "rate was not steady",
             "3 requests failed: no",
+            "no request ended",
         ] {
             assert!(flags.contains(want), "{want}: {flags}");
         }

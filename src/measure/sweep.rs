@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::economics::{Given, judge, operating_point};
 use super::lengths::Lengths;
 use super::load::{Arrivals, Load, Shape};
 use super::point::{Setup, fill, point};
 use super::record::Recorder;
-use super::report::{Idle, Kind, Report};
+use super::report::{Idle, Kind, Point, Report};
 use super::target::Target;
 use super::trace::Arrival;
 use super::window::{Instruments, Interrupted, of_scope, primary, scope, scopes};
-use super::worth::{World, best, judge};
 use crate::clock::{BusyTime, unix_seconds};
 use crate::power::Method;
 use crate::power::monitor::{SpanEnergy, Status};
@@ -25,6 +25,8 @@ use crate::power::monitor::{SpanEnergy, Status};
 const PREFILL_CONCURRENCY: u32 = 4;
 /// A board that worked needs this long to come to rest.
 const COOLDOWN: Duration = Duration::from_secs(5);
+/// A recording may take this many times its length.
+const PATIENCE_WITH_TRACES: usize = 10;
 
 /// What is measured, and for how long.
 #[derive(Debug, Clone)]
@@ -41,8 +43,9 @@ pub struct Plan {
     pub output: Lengths,
     pub context: Option<usize>,
     pub windows: usize,
-    /// Longer on meters that need it.
     pub window: Duration,
+    /// As the protocol of measurement asks: windows as long as the meters need, steady power first.
+    pub thorough: bool,
     pub warm_up: Duration,
     pub idle: Duration,
     pub seed: u64,
@@ -85,7 +88,7 @@ pub struct Bench<'a> {
     /// Hears when requests run; of use where the target keeps no such time itself.
     pub busy: BusyTime,
     pub controls: Controls,
-    pub world: World,
+    pub given: Given,
     pub report: Report,
     pub listener: &'a mut dyn Listener,
 }
@@ -129,10 +132,7 @@ impl Plan {
         let of = |time: f64| (time / length.as_secs_f64()).ceil().max(1.0) as usize;
         match (step, &self.trace) {
             (Step::Sustained, _) => of(self.sustained.as_secs_f64()).max(self.windows),
-            // Its last answers come after its last arrival.
-            (Step::Trace, Some((arrivals, speed))) => {
-                of(arrivals.last().map_or(0.0, |a| a.seconds / speed)) + self.windows
-            }
+            (Step::Trace, Some((arrivals, speed))) => of(arrivals.last().map_or(0.0, |a| a.seconds / speed)),
             _ => self.windows,
         }
     }
@@ -150,11 +150,12 @@ impl Bench<'_> {
     }
 
     fn all(&mut self, recorder: Option<&Recorder>) -> Result<(), Cut> {
-        let length = self.instruments.window_length(self.plan.window);
+        let thorough = self.plan.thorough && self.instruments.measures();
+        let wanted = self.plan.window;
+        let length = if thorough { self.instruments.window_length(wanted) } else { wanted };
         let steps = self.plan.steps();
-        let measures = self.instruments.measures();
-        let idle = if measures { self.plan.idle.max(length) } else { self.plan.idle };
-        let cooldown = if measures { COOLDOWN } else { Duration::ZERO };
+        let idle = if thorough { self.plan.idle.max(length) } else { self.plan.idle };
+        let cooldown = if thorough { COOLDOWN } else { Duration::ZERO };
         let step_seconds =
             |s: &Step| (self.plan.warm_up + length * self.plan.windows(*s, length) as u32).as_secs_f64();
         let total_seconds = (2 * idle + cooldown).as_secs_f64() + steps.iter().map(step_seconds).sum::<f64>();
@@ -199,10 +200,17 @@ impl Bench<'_> {
             };
         }
         fill(report);
-        let economics = judge(report, &self.world, unix_seconds());
-        let assumed = report.primary.is_some_and(|p| p.method == Method::Assumed);
-        report.example = assumed || economics.outcome.example;
-        report.economics = Some(economics);
+        report.example = report.primary.is_some_and(|p| p.method == Method::Assumed);
+        match judge(report, self.given.clone(), unix_seconds()) {
+            Ok(economics) => {
+                report.example |= economics.outcome.example;
+                report.economics = Some(economics);
+            }
+            Err(error) if !report.warnings.contains(&error.to_string()) => {
+                report.warnings.push(error.to_string());
+            }
+            Err(_) => {}
+        }
         self.listener.report(report);
     }
 
@@ -227,9 +235,12 @@ impl Bench<'_> {
         }
     }
 
-    /// The concurrency that did best so far.
+    /// The concurrency that did best so far: by tokens for a joule, without a meter by tokens a second.
     fn best_concurrency(&self) -> u32 {
-        best(&self.report).map(|p| p.concurrency).or(self.plan.concurrencies.last().copied()).unwrap_or(1)
+        let rate = |p: &&Point| p.output_tokens_per_second.value;
+        let sweep = self.report.points.iter().filter(|p| p.kind == Kind::Concurrency);
+        let fastest = sweep.max_by(|a, b| rate(a).total_cmp(&rate(b)));
+        operating_point(&self.report).map(|(p, _)| p).or(fastest).map_or(1, |p| p.concurrency)
     }
 
     fn setup(&self, step: Step) -> Setup {
@@ -240,13 +251,16 @@ impl Bench<'_> {
             requests_per_second: None,
             duty: None,
             power_cap_watts: None,
+            asked_input_tokens: self.plan.input.mean(),
+            asked_output_tokens: self.plan.output.mean(),
             start_seconds: 0.0,
             settled: true,
         };
         match step {
             Step::Concurrency(n) => setup.concurrency = n,
-            Step::Prefill(_) => {
+            Step::Prefill(tokens) => {
                 setup.kind = Kind::Prefill;
+                (setup.asked_input_tokens, setup.asked_output_tokens) = (tokens as f64, 1.0);
                 let most = self.plan.concurrencies.iter().copied().max().unwrap_or(1);
                 setup.concurrency = PREFILL_CONCURRENCY.min(most);
             }
@@ -325,16 +339,19 @@ impl Bench<'_> {
         self.listener.progress(progress.clone());
         if step != Step::Trace {
             let streams = if matches!(step, Step::Open(_)) { 1 } else { setup.concurrency as usize };
-            setup.settled = instruments.settle(&tally, streams, self.plan.warm_up)?;
+            setup.settled = instruments.settle(&tally, streams, self.plan.warm_up, self.plan.thorough)?;
         }
         let begun = progress.done_seconds + self.plan.warm_up.as_secs_f64();
         setup.start_seconds = instruments.seconds();
         tally.record();
-        let count = self.plan.windows(step, length);
+        let mut count = self.plan.windows(step, length);
+        if step == Step::Trace {
+            // Until the last answer, which a target that cannot keep up gives long after the last arrival.
+            count = count * PATIENCE_WITH_TRACES + self.plan.windows;
+        }
         let mut windows = Vec::new();
-        let outcome = instruments.windows(&tally, count, length, |so_far| {
-            windows = so_far.to_vec();
-            progress.done_seconds = begun + length.as_secs_f64() * so_far.len() as f64;
+        let outcome = instruments.windows(&tally, count, length, &mut windows, |number| {
+            progress.done_seconds = begun + length.as_secs_f64() * number as f64;
             self.listener.progress(progress.clone());
         });
         let records = tally.take();

@@ -207,7 +207,7 @@ fn remarks(report: &Report) -> Vec<String> {
         let gains = report.points.iter().filter_map(|p| report.primary_energy(p)).map(|e| e.gain_error);
         let gain = gains.fold(0.0, f64::max) * 100.0;
         lines.push(format!(
-            "J/token is of input tokens in prefill rows, else of output tokens with all energy of the run. ± is \
+            "Tokens are input tokens in prefill rows, else output tokens, with all energy of the run. ± is \
              the spread between windows (95 %); the meter's own gain error, ±{gain:.0} %, comes on top and \
              cancels in ratios on one meter. $/MWh is revenue inside the boundary, before power and host."
         ));
@@ -312,6 +312,7 @@ fn csv_line(report: &Report, point: &Point, energy: Option<&Energy>) -> Vec<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::economics::{Given, judge};
     use crate::measure::testing;
 
     fn report() -> Report {
@@ -321,7 +322,7 @@ mod tests {
             testing::point(Kind::Sustained, 8, 900.0, 90.0),
         ];
         report.points[1].flags.push("thermal throttling of a, \"b\"".into());
-        report.economics = Some(worth::judge(&report, &worth::World::default(), 0));
+        report.economics = Some(judge(&report, Given::default(), 0).unwrap());
         report
     }
 

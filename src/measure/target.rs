@@ -74,6 +74,8 @@ pub struct Server {
     pub model: Option<String>,
     /// Its `server` header, or whom it says its models belong to.
     pub software: Option<String>,
+    /// Longest prompt and answer together, where it says so.
+    pub context: Option<usize>,
     /// Token ids as prompts; else text.
     ids: bool,
     /// The server takes vLLM's `ignore_eos`.
@@ -210,8 +212,9 @@ impl Server {
         let fail = |problem: String| TargetError::Failed { target: url.into(), problem };
         let base = url.trim_end_matches('/').trim_end_matches("/v1");
         let client = Client::new(base).map_err(|e| fail(e.to_string()))?.with_api_key(key);
-        let mut server =
-            Server { client, url: url.into(), model, software: None, ids: true, ignores_eos: true };
+        let url = url.to_string();
+        let (software, context) = (None, None);
+        let mut server = Server { client, url, model, software, context, ids: true, ignores_eos: true };
         server.look().await.map_err(fail)?;
         let probe = Ask { input_tokens: 8, output_tokens: 4, seed: 1 };
         let mut first = None;
@@ -232,6 +235,8 @@ impl Server {
         let models: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let text = |path: &str| models.pointer(path).and_then(Value::as_str).map(str::to_owned);
         self.software = text("/data/0/owned_by").or(header);
+        let context = models.pointer("/data/0/max_model_len").and_then(Value::as_u64);
+        self.context = context.and_then(|n| usize::try_from(n).ok());
         self.model = self.model.take().or_else(|| text("/data/0/id"));
         Ok(())
     }

@@ -121,12 +121,18 @@ impl Instruments {
         Ok(monitor.close_span(span))
     }
 
-    /// Waits until tokens come, then `least`, then (on meters that measure) until the power is steady.
-    /// False when it never was.
+    /// Waits until tokens come, then `least`, then (`thorough`, on meters that measure) until the power is
+    /// steady. False when it never was.
     ///
     /// # Errors
     /// When the bench is told to end.
-    pub fn settle(&self, tally: &Tally, streams: usize, least: Duration) -> Result<bool, Interrupted> {
+    pub fn settle(
+        &self,
+        tally: &Tally,
+        streams: usize,
+        least: Duration,
+        thorough: bool,
+    ) -> Result<bool, Interrupted> {
         let begun = self.clock.now();
         let waited = |longest| self.clock.now().since(begun) > longest;
         while tally.tokens().1 < streams as u64 && tally.given_up().is_none() && !tally.is_over() {
@@ -136,7 +142,7 @@ impl Instruments {
             self.wait(SLICE)?;
         }
         self.wait(least)?;
-        if !self.measures() {
+        if !thorough || !self.measures() {
             return Ok(true);
         }
         let mut watts: Vec<f64> = Vec::new();
@@ -158,7 +164,8 @@ impl Instruments {
         measured.filter_map(|m| m.watts).map(|w| w.0).sum()
     }
 
-    /// `count` windows one after another; fewer when the load ends by itself.
+    /// Adds `count` windows one after another; fewer when the load ends by itself. Those that were whole
+    /// stay when the bench is told to end.
     ///
     /// # Errors
     /// When the bench is told to end.
@@ -167,14 +174,14 @@ impl Instruments {
         tally: &Tally,
         count: usize,
         length: Duration,
-        mut after_each: impl FnMut(&[Window]),
-    ) -> Result<Vec<Window>, Interrupted> {
-        let mut windows = Vec::new();
+        windows: &mut Vec<Window>,
+        mut after_each: impl FnMut(usize),
+    ) -> Result<(), Interrupted> {
         while windows.len() < count && !tally.is_over() && tally.given_up().is_none() {
             windows.push(self.window(tally, length)?);
-            after_each(&windows);
+            after_each(windows.len());
         }
-        Ok(windows)
+        Ok(())
     }
 
     fn window(&self, tally: &Tally, length: Duration) -> Result<Window, Interrupted> {

@@ -37,7 +37,15 @@ pub struct MeterSample {
 pub struct EnergySample {
     pub meters: Vec<MeterSample>,
     /// Joules of requests over the tokens they generated, since the start.
-    pub joules_per_token: Option<f64>,
+    pub joules_per_token: Option<PerToken>,
+}
+
+/// Settled joules of requests inside one boundary over the tokens they generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PerToken {
+    pub joules: f64,
+    pub boundary: &'static str,
+    pub method: String,
 }
 
 pub type EnergySource = Box<dyn Fn() -> EnergySample + Send + Sync>;
@@ -55,7 +63,7 @@ struct Row {
     help: &'static str,
     kind: MetricType,
     /// Label beside the meter's own, its value and the sample's.
-    values: fn(&MeterSample) -> Vec<(Option<(&'static str, &'static str)>, f64)>,
+    values: Values,
 }
 
 const fn gauge(name: &'static str, help: &'static str, values: Values) -> Row {
@@ -65,9 +73,11 @@ const fn counter(name: &'static str, help: &'static str, values: Values) -> Row 
     Row { name, help, kind: MetricType::Counter, values }
 }
 
-type Values = fn(&MeterSample) -> Vec<(Option<(&'static str, &'static str)>, f64)>;
+/// A value, with a label of its own where a meter has several.
+type Labelled = (Option<(&'static str, &'static str)>, f64);
+type Values = fn(&MeterSample) -> Vec<Labelled>;
 
-fn one(value: Option<f64>) -> Vec<(Option<(&'static str, &'static str)>, f64)> {
+fn one(value: Option<f64>) -> Vec<Labelled> {
     value.into_iter().map(|v| (None, v)).collect()
 }
 
@@ -92,7 +102,9 @@ static TABLE: &[Row] = &[
 impl Collector for Exporter {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let EnergySample { meters, joules_per_token } = (self.0)();
-        for row in TABLE.iter().filter(|_| !meters.is_empty()) {
+        // What no meter knows is not there at all.
+        let known = |row: &&Row| meters.iter().any(|meter| !(row.values)(meter).is_empty());
+        for row in TABLE.iter().filter(known) {
             let mut metric = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
             for meter in &meters {
                 for (label, value) in (row.values)(meter) {
@@ -113,9 +125,11 @@ impl Collector for Exporter {
             }
         }
         if let Some(value) = joules_per_token {
-            let help = "Joules of requests over the tokens they generated, since the start";
+            let help = "Settled joules of requests over all tokens generated, since the start";
             let kind = MetricType::Gauge;
-            encoder.encode_descriptor("hashwatt_joules_per_token", help, None, kind)?.encode_gauge(&value)?;
+            let mut metric = encoder.encode_descriptor("hashwatt_joules_per_token", help, None, kind)?;
+            let labels = [("boundary", value.boundary), ("method", value.method.as_str())];
+            metric.encode_family(&labels)?.encode_gauge(&value.joules)?;
         }
         Ok(())
     }
@@ -145,7 +159,8 @@ mod tests {
             xid: None,
         };
         let config = MetricsConfig { model_name: "m".into(), vllm_names: false };
-        let sample = EnergySample { meters: vec![meter], joules_per_token: Some(0.25) };
+        let per_token = PerToken { joules: 0.25, boundary: "cpu_package", method: "counter".into() };
+        let sample = EnergySample { meters: vec![meter], joules_per_token: Some(per_token) };
         let metrics = Metrics::with_energy(config, Box::new(Vec::new), Box::new(move || sample.clone()));
         let text = metrics.render(false).unwrap();
         let labels = "device=\"rapl:package-0\",boundary=\"cpu_package\",method=\"counter\"";
@@ -155,7 +170,7 @@ mod tests {
             format!("hashwatt_power_watts{{{labels}}} 41.5"),
             format!("hashwatt_throttle_seconds_total{{{labels},reason=\"thermal\"}} 3.0"),
             format!("hashwatt_meter_up{{{labels}}} 1.0"),
-            "hashwatt_joules_per_token 0.25".to_string(),
+            "hashwatt_joules_per_token{boundary=\"cpu_package\",method=\"counter\"} 0.25".to_string(),
             "# TYPE hashwatt_energy_joules_total counter".to_string(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");

@@ -18,7 +18,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-pub use energy::{EnergySample, EnergySource, MeterSample};
+pub use energy::{EnergySample, EnergySource, MeterSample, PerToken};
 pub use histogram::Histogram;
 use histogram::{INTER_TOKEN, LATENCY, TOKENS, TTFT};
 

@@ -58,6 +58,26 @@ enum Source {
     AveragePower,
 }
 
+impl Source {
+    /// The best that the board has; only what it does not support is passed over.
+    fn of(device: &Device<'_>, meter: &str) -> Result<Source, PowerError> {
+        let unsupported =
+            |e: &NvmlError| matches!(e, NvmlError::NotSupported | NvmlError::FailedToLoadSymbol(_));
+        match device.total_energy_consumption() {
+            Ok(_) => return Ok(Source::TotalEnergy),
+            Err(e) if unsupported(&e) => {}
+            Err(e) => return Err(failed(meter, "nvmlDeviceGetTotalEnergyConsumption", &e)),
+        }
+        match instant_power(device) {
+            Ok(_) => return Ok(Source::InstantPower),
+            Err(e) if unsupported(&e) => {}
+            Err(e) => return Err(failed(meter, "nvmlDeviceGetFieldValues(186)", &e)),
+        }
+        let average = device.power_usage().map(|_| Source::AveragePower);
+        average.map_err(|e| failed(meter, "nvmlDeviceGetPowerUsage", &e))
+    }
+}
+
 struct Board {
     info: MeterInfo,
     device: Device<'static>,
@@ -76,7 +96,22 @@ pub fn open(path: Option<&Path>) -> Result<Vec<Box<dyn PowerMeter>>, PowerError>
     if count == 0 {
         return Err(PowerError::Absent { meter: "nvml".into(), problem: "the driver sees no board".into() });
     }
-    (0..count).map(|index| Ok(Box::new(Board::open(nvml, index)?) as Box<dyn PowerMeter>)).collect()
+    let mut meters: Vec<Box<dyn PowerMeter>> = Vec::new();
+    let mut first_error = None;
+    for index in 0..count {
+        match Board::open(nvml, index) {
+            Ok(board) => meters.push(Box::new(board)),
+            // One dead board must not leave the others unmetered.
+            Err(error) => {
+                tracing::warn!(%error, "a board is not metered");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        Some(error) if meters.is_empty() => Err(error),
+        _ => Ok(meters),
+    }
 }
 
 impl Board {
@@ -87,18 +122,12 @@ impl Board {
         let model = device.name().unwrap_or_else(|_| "board without a name".into());
         // Slices of a board have no energy of their own: this is the whole board's.
         let mig = device.mig_mode().is_ok_and(|mode| mode.current == 1);
-        let source = if device.total_energy_consumption().is_ok() {
-            Source::TotalEnergy
-        } else if instant_power(&device).is_ok() {
-            Source::InstantPower
-        } else {
-            device.power_usage().map_err(|e| failed(&meter, "nvmlDeviceGetPowerUsage", &e))?;
-            Source::AveragePower
-        };
-        let (method, period) = match source {
-            Source::TotalEnergy => (Method::Counter, COUNTER_TICK),
-            Source::InstantPower => (Method::Integrated, COUNTER_TICK),
-            Source::AveragePower => (Method::Integrated, AVERAGE_OVER),
+        let source = Source::of(&device, &meter)?;
+        let (method, period, lag) = match source {
+            Source::TotalEnergy => (Method::Counter, COUNTER_TICK, COUNTER_TICK),
+            Source::InstantPower => (Method::Integrated, COUNTER_TICK, COUNTER_TICK),
+            // The mean over the last second is that of half a second ago.
+            Source::AveragePower => (Method::Integrated, AVERAGE_OVER, AVERAGE_OVER / 2),
         };
         let note = match (mig, source) {
             (true, _) => ", MIG: the energy of all its slices",
@@ -115,7 +144,7 @@ impl Board {
             boundary: Boundary::GpuBoard,
             method,
             period,
-            lag: period,
+            lag,
             wraps_at: None,
             gain_error: GAIN_ERROR,
         };

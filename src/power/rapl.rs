@@ -14,6 +14,7 @@ pub const POWERCAP: &str = "/sys/class/powercap";
 /// The counter moves every millisecond; read more seldom than this it has always moved.
 const PERIOD: Duration = Duration::from_millis(10);
 const GAIN_ERROR: f64 = 0.05;
+const OFTEN_NONE: &str = "virtual machines and containers often have no RAPL";
 
 struct Zone {
     info: MeterInfo,
@@ -26,8 +27,9 @@ struct Zone {
 /// `Absent` where there is no such tree (many virtual machines), `Permission` naming the file.
 pub fn open(root: &Path) -> Result<Vec<Box<dyn PowerMeter>>, PowerError> {
     let absent = |problem: String| PowerError::Absent { meter: "rapl".into(), problem };
-    let entries = std::fs::read_dir(root).map_err(|e| {
-        absent(format!("{}: {e}; virtual machines and containers often have no RAPL", root.display()))
+    let entries = std::fs::read_dir(root).map_err(|e| match e.kind() {
+        std::io::ErrorKind::PermissionDenied => unread("rapl", root, &e),
+        _ => absent(format!("{}: {e}; {OFTEN_NONE}", root.display())),
     })?;
     let mut zones: Vec<(String, PathBuf)> = entries
         .flatten()
@@ -44,7 +46,7 @@ pub fn open(root: &Path) -> Result<Vec<Box<dyn PowerMeter>>, PowerError> {
         }
     }
     match meters.is_empty() {
-        true => Err(absent(format!("{} has no package zone", root.display()))),
+        true => Err(absent(format!("{} has no package zone; {OFTEN_NONE}", root.display()))),
         false => Ok(meters),
     }
 }
@@ -174,7 +176,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let error = |root: &Path| open(root).err().unwrap();
         assert!(matches!(error(&root.path().join("none")), PowerError::Absent { .. }));
-        assert!(matches!(error(root.path()), PowerError::Absent { .. }));
+        // What a virtual machine shows: the folder, and nothing in it.
+        let empty = error(root.path());
+        assert!(
+            matches!(empty, PowerError::Absent { .. }) && empty.to_string().contains("virtual"),
+            "{empty}"
+        );
         let energy = zone(root.path(), "intel-rapl:0", "package-0", 1, 10);
         std::fs::write(&energy, "many\n").unwrap();
         assert!(matches!(error(root.path()), PowerError::Unreadable { .. }));
@@ -182,19 +189,38 @@ mod tests {
         assert!(matches!(error(root.path()), PowerError::Lost { .. }));
     }
 
+    /// Runs `work` on a thread of its own that reads files as nobody, also where the tests run as root.
+    fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                // SAFETY: a plain system call; Linux keeps this identity per thread, and the thread ends here.
+                // Without the right to change it nothing happens, and then no file of ours is for root only.
+                unsafe { libc::setfsuid(65_534) };
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+
     #[test]
     fn a_counter_for_root_only_names_the_file_and_the_remedy() {
+        use std::fs::{Permissions, set_permissions};
         use std::os::unix::fs::PermissionsExt;
-        let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
-        let mut error = unread("rapl:package-0", Path::new("/sys/energy_uj"), &denied);
         let root = tempfile::tempdir().unwrap();
         let energy = zone(root.path(), "intel-rapl:0", "package-0", 1, 10);
-        std::fs::set_permissions(&energy, std::fs::Permissions::from_mode(0o000)).unwrap();
-        if std::fs::read(&energy).is_err() {
-            // Root may read every file; anyone else meets the real thing.
-            error = open(root.path()).err().unwrap();
+        // The tree is for all, as in sysfs; only the counter is not.
+        set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
+        assert!(as_nobody(|| open(root.path()).is_ok()));
+        set_permissions(&energy, Permissions::from_mode(0o000)).unwrap();
+        let error = as_nobody(|| open(root.path()).err().unwrap());
+        assert!(matches!(error, PowerError::Permission { .. }), "{error}");
+        let text = error.to_string();
+        for part in ["package-0", "energy_uj", "root", "CAP_DAC_READ_SEARCH", "udev"] {
+            assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(matches!(error, PowerError::Permission { .. }));
-        assert!(error.to_string().contains("energy_uj") && error.to_string().contains("root"), "{error}");
+        set_permissions(root.path(), Permissions::from_mode(0o000)).unwrap();
+        let closed = as_nobody(|| open(root.path()).err().unwrap());
+        set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
+        assert!(matches!(closed, PowerError::Permission { .. }), "{closed}");
     }
 }

@@ -1,7 +1,8 @@
 //! A recording played back, for tests and for showing a day again: CSV with `seconds` and `watts` or `joules`.
 //!
-//! A column `meter` separates several recordings in one file. Time begins when the file is opened. Between two
-//! rows power is that of the earlier row, energy is interpolated. After the last row the meter is lost.
+//! A column `meter` separates several recordings in one file; they share one time, whose first row is played
+//! when the file is opened. Between two rows power is that of the earlier row, energy is interpolated; before
+//! a meter's first row it stands at that row. After its last row the meter is lost.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,6 +24,8 @@ struct Replay {
     rows: Vec<(f64, f64)>,
     clock: Clock,
     begun: Tick,
+    /// Seconds of the file's earliest row, which plays at `begun`.
+    first: f64,
 }
 
 /// The meters of a recording.
@@ -66,16 +69,20 @@ pub fn open(file: &Path, clock: &Clock) -> Result<Vec<Box<dyn PowerMeter>>, Powe
         }
         rows.push(row);
     }
-    if found.iter().all(|(_, rows)| rows.len() < 2) {
+    if found.is_empty() {
         return Err(wrong("a recording has two rows at least".into()));
     }
+    if let Some((of, _)) = found.iter().find(|(_, rows)| rows.len() < 2) {
+        let whose = if of.is_empty() { String::new() } else { format!("meter {of:?}: ") };
+        return Err(wrong(format!("{whose}a recording has two rows at least")));
+    }
     let begun = clock.now();
+    let first = found.iter().map(|(_, rows)| rows[0].0).fold(f64::INFINITY, f64::min);
     Ok(found
         .into_iter()
-        .filter(|(_, rows)| rows.len() >= 2)
         .map(|(of, rows)| -> Box<dyn PowerMeter> {
             let name = if of.is_empty() { name.clone() } else { format!("{name}:{of}") };
-            Box::new(Replay { info: info(name, &rows), kind, rows, clock: clock.clone(), begun })
+            Box::new(Replay { info: info(name, &rows), kind, rows, clock: clock.clone(), begun, first })
         })
         .collect())
 }
@@ -101,7 +108,7 @@ impl PowerMeter for Replay {
     }
 
     fn read(&mut self) -> Result<Reading, PowerError> {
-        let now = self.clock.now().since(self.begun).as_secs_f64() + self.rows[0].0;
+        let now = self.clock.now().since(self.begun).as_secs_f64() + self.first;
         let after = self.rows.partition_point(|(t, _)| *t <= now);
         let last = self.rows[self.rows.len() - 1];
         if after == self.rows.len() && now > last.0 {
@@ -113,7 +120,7 @@ impl PowerMeter for Replay {
             Kind::Watts => Reading::Power(Watts(v0)),
             Kind::Joules => {
                 let (t1, v1) = self.rows[after.min(self.rows.len() - 1)];
-                let share = if t1 > t0 { (now - t0) / (t1 - t0) } else { 0.0 };
+                let share = if t1 > t0 { ((now - t0) / (t1 - t0)).max(0.0) } else { 0.0 };
                 Reading::Counter(Joules(v0 + (v1 - v0) * share))
             }
         })
@@ -149,6 +156,21 @@ mod tests {
     }
 
     #[test]
+    fn meters_of_one_file_share_its_time() {
+        let (meters, clock) = opened("seconds,meter,joules\n100,a,0\n105,b,0\n110,a,100\n115,b,100\n");
+        let mut meters = meters.unwrap();
+        clock.advance(Duration::from_secs(3));
+        assert_eq!(meters[0].read(), Ok(Reading::Counter(Joules(30.0))));
+        assert_eq!(meters[1].read(), Ok(Reading::Counter(Joules(0.0))), "before its first row");
+        clock.advance(Duration::from_secs(7));
+        assert_eq!(meters[1].read(), Ok(Reading::Counter(Joules(50.0))));
+        clock.advance(Duration::from_secs(1));
+        let over = meters[0].read().unwrap_err().to_string();
+        assert!(over.contains("day.csv:a") && over.contains("10.0 s"), "{over}");
+        assert_eq!(meters[1].read(), Ok(Reading::Counter(Joules(60.0))), "it goes on alone");
+    }
+
+    #[test]
     fn power_is_that_of_the_row_before() {
         let (meters, clock) = opened("Seconds, Watts\n0, 80\n1, 300\n2, 80\n");
         let mut meters = meters.unwrap();
@@ -166,6 +188,8 @@ mod tests {
             ("seconds,amps\n0,1\n", "watts"),
             ("watts\n1\n", "seconds"),
             ("seconds,watts\n0,1\n", "two rows"),
+            ("seconds,watts\n", "two rows"),
+            ("seconds,meter,watts\n0,a,1\n0,b,1\n1,a,1\n", "\"b\""),
             ("", "header"),
         ] {
             let error = opened(text).0.err().unwrap().to_string();

@@ -77,7 +77,7 @@ fn metrics_carry_settled_joules_that_add_up() {
             "hashwatt_energy_joules_total{device=\"declared:80,300\",boundary=\"node\",method=\"declared\",phase=\"decode\"} ",
             "hashwatt_idle_joules_total{device=\"declared:80,300\",boundary=\"node\",method=\"declared\"} ",
             "hashwatt_power_watts{device=\"declared:80,300\",boundary=\"node\",method=\"declared\"} ",
-            "hashwatt_joules_per_token ",
+            "hashwatt_joules_per_token{boundary=\"node\",method=\"declared\"} ",
         ] {
             let value = text.lines().find_map(|l| l.strip_prefix(line)).unwrap_or_else(|| panic!("{line} in\n{text}"));
             assert!(value.parse::<f64>().unwrap() > 0.0, "{line}{value}");

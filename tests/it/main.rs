@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod allocation;
+mod bench;
 mod checkpoint;
 mod demo;
 mod energy;

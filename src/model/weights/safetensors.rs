@@ -77,6 +77,11 @@ impl TensorTable {
         Ok(table)
     }
 
+    /// The bytes of each file, in order.
+    pub fn files(&self) -> impl Iterator<Item = &[u8]> {
+        self.shards.iter().map(|s| s.bytes.as_slice())
+    }
+
     fn add(&mut self, file: String, bytes: Bytes) -> Result<(), LoadError> {
         let shard = self.shards.len();
         {

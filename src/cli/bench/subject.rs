@@ -1,0 +1,227 @@
+//! What a bench measures, put together: the unit of this process, candle-transformers, or a server behind a
+//! URL; with its meters, its controls and what the report says of it.
+
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
+
+use anyhow::bail;
+use candle_core::DType;
+use clap::ArgMatches;
+use tokio::runtime::Handle;
+
+use super::arguments::Takes;
+use crate::cli::{assemble, machine};
+use crate::clock::{BusyTime, Clock};
+use crate::config::Config;
+use crate::engine::worker::Limits;
+use crate::measure::baseline::Baseline;
+use crate::measure::hardware::sha256;
+use crate::measure::report::{self, Setting};
+use crate::measure::sweep::Controls;
+use crate::measure::target::{Sequential, Server, Target, check_meter_sees};
+use crate::model::Checkpoint;
+use crate::model::checkpoint::SYNTHETIC_SEED;
+use crate::model::decoder::Precision;
+use crate::model::weights::WeightSource;
+use crate::ops::pool::Pool;
+use crate::power::caps::{self, Cap};
+use crate::power::monitor::Monitor;
+use crate::power::nvml;
+use crate::power::spec::MeterContext;
+use crate::quantity::Watts;
+use crate::unit::Unit;
+
+/// Requests at once that a server is tried with.
+const MOST_AT_ONCE_OF_A_SERVER: u32 = 256;
+
+pub struct Subject {
+    pub target: Arc<Target>,
+    pub takes: Takes,
+    pub controls: Controls,
+    /// Hears when requests run.
+    pub busy: BusyTime,
+    pub monitor: Arc<Monitor>,
+    pub notes: Vec<String>,
+    pub model: report::Model,
+    pub described: report::Target,
+}
+
+/// Opens what the arguments name.
+///
+/// # Errors
+/// A model, server or meter that is not there; a meter that cannot see the server.
+pub fn open(
+    config: &Config,
+    matches: &ArgMatches,
+    runtime: &Handle,
+    clock: &Clock,
+) -> anyhow::Result<Subject> {
+    let mut subject = match (matches.get_one::<String>("url"), matches.get_one::<String>("baseline")) {
+        (Some(url), _) => server(config, matches, url, runtime, clock)?,
+        (None, Some(name)) if name == "candle-transformers" => baseline(config, clock)?,
+        (None, Some(name)) => bail!("--baseline {name}: there is candle-transformers"),
+        (None, None) => in_process(config, clock)?,
+    };
+    subject.controls.power_cap = Some(power_cap());
+    Ok(subject)
+}
+
+fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
+    let unit = Unit::new(clock.clone());
+    let opened = assemble::open(config, &unit)?;
+    let mut metered = assemble::meters(config, clock)?;
+    let (monitor, notes) = (metered.monitor.clone(), std::mem::take(&mut metered.notes));
+    assemble::start_metered(config, &opened, &unit, metered)?;
+    let limits =
+        Limits { max_rows: config.max_num_seqs, max_tokens: config.max_num_batched_tokens, duty: 1.0 };
+    let set_duty = move |duty| unit.set_limits(Limits { duty, ..limits });
+    Ok(Subject {
+        target: Arc::new(Target::InProcess(opened.service)),
+        takes: Takes {
+            most_at_once: config.max_num_seqs as u32,
+            context: Some(opened.sizes.max_model_len),
+            duty: true,
+        },
+        controls: Controls { duty: Some(Box::new(set_duty)), power_cap: None },
+        // The engine tells its own busy time.
+        busy: BusyTime::default(),
+        monitor,
+        notes,
+        model: model(&opened.checkpoint, config),
+        described: report::Target::InProcess {
+            settings: settings(&[
+                ("device", format!("{:?}", config.devices)),
+                ("threads-per-device", opened.sizes.threads_per_device.to_string()),
+                ("max-num-seqs", config.max_num_seqs.to_string()),
+                ("max-num-batched-tokens", config.max_num_batched_tokens.to_string()),
+                ("max-model-len", opened.sizes.max_model_len.to_string()),
+                ("kv-memory-bytes", opened.sizes.kv_bytes.to_string()),
+                ("enable-prefix-caching", config.prefix_caching.to_string()),
+            ]),
+        },
+    })
+}
+
+fn settings(all: &[(&str, String)]) -> Vec<Setting> {
+    all.iter().map(|(name, value)| Setting { name: (*name).into(), value: value.clone() }).collect()
+}
+
+fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
+    let busy = BusyTime::default();
+    let context = MeterContext::new(clock.clone(), vec![busy.clone()], machine::cores());
+    let (monitor, notes) = assemble::monitor(config, &context)?;
+    let pool = Arc::new(Pool::new(config.threads.unwrap_or_else(machine::cores)));
+    let checkpoint = Checkpoint::open(&config.model, &pool)?;
+    let dtype = if config.precision == Precision::Bf16 { DType::BF16 } else { DType::F32 };
+    let rival = Sequential {
+        model: Arc::new(Mutex::new(Baseline::new(&checkpoint, dtype)?)),
+        busy,
+        clock: clock.clone(),
+    };
+    let mut model = model(&checkpoint, config);
+    model.dtype = Some(format!("{dtype:?}").to_lowercase());
+    Ok(Subject {
+        target: Arc::new(Target::Baseline(rival)),
+        takes: Takes { most_at_once: 1, context: Some(checkpoint.spec.max_positions), duty: false },
+        controls: Controls::default(),
+        busy: BusyTime::default(),
+        monitor,
+        notes,
+        model,
+        described: report::Target::CandleTransformers {
+            settings: settings(&[("threads", machine::cores().to_string())]),
+        },
+    })
+}
+
+fn server(
+    config: &Config,
+    matches: &ArgMatches,
+    url: &str,
+    runtime: &Handle,
+    clock: &Clock,
+) -> anyhow::Result<Subject> {
+    check_meter_sees(url, &config.meter.to_string())?;
+    let busy = BusyTime::default();
+    let mut context = MeterContext::new(clock.clone(), vec![busy.clone()], machine::cores());
+    // It may run on this host's boards.
+    context.gpus = true;
+    let (monitor, mut notes) = assemble::monitor(config, &context)?;
+    let named = matches.get_one::<String>("url-model").cloned();
+    let server = runtime.block_on(Server::open(url, config.api_key.clone(), named))?;
+    if !server.ignores_eos {
+        notes.push(format!("{url} does not take ignore_eos: answers end where the model ends them"));
+    }
+    let most_at_once = MOST_AT_ONCE_OF_A_SERVER;
+    Ok(Subject {
+        takes: Takes { most_at_once, context: server.context, duty: false },
+        controls: Controls::default(),
+        busy,
+        monitor,
+        notes,
+        model: report::Model { id: server.model.clone().unwrap_or_default(), ..report::Model::default() },
+        described: report::Target::Url { url: url.into(), server: server.software.clone() },
+        target: Arc::new(Target::Url(server)),
+    })
+}
+
+fn model(checkpoint: &Checkpoint, config: &Config) -> report::Model {
+    let (sha256, of) = weights_hash(checkpoint);
+    let stored = format!("{:?}", checkpoint.spec.float_type).to_lowercase();
+    report::Model {
+        id: config.served_model_names.first().unwrap_or(&checkpoint.name).clone(),
+        architecture: Some(checkpoint.spec.architecture.into()),
+        parameters: Some(checkpoint.spec.parameters() as u64),
+        dtype: Some(match config.precision {
+            Precision::AsStored => stored,
+            other => format!("{other:?}").to_lowercase(),
+        }),
+        sha256: Some(sha256),
+        sha256_of: Some(of.into()),
+    }
+}
+
+/// Of the bytes of the safetensors files one after another (one file: what `sha256sum` prints), or of
+/// what synthetic weights follow from.
+fn weights_hash(checkpoint: &Checkpoint) -> (String, &'static str) {
+    match &checkpoint.source {
+        WeightSource::Safetensors(table) => {
+            let files: Vec<&[u8]> = table.files().collect();
+            (sha256(&files), if checkpoint.folder.is_some() { "safetensors" } else { "demo" })
+        }
+        WeightSource::Synthetic(_) => {
+            let seed = SYNTHETIC_SEED.to_string();
+            let specification = format!("{}\n{}\n{seed}", checkpoint.name, checkpoint.config);
+            (sha256(&[specification.as_bytes()]), "synthetic specification")
+        }
+    }
+}
+
+/// What NVML says of this host's boards; none without a driver.
+pub fn boards() -> Vec<report::Gpu> {
+    let boards = nvml::boards(None).unwrap_or_default();
+    let gpu = |b: nvml::BoardIdentity| report::Gpu {
+        name: b.name,
+        uuid: Some(b.uuid),
+        driver: Some(b.driver),
+        power_limit_watts: b.power_limit_watts,
+        minimum_power_limit_watts: b.least_power_limit_watts,
+        maximum_power_limit_watts: b.greatest_power_limit_watts,
+        memory_bytes: b.memory_bytes,
+    };
+    boards.into_iter().map(gpu).collect()
+}
+
+/// Limits every board; what was set before goes back when the next limit comes, and at the end.
+fn power_cap() -> Box<dyn Fn(Option<f64>) -> Result<(), String>> {
+    let in_force: RefCell<Vec<Cap>> = RefCell::default();
+    Box::new(move |watts| {
+        in_force.borrow_mut().clear();
+        let Some(watts) = watts else { return Ok(()) };
+        for board in nvml::boards(None).map_err(|e| e.to_string())? {
+            let cap = caps::set(None, board.index, Watts(watts)).map_err(|e| e.to_string())?;
+            in_force.borrow_mut().push(cap);
+        }
+        Ok(())
+    })
+}
