@@ -236,7 +236,7 @@ fn of_pair(
     {
         // A bound for each instrument: the worst of both together.
         let same_meter = same_boards && x.meter == y.meter;
-        let gain = (!same_meter).then(|| (1.0 + x.gain_error) * (1.0 + y.gain_error) - 1.0);
+        let gain = (!same_meter).then_some((1.0 + x.gain_error) * (1.0 + y.gain_error) - 1.0);
         let scopes = [x, y].map(|e| (e.method.to_string(), e.boundary.to_string()));
         let both = |a: &str, b: &str| if a == b { a.to_owned() } else { format!("{a} against {b}") };
         let (method, boundary) = (both(&scopes[0].0, &scopes[1].0), both(&scopes[0].1, &scopes[1].1));

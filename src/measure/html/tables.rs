@@ -8,7 +8,7 @@ use crate::measure::report::{Energy, Kind, Meter, Point, Quantiles, Report, Scop
 use crate::measure::table::label;
 
 /// Scopes as `method: counter, boundary: GPU board; …`.
-fn scopes<'a>(scopes: impl Iterator<Item = Scope>) -> String {
+fn scopes(scopes: impl Iterator<Item = Scope>) -> String {
     let mut names: Vec<String> =
         scopes.map(|s| format!("method: {}, boundary: {}", s.method, s.boundary)).collect();
     names.sort();
