@@ -10,6 +10,7 @@ mod doctor;
 pub mod machine;
 mod market;
 mod models;
+mod report;
 mod serve;
 
 pub use serve::api_state as serve_state;
@@ -75,6 +76,7 @@ pub fn command() -> Command {
         )
         .subcommand(bench::command())
         .subcommand(market::command())
+        .subcommand(report::command())
         .subcommand(Command::new("doctor").about("Check this machine and this configuration").arg(json()))
 }
 
@@ -117,6 +119,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         ("models", _) => models::list(&config, inner.get_flag("json")),
         ("bench", _) => bench::run(&config, inner),
         ("market", _) => market::run(inner),
+        ("report", _) => report::run(inner),
         ("doctor", _) => doctor::run(&config, inner.get_flag("json")),
         _ if inner.get_flag("check") => serve::check(&config),
         _ => serve::run(config),

@@ -106,7 +106,7 @@ pub fn operating_point(report: &Report) -> Option<(&Point, &Energy)> {
     };
     let efficiency = |e: &Energy| e.tokens_per_joule.map_or(0.0, |e| e.value);
     sound(Kind::Sustained)
-        .last()
+        .next_back()
         .or_else(|| sound(Kind::Concurrency).max_by(|a, b| efficiency(a.1).total_cmp(&efficiency(b.1))))
 }
 
@@ -313,15 +313,15 @@ mod tests {
 
     #[test]
     fn another_shape_needs_both_phases() {
-        let shape = Some(Shape { input_tokens: 900.0, cached_tokens: 100.0, output_tokens: 50.0 });
+        let shape = Shape { input_tokens: 900.0, cached_tokens: 100.0, output_tokens: 50.0 };
         let mut report = report();
-        let given = || Given { shape, ..real() };
+        let given = || Given { shape: Some(shape), ..real() };
         assert!(matches!(inputs(&report, given(), NOW), Err(GivenError::OnePhase { concurrency: 8 })));
         let energy = &mut report.points[1].energy[0];
         energy.joules_per_prefill_token = Some(Estimate::exact(0.01));
         energy.joules_per_decode_token = Some(Estimate::exact(0.14));
         let inputs = inputs(&report, given(), NOW).unwrap();
-        assert_eq!(inputs.shape, shape.unwrap());
+        assert_eq!(inputs.shape, shape);
         let joules =
             inputs.served.unwrap().efficiency.joules(&inputs.shape, crate::economics::inference::End::Value);
         assert!((joules - 16.0).abs() < 1e-9);

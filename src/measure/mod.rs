@@ -18,7 +18,7 @@ pub mod sweep;
 pub mod table;
 pub mod target;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod trace;
 pub mod window;
 pub mod worth;

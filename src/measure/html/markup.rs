@@ -31,8 +31,9 @@ pub fn table(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let mut out = String::from("<div class=\"wide\" tabindex=\"0\">\n<table>\n");
-    out += &format!("<caption>{}</caption>\n<thead>\n<tr>", escape(caption));
+    // The caption stays outside of what scrolls.
+    let mut out = format!("<figure class=\"data\">\n<figcaption>{}</figcaption>\n", escape(caption));
+    out += "<div class=\"wide\" tabindex=\"0\">\n<table>\n<thead>\n<tr>";
     for cell in head {
         out += &format!("<th scope=\"col\">{}</th>", escape(cell));
     }
@@ -40,16 +41,16 @@ pub fn table(caption: &str, head: &[&str], rows: &[Vec<String>]) -> String {
     for row in rows {
         out += "<tr>";
         for (i, cell) in row.iter().enumerate() {
+            let class = if cell.chars().count() > LONG_CELL { " class=\"long\"" } else { "" };
             let text = escape(cell);
             out += &match i {
-                0 => format!("<th scope=\"row\">{text}</th>"),
-                _ if cell.chars().count() > LONG_CELL => format!("<td class=\"long\">{text}</td>"),
-                _ => format!("<td>{text}</td>"),
+                0 => format!("<th scope=\"row\"{class}>{text}</th>"),
+                _ => format!("<td{class}>{text}</td>"),
             };
         }
         out += "</tr>\n";
     }
-    out + "</tbody>\n</table>\n</div>\n"
+    out + "</tbody>\n</table>\n</div>\n</figure>\n"
 }
 
 /// `svg` is markup; the caption is text.

@@ -8,7 +8,7 @@ use crate::measure::report::{Energy, Kind, Meter, Point, Quantiles, Report, Scop
 use crate::measure::table::label;
 
 /// Scopes as `method: counter, boundary: GPU board; …`.
-fn scopes<'a>(scopes: impl Iterator<Item = Scope>) -> String {
+fn scopes(scopes: impl Iterator<Item = Scope>) -> String {
     let mut names: Vec<String> =
         scopes.map(|s| format!("method: {}, boundary: {}", s.method, s.boundary)).collect();
     names.sort();
@@ -210,26 +210,24 @@ pub fn meters(report: &Report) -> String {
 pub fn setting(report: &Report) -> String {
     let hardware = &report.hardware;
     let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut put = |name: &str, value: String| rows.push(vec![name.into(), value]);
+    let mut put = |name: &str, value: String| {
+        if !value.is_empty() {
+            rows.push(vec![name.into(), value]);
+        }
+    };
     let gigabytes = |bytes: u64| format!("{} GB", number(bytes as f64 / 1e9));
     put("processor", format!("{}, {} cores, {}", hardware.cpu, hardware.cores, hardware.instructions));
     put("memory", gigabytes(hardware.memory_bytes));
     put("system", format!("{}, kernel {}", hardware.os, hardware.kernel));
     for gpu in &hardware.gpus {
-        let watts = |w: Option<f64>| or_dash(w, |w| format!("{} W", number(w)));
-        put(
-            "GPU",
-            format!(
-                "{} {}, driver {}, {}, limit {} (of {} to {})",
-                gpu.name,
-                gpu.uuid.as_deref().unwrap_or(""),
-                gpu.driver.as_deref().unwrap_or("unknown"),
-                or_dash(gpu.memory_bytes, gigabytes),
-                watts(gpu.power_limit_watts),
-                watts(gpu.minimum_power_limit_watts),
-                watts(gpu.maximum_power_limit_watts)
-            ),
-        );
+        let named = |name: &str, value: &Option<String>| value.as_ref().map(|v| format!("{name} {v}"));
+        let parts = [Some(gpu.name.clone()), gpu.uuid.clone(), named("driver", &gpu.driver)];
+        let mut parts: Vec<String> = parts.into_iter().flatten().collect();
+        parts.extend(gpu.memory_bytes.map(gigabytes));
+        let limits = [gpu.power_limit_watts, gpu.minimum_power_limit_watts, gpu.maximum_power_limit_watts];
+        let [limit, least, most] = limits.map(|w| or_dash(w, number));
+        parts.push(format!("power limit {limit} W (of {least} to {most} W)"));
+        put("GPU", parts.join(", "));
     }
     put("hardware fingerprint", hardware.fingerprint.clone());
     let model = &report.model;

@@ -50,9 +50,10 @@ pub struct Crossing {
 
 const PLOT_HEIGHT: i32 = 210;
 const LEGEND_ROW: i32 = 20;
-const PHASE_STRIP: i32 = 76;
-const PHASE_LETTERS: usize = 10;
+const PHASE_STRIP: i32 = 94;
+const PHASE_LETTERS: usize = 11;
 const BOTTOM: i32 = 48;
+const TICKS_BELOW: usize = 9;
 /// Widths of phases that their upright name fits into.
 const PHASE_WIDTH: i32 = 15;
 
@@ -132,7 +133,7 @@ impl Lines {
             canvas.line(&[(place.left, y), (place.right, y)], Ink::Pale, 1);
             canvas.text(&number(tick), (place.left - 6, y), Anchor::End);
         }
-        for tick in place.x.ticks(7) {
+        for tick in place.x.ticks(TICKS_BELOW) {
             let x = place.x(tick);
             canvas.line(&[(x, place.bottom), (x, place.bottom + 4)], Ink::Black, 1);
             canvas.text(&number(tick), (x, place.bottom + 14), Anchor::Middle);
