@@ -18,7 +18,8 @@ use crate::clock::{BusyTime, Clock, Tick};
 
 /// Requests of an open loop that may run at once; more are counted as failed.
 const MOST_RUNNING: usize = 4096;
-/// After so many failures in a row the target is given up.
+/// After so many failures in a row a closed loop gives the target up; in an open one, a target that cannot
+/// keep up refuses many.
 const FAILURES_IN_A_ROW: u64 = 8;
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 /// Latencies a request keeps to itself before it hands them over.
@@ -55,6 +56,7 @@ pub struct Tally {
     /// A recording of arrivals has ended, and its last request too.
     over: AtomicU64,
     state: Mutex<State>,
+    gives_up: bool,
     /// Time with a request running: the utilisation of a server that tells none.
     busy: BusyTime,
     busy_since: Mutex<Option<Tick>>,
@@ -85,7 +87,7 @@ struct State {
 }
 
 impl Tally {
-    fn new(clock: Clock, busy: BusyTime) -> Tally {
+    fn new(clock: Clock, busy: BusyTime, gives_up: bool) -> Tally {
         Tally {
             clock,
             input: AtomicU64::new(0),
@@ -93,6 +95,7 @@ impl Tally {
             running: AtomicUsize::new(0),
             over: AtomicU64::new(0),
             state: Mutex::default(),
+            gives_up,
             busy,
             busy_since: Mutex::default(),
         }
@@ -169,7 +172,7 @@ impl Tally {
                 records.failed += u64::from(*recording);
                 *failures_in_a_row += 1;
                 let problem = error.to_string();
-                if *failures_in_a_row >= FAILURES_IN_A_ROW {
+                if self.gives_up && *failures_in_a_row >= FAILURES_IN_A_ROW {
                     given_up.get_or_insert_with(|| problem.clone());
                 }
                 records.problem.get_or_insert(problem);
@@ -290,7 +293,8 @@ pub struct Load {
 impl Load {
     /// `busy` hears of the time with a request running, for targets that keep no such time themselves.
     pub fn start(runtime: &Handle, target: Arc<Target>, shape: Shape, clock: &Clock, busy: BusyTime) -> Load {
-        let tally = Arc::new(Tally::new(clock.clone(), busy));
+        let gives_up = matches!(shape.arrivals, Arrivals::Closed { .. });
+        let tally = Arc::new(Tally::new(clock.clone(), busy, gives_up));
         let stop = CancellationToken::new();
         let work = run(target, tally.clone(), shape);
         let until = stop.clone();
@@ -386,7 +390,7 @@ mod tests {
         /// What is asked fits the context, loses no more than it must, and never vanishes.
         #[test]
         fn asks_fit(input in 1usize..5000, output in 1usize..5000, context in 2usize..6000) {
-            let tally = Tally::new(Clock::fake(), BusyTime::default());
+            let tally = Tally::new(Clock::fake(), BusyTime::default(), true);
             let mut asks = Asks { random: Random::new(1), shape: shape(input, output, Some(context)) };
             let ask = asks.next(&tally);
             prop_assert!(ask.input_tokens >= 1 && ask.output_tokens >= 1);
@@ -399,7 +403,7 @@ mod tests {
     #[test]
     fn latencies_are_of_tokens_and_only_while_recorded() {
         let clock = Clock::fake();
-        let tally = Tally::new(clock.clone(), BusyTime::default());
+        let tally = Tally::new(clock.clone(), BusyTime::default(), true);
         let asked = Ask { input_tokens: 7, output_tokens: 9, seed: 0 };
         let mut watch =
             Watch { tally: &tally, asked, begun: clock.now(), last: None, tokens: 0, gaps: Vec::new() };
@@ -423,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_target_that_fails_again_and_again_is_given_up() {
-        let tally = Tally::new(Clock::fake(), BusyTime::default());
+        let tally = Tally::new(Clock::fake(), BusyTime::default(), true);
         let fail = || Err(TargetError::Failed { target: "x".into(), problem: "gone".into() });
         tally.record();
         for _ in 1..FAILURES_IN_A_ROW {
@@ -435,12 +439,15 @@ mod tests {
         assert_eq!(tally.given_up().as_deref(), Some("x: gone"));
         let records = tally.take();
         assert_eq!((records.requests, records.failed), (1, 2 * FAILURES_IN_A_ROW - 1));
+        let patient = Tally::new(Clock::fake(), BusyTime::default(), false);
+        (0..FAILURES_IN_A_ROW).for_each(|_| patient.end(fail()));
+        assert_eq!(patient.given_up(), None);
     }
 
     #[test]
     fn time_with_a_request_is_busy() {
         let (clock, busy) = (Clock::fake(), BusyTime::default());
-        let tally = Tally::new(clock.clone(), busy.clone());
+        let tally = Tally::new(clock.clone(), busy.clone(), true);
         let second = Duration::from_secs(1);
         clock.advance(second);
         tally.begin();
