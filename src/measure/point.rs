@@ -47,6 +47,8 @@ pub fn point(setup: &Setup, windows: &[Window], records: Records) -> Option<Poin
         requests_per_second: setup.requests_per_second,
         duty: setup.duty,
         power_cap_watts: setup.power_cap_watts,
+        asked_input_tokens: setup.asked_input_tokens,
+        asked_output_tokens: setup.asked_output_tokens,
         mean_input_tokens: mean(records.counts.input_tokens, setup.asked_input_tokens),
         mean_output_tokens: mean(records.counts.output_tokens, setup.asked_output_tokens),
         start_seconds: setup.start_seconds,

@@ -159,6 +159,9 @@ pub struct Point {
     /// Share of the time the engine may be busy.
     pub duty: Option<f64>,
     pub power_cap_watts: Option<f64>,
+    /// Mean lengths that were asked for.
+    pub asked_input_tokens: f64,
+    pub asked_output_tokens: f64,
     /// Mean lengths of the requests that ended; where none did, of those asked for.
     pub mean_input_tokens: f64,
     pub mean_output_tokens: f64,

@@ -41,6 +41,8 @@ pub fn point(kind: Kind, concurrency: u32, tokens_per_second: f64, watts: f64) -
         requests_per_second: None,
         duty: None,
         power_cap_watts: None,
+        asked_input_tokens: 128.0,
+        asked_output_tokens: 128.0,
         mean_input_tokens: 128.0,
         mean_output_tokens: 128.0,
         start_seconds: 10.0,

@@ -14,7 +14,7 @@ use super::report::{Energy, Kind, Point, Quantiles, Report};
 use super::table::{label, scope_name};
 use crate::economics::estimate::Estimate;
 
-/// Mean lengths that differ by less than this share are the same.
+/// Lengths that differ by less than this share are the same.
 const SAME_LENGTH: f64 = 0.05;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -194,8 +194,10 @@ fn is_same(a: &Point, b: &Point) -> bool {
         && a.requests_per_second == b.requests_per_second
         && a.duty == b.duty
         && a.power_cap_watts == b.power_cap_watts
-        && close(a.mean_input_tokens, b.mean_input_tokens)
-        && close(a.mean_output_tokens, b.mean_output_tokens)
+        && close(a.asked_input_tokens, b.asked_input_tokens)
+        && close(a.asked_output_tokens, b.asked_output_tokens)
+        // A recording asks by itself.
+        && (a.kind != Kind::Trace || close(a.mean_input_tokens, b.mean_input_tokens))
 }
 
 fn of_pair(
@@ -207,6 +209,10 @@ fn of_pair(
 ) -> Vec<Ratio> {
     let mut flags: Vec<String> = a.flags.iter().map(|f| format!("A: {f}")).collect();
     flags.extend(b.flags.iter().map(|f| format!("B: {f}")));
+    let (x, y) = (a.mean_output_tokens, b.mean_output_tokens);
+    if (x - y).abs() > SAME_LENGTH * x.max(y) {
+        flags.push(format!("mean answers of unlike length: A {x:.0} tokens, B {y:.0}"));
+    }
     let make = |metric, first: Estimate, second: Estimate, gain: Option<f64>, scope: (&str, &str)| {
         let known = |e: Estimate| e.low < e.high;
         let error_known = known(first) && known(second);
@@ -458,8 +464,8 @@ mod tests {
         let changes: [Change; 6] = [
             |p| p.kind = Kind::Sustained,
             |p| p.concurrency = 2,
-            |p| p.mean_input_tokens = 256.0,
-            |p| p.mean_output_tokens = 64.0,
+            |p| p.asked_input_tokens = 256.0,
+            |p| p.asked_output_tokens = 64.0,
             |p| p.duty = Some(0.5),
             |p| p.power_cap_watts = Some(300.0),
         ];
@@ -470,6 +476,12 @@ mod tests {
             assert_eq!((c.only_in_first.len(), c.only_in_second.len()), (1, 1));
             assert_eq!(c.ratios.len(), 8);
         }
+        // Models may end their answers early: that is said, and compared.
+        let mut shorter = report(1.0);
+        shorter.points[0].mean_output_tokens = 60.0;
+        let c = compare(&report(1.0), &shorter, FIVE).unwrap();
+        assert!(c.only_in_second.is_empty());
+        assert!(find(&c, "1 at once", Metric::ItlP50).flags.iter().any(|f| f.contains("A 128 tokens, B 60")));
         let mut none = report(1.0);
         none.points.clear();
         assert!(matches!(compare(&report(1.0), &none, FIVE), Err(Refused::NothingShared { .. })));

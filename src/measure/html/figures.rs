@@ -16,6 +16,9 @@ pub struct Plot {
 /// A power trace is drawn with at most twice as many samples as this: the lowest and highest of each part.
 const PARTS: usize = 300;
 
+/// A curve that reaches this many times farther than the others is not drawn with them.
+const FAR_BELOW: f64 = 5.0;
+
 /// All plots that the report has data for.
 pub fn all(report: &Report) -> Vec<Plot> {
     let outcome = report.economics.as_ref().map(|e| &e.outcome);
@@ -156,7 +159,11 @@ pub fn break_even(outcome: &Outcome) -> Option<Plot> {
     let mut all =
         vec![series("serving, the unit is paid for", curve(|p| Some(&p.marginal)), Mark::Solid, true)];
     let loaded = curve(|p| p.loaded.as_ref());
-    if !loaded.is_empty() {
+    let farthest = |all: &[Sample]| all.iter().map(|s| s.y.value.abs()).fold(0.0, f64::max);
+    // A unit that costs many times what power earns would press all other lines into one.
+    let below = !outcome.fully_loaded
+        && farthest(&loaded) > FAR_BELOW * farthest(&all[0].samples).max(chosen.mine.value.abs());
+    if !loaded.is_empty() && !below {
         all.push(series("serving, with the unit's price", loaded, Mark::Dashed, false));
     }
     all.push(series("mining", flat(&chosen.mine), Mark::Dotted, true));
@@ -173,6 +180,7 @@ pub fn break_even(outcome: &Outcome) -> Option<Plot> {
             "no utilisation up to 100 % makes serving earn as much as its best alternative, {capital}"
         ),
     };
+    let left_out = if below { " With the unit's price serving lies far below what is drawn." } else { "" };
     let title = "Net earnings of a megawatt-hour against utilisation";
     let lines = Lines {
         words: words(title, format!("{found}.")),
@@ -185,7 +193,7 @@ pub fn break_even(outcome: &Outcome) -> Option<Plot> {
         crossing,
     };
     let caption = format!(
-        "{title}, all hours: {found}. Grey areas and bars: intervals. Serving: method: {}. Mining: method: {}. \
+        "{title}, all hours: {found}. Grey areas and bars: intervals.{left_out} Serving: method: {}. Mining: method: {}. \
          Boundary: {}.",
         first.marginal.method, chosen.mine.method, first.marginal.boundary
     );

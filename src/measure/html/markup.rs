@@ -5,7 +5,7 @@ use crate::measure::plot::escape;
 use crate::measure::plot::scale::number;
 
 /// Cells longer than this may break over lines.
-const LONG_CELL: usize = 28;
+const LONG_CELL: usize = 34;
 
 pub fn paragraph(text: &str) -> String {
     format!("<p>{}</p>\n", escape(text))
