@@ -7,6 +7,7 @@ pub mod assemble;
 mod bench;
 mod chat;
 mod doctor;
+mod given;
 pub mod machine;
 mod market;
 mod models;

@@ -205,6 +205,10 @@ impl<'a> Complete<'a> {
                 MarketWarning::Future { as_of } if !market.example => {
                     self.missing.push(Missing::FutureMarket { as_of: as_of.clone() });
                 }
+                // Only the price of what is served matters here; an example is always old.
+                MarketWarning::OldTokenPrice { model, .. }
+                    if self.served.is_none_or(|s| s.model != *model) => {}
+                MarketWarning::Stale { .. } | MarketWarning::Future { .. } => {}
                 _ => self.warnings.push(warning.to_string()),
             }
         }

@@ -2,16 +2,12 @@
 //!
 //! Flags of the engine and `--meter` are settings; here is what only a bench knows.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::economics::market::Market;
-use crate::economics::miners;
-use crate::economics::site::Site;
-use crate::measure::economics::Given;
+use crate::cli::given;
 use crate::measure::lengths::Lengths;
 use crate::measure::sweep::Plan;
 use crate::measure::trace;
@@ -57,11 +53,9 @@ pub fn command() -> Command {
             option("seconds", "SECONDS", "Length of a window; longer on meters that need it").hide(true),
             option("points", "N", "End after so many points").hide(true),
             option("seed", "N", "What prompts and lengths are drawn with [default: 1]"),
-            option("market", "FILE", "Market snapshot (hashwatt market fetch) for the verdict"),
-            option("site", "FILE", "The site: power contract, PUE, utilisation, machines"),
-            option("miners", "FILE", "Machines of your own beside the built-in table"),
             option("out", "DIR", "Folder for the report; nothing in it is overwritten [default: .]"),
         ])
+        .args(given::options())
 }
 
 fn parsed<T: std::str::FromStr>(matches: &ArgMatches, name: &str) -> anyhow::Result<Option<T>>
@@ -156,29 +150,6 @@ pub fn plan(matches: &ArgMatches, takes: Takes) -> anyhow::Result<Plan> {
         seed: parsed(matches, "seed")?.unwrap_or(1),
         most_points: number(matches, "points", 1.0, 1e6)?.map_or(usize::MAX, |n| n as usize),
     })
-}
-
-/// What the verdict is to rest on, from files.
-///
-/// # Errors
-/// A file that cannot be read or is not what it should be.
-pub fn given(matches: &ArgMatches) -> anyhow::Result<Given> {
-    let text = |name: &str| -> anyhow::Result<Option<(PathBuf, String)>> {
-        let Some(file) = matches.get_one::<String>(name).map(PathBuf::from) else { return Ok(None) };
-        let text = std::fs::read_to_string(&file).with_context(|| format!("--{name} {}", file.display()))?;
-        Ok(Some((file, text)))
-    };
-    let mut given = Given::default();
-    if let Some((file, text)) = text("market")? {
-        given.market = Some(Market::parse(&text).with_context(|| file.display().to_string())?);
-    }
-    if let Some((file, text)) = text("site")? {
-        given.site = Some(Site::parse(&text).with_context(|| file.display().to_string())?);
-    }
-    if let Some((file, text)) = text("miners")? {
-        given.miners = Some(miners::with_own(Some(&text)).with_context(|| file.display().to_string())?);
-    }
-    Ok(given)
 }
 
 #[cfg(test)]

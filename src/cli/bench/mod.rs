@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 pub use arguments::command;
 use screen::Screen;
 
-use super::{Exit, machine};
+use super::{Exit, given, machine};
 use crate::clock::{Clock, unix_seconds};
 use crate::config::Config;
 use crate::measure::files::ReportFiles;
@@ -39,7 +39,7 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
         .enable_all()
         .build()
         .context("the runtime could not start")?;
-    let given = arguments::given(matches)?;
+    let given = given::given(matches)?;
     let subject = subject::open(config, matches, runtime.handle(), &clock)?;
     let plan = arguments::plan(matches, subject.takes)?;
     let folder = matches.get_one::<String>("out").map_or(".", String::as_str);
