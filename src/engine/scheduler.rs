@@ -75,7 +75,7 @@ impl<P> Scheduler<P> {
         Scheduler {
             pool,
             prefix_caching,
-            waiting: VecDeque::new(),
+            waiting: VecDeque::with_capacity(max_sequences),
             running: Vec::with_capacity(max_sequences),
         }
     }
