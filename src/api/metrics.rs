@@ -75,7 +75,7 @@ pub fn energy_source(unit: Arc<Unit>) -> EnergySource {
             idle_watts: ledger.idle_power(index).map(|(watts, measured)| (watts.0, measured)),
             throttled: meter.throttled_seconds(),
             resets: meter.resets,
-            other_processes: meter.board.as_ref().map(|b| b.other_processes as f64),
+            other_processes: meter.board.as_ref().and_then(|b| b.other_processes).map(|n| n as f64),
             xid: meter.board.as_ref().and_then(|b| b.xid).map(|x| x as f64),
             boundary: meter.info.boundary.as_str(),
             method: meter.info.method.to_string(),

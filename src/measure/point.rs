@@ -124,7 +124,7 @@ fn boards(windows: &[Window]) -> Vec<Board> {
             thermal_throttle_seconds: throttled(Throttle::Thermal),
             power_brake_throttle_seconds: throttled(Throttle::PowerBrake),
             other_throttle_seconds: throttled(Throttle::Other),
-            other_processes: board.other_processes as u32,
+            other_processes: board.other_processes.map(|n| n as u32),
         }
     };
     known.map(of).collect()
@@ -142,7 +142,7 @@ fn flags(setup: &Setup, windows: &[Window], tokens: &[u64], records: &Records) -
     let lost = all_spans(windows).find_map(|s| Some(format!("{}: {}", s.info.name, s.problem.as_ref()?)));
     flag(lost.is_some(), lost.unwrap_or_default());
     for board in boards(windows) {
-        flag(board.other_processes > 0, format!("other process on {}", board.meter));
+        flag(board.other_processes.is_some_and(|n| n > 0), format!("other process on {}", board.meter));
         flag(board.thermal_throttle_seconds > 0.0, format!("thermal throttling of {}", board.meter));
         flag(board.power_brake_throttle_seconds > 0.0, format!("power brake of {}", board.meter));
     }
@@ -310,7 +310,7 @@ mod tests {
         let mut spans = two_packages(50.0);
         spans[0].short = true;
         spans[1].problem = Some("lost: gone".into());
-        spans[2].board = Some(crate::power::BoardState { other_processes: 2, ..Default::default() });
+        spans[2].board = Some(crate::power::BoardState { other_processes: Some(2), ..Default::default() });
         spans[2].throttled[1] = Duration::from_secs(1);
         let mut windows = vec![window(2.0, 0, 400, spans); 8];
         windows[4..].iter_mut().for_each(|w| w.output_tokens = 200);

@@ -237,7 +237,7 @@ pub struct Board {
     pub thermal_throttle_seconds: f64,
     pub power_brake_throttle_seconds: f64,
     pub other_throttle_seconds: f64,
-    pub other_processes: u32,
+    pub other_processes: Option<u32>,
 }
 
 /// Power over the whole bench.

@@ -140,8 +140,8 @@ pub struct BoardState {
     #[serde(default)]
     pub throttles: Vec<Throttle>,
     /// Compute processes of others on the same board: their watts are in the readings too.
-    #[serde(default)]
-    pub other_processes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other_processes: Option<usize>,
     /// The last Xid (fault code of NVIDIA's driver), if any came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xid: Option<u64>,

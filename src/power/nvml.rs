@@ -210,7 +210,8 @@ impl PowerMeter for Board {
             throttles: device.current_throttle_reasons().map(throttles).unwrap_or_default(),
             other_processes: device
                 .running_compute_processes()
-                .map_or(0, |all| all.iter().filter(|p| p.pid != own).count()),
+                .ok()
+                .map(|all| all.iter().filter(|p| p.pid != own).count()),
             xid: self.xid,
         })
     }

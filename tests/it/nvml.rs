@@ -120,7 +120,7 @@ fn faults_others_slices_and_reasons_are_told() {
     // SW power cap, HW thermal with the hardware's general flag.
     fake.set("xid 79\nothers 2\nreasons 76");
     let board = meter.board().unwrap();
-    assert_eq!((board.xid, board.other_processes), (Some(79), 2));
+    assert_eq!((board.xid, board.other_processes), (Some(79), Some(2)));
     assert_eq!(board.throttles, [Throttle::PowerCap, Throttle::Thermal]);
     fake.set("xid 79\nreasons 136");
     let board = meter.board().unwrap();

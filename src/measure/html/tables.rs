@@ -150,7 +150,7 @@ pub fn boards(report: &Report) -> String {
                 ]
                 .map(number),
             );
-            row.push(b.other_processes.to_string());
+            row.push(b.other_processes.map_or("–".into(), |n| n.to_string()));
             row
         }));
     }
