@@ -3,6 +3,7 @@
 //! Flags and files in, a TOML file and lines of text out. How servers are asked is `crate::market`'s business,
 //! the arithmetic is `crate::economics`'.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ pub fn command() -> Command {
         .about("Fetch or show a dated snapshot of what mining pays")
         .subcommand_required(true)
         .subcommand(fetch_command())
+        .subcommand(write_command())
         .subcommand(
             Command::new("show")
                 .about("Print a snapshot, its age and what each miner earns at it")
@@ -65,15 +67,79 @@ fn fetch_command() -> Command {
         .arg(switch("force", "Also overwrite a file that was not fetched"))
 }
 
-/// Runs `market fetch` or `market show`.
+fn write_command() -> Command {
+    let option = |name: &'static str, shape: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(shape).help(help)
+    };
+    let number = |name, shape, help| option(name, shape, help).value_parser(value_parser!(f64));
+    Command::new("write")
+        .about("Write a snapshot from figures of your own")
+        .arg(number("difficulty", "N", "Difficulty of the network").required(true))
+        .arg(number("price", "USD", "Dollars for a bitcoin").required(true))
+        .arg(number("fees", "BTC", "Fees of a mean block").required(true))
+        .arg(
+            option("height", "BLOCK", "Height of the chain: gives the subsidy and the next halving")
+                .value_parser(value_parser!(u64))
+                .required_unless_present("subsidy"),
+        )
+        .arg(
+            number("subsidy", "BTC", "New bitcoin in a block, where no height is given")
+                .conflicts_with("height"),
+        )
+        .arg(number("pool-fee", "SHARE", "Share of the revenue the pool keeps, 0 to 0.5").required(true))
+        .arg(option("as-of", "TIME", "Of these figures: a day, or RFC 3339 [default: now]"))
+        .arg(option("source", "TEXT", "Where they are from [default: given by flags]"))
+        .arg(
+            option("out", "FILE", "Where to write; nothing is overwritten [default: market.toml]")
+                .value_parser(value_parser!(PathBuf)),
+        )
+}
+
+fn write(m: &ArgMatches) -> Exit {
+    let number = |name: &str| m.get_one::<f64>(name).copied();
+    let text = |name: &str, otherwise: String| m.get_one::<String>(name).cloned().unwrap_or(otherwise);
+    let height = m.get_one::<u64>("height").copied();
+    let given = |name: &'static str| number(name).with_context(|| format!("--{name} is missing"));
+    let market = Market {
+        example: false,
+        as_of: text("as-of", market::moment(unix_seconds())),
+        source: text("source", "given by flags".into()),
+        difficulty: given("difficulty")?,
+        subsidy_btc: match height {
+            Some(height) => market::subsidy_btc(height),
+            None => given("subsidy")?,
+        },
+        fees_btc_per_block: Some(given("fees")?),
+        fees_share_of_reward: None,
+        btc_usd: given("price")?,
+        pool_fee: given("pool-fee")?,
+        height,
+        hashprice_low_usd_per_ph_day: None,
+        hashprice_high_usd_per_ph_day: None,
+        hashprice_range: None,
+        published_hashprice_usd_per_ph_day: None,
+        published_hashprice_source: None,
+        token_price: Vec::new(),
+    };
+    market.check()?;
+    let out = m.get_one::<PathBuf>("out").cloned().unwrap_or_else(|| DEFAULT_FILE.into());
+    let mut file = std::fs::File::create_new(&out).with_context(|| out.display().to_string())?;
+    file.write_all(market.to_toml().as_bytes()).with_context(|| out.display().to_string())?;
+    println!("{}", summary(&market));
+    println!("written to {}; prices of tokens are added there as [[token_price]]", out.display());
+    Ok(0)
+}
+
+/// Runs `market fetch`, `market write` or `market show`.
 ///
 /// # Errors
 /// What went wrong, to be printed as it is.
 pub fn run(matches: &ArgMatches) -> Exit {
     match matches.subcommand() {
         Some(("fetch", m)) => fetch(m),
+        Some(("write", m)) => write(m),
         Some(("show", m)) => show(m.get_one::<PathBuf>("file").context("no file")?),
-        _ => bail!("market fetch, or market show FILE"),
+        _ => bail!("market fetch, market write, or market show FILE"),
     }
 }
 
@@ -276,6 +342,26 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "# mine\n");
         let forced = hashwatt(&["fetch", "--from", &server.url, "--out", out, "--force"]);
         assert_eq!(forced, Ok(0));
+    }
+
+    #[test]
+    fn a_snapshot_of_own_figures_is_checked_and_overwrites_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("own.toml");
+        let out = out.to_str().unwrap();
+        let with = |difficulty: &'static str, rest: &[&'static str]| {
+            let mut all =
+                vec!["market", "write", "--difficulty", difficulty, "--price", "91000", "--out", out];
+            all.extend(rest);
+            hashwatt(&all)
+        };
+        let rest = ["--fees", "0.0189", "--height", "930000", "--pool-fee", "0"];
+        assert!(with("12", &rest).unwrap_err().contains("difficulty"));
+        assert_eq!(with("152e12", &rest), Ok(0));
+        let market = Market::parse(&std::fs::read_to_string(out).unwrap()).unwrap();
+        assert_eq!((market.subsidy_btc, market.height), (3.125, Some(930_000)));
+        assert!((market.hashprice().value / 37.86 - 1.0).abs() < 1e-3);
+        assert!(with("152e12", &rest).unwrap_err().contains("own.toml"), "it is there already");
     }
 
     #[test]
