@@ -350,8 +350,7 @@ mod tests {
         let out = dir.path().join("own.toml");
         let out = out.to_str().unwrap();
         let with = |difficulty: &'static str, rest: &[&'static str]| {
-            let mut all =
-                vec!["market", "write", "--difficulty", difficulty, "--price", "91000", "--out", out];
+            let mut all = vec!["write", "--difficulty", difficulty, "--price", "91000", "--out", out];
             all.extend(rest);
             hashwatt(&all)
         };
