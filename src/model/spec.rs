@@ -144,7 +144,7 @@ impl DecoderSpec {
     }
 
     /// Modelled work of a sequence's rows in a step of `step_rows` rows, in FLOP: its arithmetic, plus the
-    /// bytes it reads (its keys and values once, its rows' part of the weights) at [`FLOP_PER_BYTE`]. Only
+    /// bytes it reads (its keys and values once, its rows' part of the weights) at `FLOP_PER_BYTE`. Only
     /// ratios of it mean anything.
     pub fn chunk_work(&self, tokens: &std::ops::Range<usize>, logit_rows: usize, step_rows: usize) -> f64 {
         const ELEMENT_BYTES: usize = 2;
