@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use super::machine;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::config::value::without_credentials;
 use crate::energy::Ledger;
 use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
@@ -227,7 +228,8 @@ pub fn meters(config: &Config, clock: &Clock) -> anyhow::Result<Metered> {
 /// # Errors
 /// As [`meters`].
 pub fn monitor(config: &Config, context: &MeterContext) -> anyhow::Result<(Arc<Monitor>, Vec<String>)> {
-    let opened = spec::open(&config.meter, context).with_context(|| format!("--meter {}", config.meter))?;
+    let opened = spec::open(&config.meter, context)
+        .with_context(|| format!("--meter {}", without_credentials(&config.meter.to_string())))?;
     if config.require_measured
         && let Some(meter) = opened.meters.iter().find(|m| !m.info().method.is_measured())
     {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::power::PowerError;
 use crate::power::spec::MeterSpec;
 use settings::{SETTINGS, Setting};
-use value::{parse_bytes, parse_duration};
+use value::{parse_bytes, parse_duration, without_credentials};
 
 /// A setting that cannot be honoured; names it and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -142,7 +142,7 @@ impl Resolved {
         let shown = |name: &str, value: &str| match (settings::find(name).is_some_and(|s| s.secret), value) {
             (_, "") => "(not set)".to_string(),
             (true, _) => "***".to_string(),
-            _ => value.to_string(),
+            _ => without_credentials(value),
         };
         self.0.iter().map(|(n, (v, origin))| format!("{n} = {}  # {origin}", shown(n, v))).collect()
     }
@@ -155,7 +155,7 @@ impl Resolved {
         let (value, origin) = &self.0[name];
         parse(value).map_err(|problem| {
             let secret = settings::find(name).is_some_and(|s| s.secret);
-            let value = if secret { "***".into() } else { value.clone() };
+            let value = if secret { "***".into() } else { without_credentials(value) };
             ConfigError::Invalid { name: name.into(), value, origin: origin.to_string(), problem }
         })
     }

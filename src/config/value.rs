@@ -69,9 +69,31 @@ pub fn parse_devices(text: &str) -> Result<Vec<DeviceKind>, String> {
         .ok_or_else(|| "is not auto, cpu, or a list of cpu (this build has no other device)".into())
 }
 
+/// The text without user and password of a URL in it (`http:http://user:password@pdu/…`), to be shown.
+pub fn without_credentials(text: &str) -> String {
+    let Some(begin) = text.find("://").map(|at| at + 3) else { return text.into() };
+    let end = text[begin..].find(['/', '?', '#']).map_or(text.len(), |at| begin + at);
+    match text[begin..end].rfind('@') {
+        Some(at) => format!("{}***{}", &text[..begin], &text[begin + at..]),
+        None => text.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_not_shown() {
+        for (text, shown) in [
+            ("http:http://me:p@w@pdu:80/a#b@site", "http:http://***@pdu:80/a#b@site"),
+            ("http://pdu/a#b@site", "http://pdu/a#b@site"),
+            ("declared:1,2", "declared:1,2"),
+            ("https://u@h", "https://***@h"),
+        ] {
+            assert_eq!(without_credentials(text), shown);
+        }
+    }
 
     #[test]
     fn sizes_and_times_are_read() {

@@ -16,6 +16,7 @@ use screen::Screen;
 use super::{Exit, given, machine};
 use crate::clock::{Clock, unix_seconds};
 use crate::config::Config;
+use crate::config::value::without_credentials;
 use crate::measure::files::ReportFiles;
 use crate::measure::hardware;
 use crate::measure::html;
@@ -142,13 +143,7 @@ fn without_secrets(arguments: impl Iterator<Item = String>) -> Vec<String> {
         if argument.starts_with("--api-key=") {
             return "--api-key=***".into();
         }
-        // A user and password in a URL.
-        match (argument.find("://"), argument.rfind('@')) {
-            (Some(scheme), Some(at)) if scheme < at => {
-                format!("{}***{}", &argument[..scheme + 3], &argument[at..])
-            }
-            _ => argument,
-        }
+        without_credentials(&argument)
     };
     arguments.map(shown).collect()
 }
