@@ -85,7 +85,7 @@ pub fn energy_source(unit: Arc<Unit>) -> EnergySource {
         let [prefill, decode] = ledger.told_totals();
         EnergySample {
             meters: meters.collect(),
-            joules_per_token: (generated > 0).then(|| PerToken {
+            joules_per_token: (generated > 0 && prefill + decode > 0.0).then(|| PerToken {
                 joules: (prefill + decode) / generated as f64,
                 boundary: ledger.boundary().as_str(),
                 method: ledger.method().to_string(),

@@ -8,7 +8,7 @@ use super::{Exit, assemble, machine};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ops::cpu::Isa;
-use crate::power::spec::{self, MeterContext, MeterSpec};
+use crate::power::spec::{self, MeterContext};
 use crate::unit::Unit;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub fn run(config: &Config, as_json: bool) -> Exit {
         threads(config),
         memory(),
         model(config),
-        power(),
+        power(config),
         port(config),
         exposure(config),
         files(),
@@ -118,9 +118,9 @@ fn memory() -> Finding {
 }
 
 /// Which meters there are; the remedy names the permission where one is missing.
-fn power() -> Finding {
+fn power(config: &Config) -> Finding {
     let context = MeterContext::new(Clock::system(), Vec::new(), machine::cores());
-    match spec::open(&MeterSpec::Auto, &context) {
+    match spec::open(&config.meter, &context) {
         Ok(opened) => {
             let names: Vec<String> = opened
                 .meters
@@ -130,6 +130,12 @@ fn power() -> Finding {
             let found = names.join(", ");
             match opened.meters.iter().any(|m| m.info().method.is_measured()) {
                 true => finding("power", Level::Pass, found, ""),
+                false if config.require_measured => finding(
+                    "power",
+                    Level::Error,
+                    found,
+                    "--require-measured wants an instrument: choose another --meter",
+                ),
                 false => {
                     let why = opened.notes.join("; ");
                     let fix = format!(
@@ -140,7 +146,7 @@ fn power() -> Finding {
                 }
             }
         }
-        Err(error) => finding("power", Level::Warn, error.to_string(), "choose another --meter"),
+        Err(error) => finding("power", Level::Error, error.to_string(), "choose another --meter"),
     }
 }
 

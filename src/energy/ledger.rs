@@ -12,12 +12,16 @@ use super::intervals::Interval;
 use super::{RequestEnergy, relative_power};
 use crate::clock::{Clock, Tick};
 use crate::engine::step_log::{OVERHEAD, Share, StepLog, Steps};
-use crate::power::monitor::{EnergyWindow, MeterState, Monitor};
+use crate::power::monitor::{EnergyWindow, MeterState, Monitor, Status};
 use crate::power::{Boundary, Method};
 use crate::quantity::{Joules, Watts};
 
 /// Steps that no meter has settled for so long (a lost meter) are let go.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
+/// How often requests that end look after what a lost meter leaves behind.
+const TEND: Duration = Duration::from_secs(5);
+/// A meter whose reading has not moved for so long tells nothing.
+const SILENT: Duration = Duration::from_secs(10);
 /// Which boundary requests are told: the innermost that sees the devices' work.
 const TOLD: [Boundary; 4] = [Boundary::GpuBoard, Boundary::CpuPackage, Boundary::Node, Boundary::Site];
 
@@ -67,6 +71,8 @@ struct Inner {
     told: Vec<usize>,
     accounts: HashMap<u64, Account>,
     last_account: u64,
+    /// When what is settled was last forgotten.
+    tended: Tick,
 }
 
 /// Shared by the service, the metrics and the monitor's thread.
@@ -92,9 +98,10 @@ impl Ledger {
         let told: Vec<usize> = (0..infos.len()).filter(|i| infos[*i].boundary == boundary).collect();
         // The least trustworthy of them, if they differ.
         let method = told.iter().map(|i| infos[*i].method).max()?;
+        let begun = monitor.clock().now();
         let engine = |log: StepLog| {
             log.listen();
-            Engine { log, twin: Steps::default(), steps: VecDeque::new(), last_end: Tick(0) }
+            Engine { log, twin: Steps::default(), steps: VecDeque::new(), last_end: begun }
         };
         let inner = Inner {
             engines: logs.into_iter().map(engine).collect(),
@@ -102,6 +109,7 @@ impl Ledger {
             told,
             accounts: HashMap::new(),
             last_account: OVERHEAD,
+            tended: begun,
         };
         let clock = monitor.clock().clone();
         let ledger = Ledger { clock, boundary, method, monitor: monitor.clone(), inner: Mutex::new(inner) };
@@ -185,12 +193,20 @@ impl AccountHandle {
         }
     }
 
-    /// Joules so far: what is settled, and an estimate of the rest.
-    pub fn energy(&self) -> RequestEnergy {
+    /// Joules so far: what is settled, and an estimate of the rest. `None` where the meters say nothing: lost,
+    /// silent, or not moved yet.
+    pub fn energy(&self) -> Option<RequestEnergy> {
         let states = self.ledger.monitor.snapshot();
+        let now = self.ledger.clock.now();
         let mut inner = self.ledger.inner();
         inner.take_steps();
         let told = inner.told.clone();
+        let silent = |m: &MeterState| {
+            matches!(m.status, Status::Lost(_)) || now.since(m.at) > SILENT.max(m.info.period * 20)
+        };
+        if told.iter().filter_map(|meter| states.get(*meter)).any(silent) {
+            return None;
+        }
         let account = inner.accounts.get(&self.id);
         let mut joules = account.map_or([0.0; 2], |a| a.settled);
         let mut settled = account.is_some_and(|a| a.closed.is_some());
@@ -202,13 +218,14 @@ impl AccountHandle {
             }
             settled &= account.closed.is_some_and(|at| book.settled_until >= at);
         }
-        RequestEnergy {
+        let energy = RequestEnergy {
             prefill: Joules(joules[0]),
             decode: Joules(joules[1]),
             method: self.ledger.method,
             boundary: self.ledger.boundary,
             settled,
-        }
+        };
+        Some(energy).filter(|e| e.total().0 > 0.0)
     }
 }
 
@@ -218,6 +235,12 @@ impl Drop for AccountHandle {
         let mut inner = self.ledger.inner();
         if let Some(account) = inner.accounts.get_mut(&self.id) {
             account.dropped = true;
+        }
+        // Windows do this too, but a meter that is lost closes none.
+        let now = self.ledger.clock.now();
+        if now.since(inner.tended) > TEND {
+            inner.take_steps();
+            inner.forget(now);
         }
     }
 }
@@ -265,13 +288,14 @@ impl Inner {
                     break;
                 }
                 self.books[meter].waiting.pop_front();
-                self.settle(meter, &window);
+                self.settle(meter, &window, open);
             }
         }
         self.forget(now);
     }
 
-    fn settle(&mut self, meter: usize, window: &EnergyWindow) {
+    /// `open`: a step that was not waited for runs in the window.
+    fn settle(&mut self, meter: usize, window: &EnergyWindow, open: bool) {
         let Inner { engines, books, told, accounts, .. } = self;
         let book = &mut books[meter];
         let span = book.steps_of(window);
@@ -291,7 +315,8 @@ impl Inner {
             ended.unwrap_or(if e.last_end <= span.end { e.last_end } else { Tick(0) })
         };
         let last = seen().map(|(_, e)| last_before(e)).max().unwrap_or_default();
-        let per_weight = book.settle(window, &pieces, span.end.since(last));
+        let quiet_for = if open { Duration::ZERO } else { span.end.since(last) };
+        let per_weight = book.settle(window, &pieces, quiet_for);
         let slot = told.iter().position(|m| *m == meter);
         for (step, piece) in of_steps.into_iter().zip(&pieces) {
             let joules = per_weight * piece.weight();
@@ -320,6 +345,7 @@ impl Inner {
 
     /// Drops steps that every meter has settled, and accounts that are settled and asked no more.
     fn forget(&mut self, now: Tick) {
+        self.tended = now;
         for (index, engine) in self.engines.iter_mut().enumerate() {
             let meters = self.books.iter().filter(|b| b.info.device.is_none_or(|d| d == index));
             let settled = meters.map(|b| b.settled_until).min().unwrap_or(now);

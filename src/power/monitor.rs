@@ -4,15 +4,25 @@
 //! and [`Span`]s for benches. Totals only grow. A window ends where its meter's reading moved, so that a
 //! counter's ticks are never cut; sums over windows are exact differences of the counter.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::{BoardState, MeterInfo, PowerError, PowerMeter, Reading, SHORT_WINDOW_PERIODS, Throttle};
+use super::{
+    BoardState, Boundary, MeterInfo, PowerError, PowerMeter, Reading, SHORT_WINDOW_PERIODS, Throttle,
+};
 use crate::clock::{Clock, Tick};
 use crate::quantity::{Joules, Watts};
 
-/// More than this is not a reading of one machine, but a counter that began anew.
-const PLAUSIBLE_WATTS: f64 = 200_000.0;
+/// More than this inside a boundary is no reading, but a slip of the instrument or a counter that began anew.
+fn plausible_watts(boundary: Boundary) -> f64 {
+    match boundary {
+        Boundary::GpuBoard | Boundary::CpuPackage | Boundary::Dram => 20e3,
+        Boundary::Node => 1e6,
+        Boundary::Site => 1e9,
+    }
+}
+
 /// A meter without a reading for so many periods has a gap: the energy is bridged, and that is said.
 const GAP_PERIODS: u32 = 5;
 const BOARD_INTERVAL: Duration = Duration::from_secs(1);
@@ -125,8 +135,12 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Calls `sink` for each window that closes from now on, on the polling thread.
+    /// Calls `sink` for each window that closes from now on, on the polling thread. Windows begin anew, so
+    /// that none reaches back to what ran before anyone asked.
     pub fn on_window(&self, sink: WindowSink) {
+        for polled in self.polled.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            polled.window_start = polled.window_start.map(|_| (polled.state.at, polled.state.joules));
+        }
         self.sinks.write().unwrap_or_else(PoisonError::into_inner).push(sink);
     }
 
@@ -296,16 +310,38 @@ impl Polled {
         if matches!(self.state.status, Status::Lost(_)) && clock.now() < self.retry_at {
             return;
         }
-        let reading = self.meter.read();
+        let lost =
+            |problem: &str| PowerError::Lost { meter: self.state.info.name.clone(), problem: problem.into() };
+        let reading = catch_unwind(AssertUnwindSafe(|| self.meter.read()))
+            .unwrap_or_else(|_| Err(lost("reading it panicked")))
+            .and_then(|reading| self.plausible(reading));
         let now = clock.now();
         match reading {
             Ok(reading) => {
+                if self.state.status != Status::Working {
+                    tracing::info!(meter = %self.state.info.name, "the meter gives readings again");
+                }
                 self.state.status = Status::Working;
                 self.take(reading, now);
             }
             Err(error) => self.fail(&error, now),
         }
         self.ask_board(now);
+    }
+
+    /// One absurd number would stay in every total.
+    fn plausible(&self, reading: Reading) -> Result<Reading, PowerError> {
+        let info = &self.state.info;
+        let fine = match reading {
+            Reading::Power(watts) => (0.0..=plausible_watts(info.boundary)).contains(&watts.0),
+            Reading::Counter(joules) => joules.0.is_finite(),
+        };
+        let problem = || format!("{reading:?} is not plausible for a {}", info.boundary);
+        if fine {
+            Ok(reading)
+        } else {
+            Err(PowerError::Unreadable { meter: info.name.clone(), problem: problem() })
+        }
     }
 
     fn fail(&mut self, error: &PowerError, now: Tick) {
@@ -315,6 +351,10 @@ impl Polled {
         };
         if std::mem::discriminant(&status) != std::mem::discriminant(&self.state.status) {
             tracing::warn!(%error, "a meter gives no reading");
+        }
+        if matches!(status, Status::Lost(_)) {
+            // Nothing is known of it any more, nor for how long it was throttled.
+            (self.state.board, self.board_at, self.state.watts) = (None, None, None);
         }
         self.retry_at = now + RETRY_LOST;
         self.state.status = status;
@@ -362,7 +402,7 @@ impl Polled {
 
     /// What a counter that moved has counted, `time` after it moved before.
     fn counted(&mut self, before: Joules, after: Joules, time: Duration) -> Joules {
-        let most = Joules(PLAUSIBLE_WATTS * time.as_secs_f64().max(0.01));
+        let most = Joules(plausible_watts(self.state.info.boundary) * time.as_secs_f64().max(0.01));
         let added = match self.state.info.wraps_at {
             Some(range) if after < before => range - before + after,
             _ => after - before,
@@ -654,5 +694,41 @@ mod tests {
             time
         };
         Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+
+    /// Says what it is told, once a poll.
+    struct Script(MeterInfo, Vec<f64>);
+
+    impl PowerMeter for Script {
+        fn info(&self) -> &MeterInfo {
+            &self.0
+        }
+        fn read(&mut self) -> Result<Reading, PowerError> {
+            Ok(Reading::Power(Watts(self.1.remove(0))))
+        }
+    }
+
+    #[test]
+    fn absurd_readings_are_failures_and_a_meter_that_panics_is_lost() {
+        let clock = Clock::fake();
+        let board = FakeBoard::new(clock.clone(), Faults::default());
+        let info = MeterInfo { method: Method::Integrated, ..board.meter(None).info().clone() };
+        let said = vec![100.0, 1e308, f64::NAN, -5.0, 100.0];
+        let meter = Box::new(Script(info, said));
+        let monitor = Monitor::new(vec![meter], clock.clone(), MonitorConfig::default());
+        for n in 0..6 {
+            monitor.poll();
+            let status = monitor.meters().remove(0).status;
+            match n {
+                0 | 4 => assert_eq!(status, Status::Working),
+                1..=3 => assert!(
+                    matches!(&status, Status::Failing(why) if why.contains("plausible")),
+                    "{status:?}"
+                ),
+                _ => assert!(matches!(&status, Status::Lost(why) if why.contains("panicked")), "{status:?}"),
+            }
+            clock.advance(POLL);
+        }
+        assert!((monitor.meters()[0].joules.0 - 100.0 * 0.2).abs() < 1e-9);
     }
 }

@@ -11,6 +11,9 @@ use super::{Boundary, MeterInfo, Method, PowerError, PowerMeter, Reading};
 use crate::clock::{Clock, Tick};
 use crate::quantity::{Joules, Watts};
 
+/// Seconds, watts or joules above this are a slip.
+const MOST: f64 = 1e12;
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Watts,
@@ -52,7 +55,7 @@ pub fn open(file: &Path, clock: &Clock) -> Result<Vec<Box<dyn PowerMeter>>, Powe
         let line = record.position().map_or(0, csv::Position::line);
         let number = |at: usize| {
             let text = record.get(at).unwrap_or_default();
-            let number = text.parse::<f64>().ok().filter(|n| n.is_finite() && *n >= 0.0);
+            let number = text.parse::<f64>().ok().filter(|n| (0.0..=MOST).contains(n));
             number.ok_or_else(|| wrong(format!("line {line}: {text:?} is not a number of at least 0")))
         };
         let row = (number(seconds)?, number(value)?);

@@ -123,6 +123,10 @@ pub fn open(spec: &MeterSpec, context: &MeterContext) -> Result<Opened, PowerErr
     let one = |meter: Box<dyn PowerMeter>| vec![meter];
     let meters = match spec {
         MeterSpec::Auto => return auto(context),
+        MeterSpec::Nvml if !context.gpus => {
+            let problem = "no engine of this process runs on an NVIDIA board".into();
+            return Err(PowerError::Absent { meter: "nvml".into(), problem });
+        }
         MeterSpec::Nvml => nvml::open(context.nvml_library.as_deref())?,
         MeterSpec::Rapl => rapl::open(&context.powercap)?,
         MeterSpec::Http { url, path } => one(Box::new(HttpMeter::open(url, path, clock())?)),

@@ -149,7 +149,7 @@ impl Generation {
 
     /// Joules so far, over all choices; an estimate until the meters' windows have closed.
     pub fn energy(&self) -> Option<RequestEnergy> {
-        self.account.as_ref().map(AccountHandle::energy)
+        self.account.as_ref().and_then(AccountHandle::energy)
     }
 
     /// Times of the first choice that the engine ended, in seconds. When a stop string ended all of
