@@ -64,9 +64,10 @@ pub fn energy_source(unit: Arc<Unit>) -> EnergySource {
     use std::sync::atomic::Ordering::Relaxed;
     Box::new(move || {
         let Some(ledger) = unit.ledger() else { return EnergySample::default() };
+        let now = unit.clock().now();
         let meters = ledger.meters().into_iter().enumerate().map(|(index, (meter, totals))| MeterSample {
             up: meter.is_up(),
-            watts: meter.watts.map(|w| w.0),
+            watts: meter.watts.filter(|_| !meter.is_silent(now)).map(|w| w.0),
             limit_watts: meter.board.as_ref().and_then(|b| b.power_limit_watts),
             prefill_joules: totals.prefill,
             decode_joules: totals.decode,

@@ -18,6 +18,9 @@ pub const QUIET: Duration = Duration::from_secs(2);
 const QUIET_WINDOWS: usize = 10;
 /// How much of what earlier windows said of a step's watts a window full of steps replaces.
 const NEWEST: f64 = 0.5;
+/// Steps draw no more than this much of what their meter shows at most: the rest of a window is noise of the
+/// idleness around them, and short requests would be billed for it.
+const HEADROOM: f64 = 1.25;
 /// A window that is busy for this share says what a step draws even where idle power is not known yet.
 const NEARLY_ALL: f64 = 0.9;
 
@@ -88,14 +91,14 @@ impl Book {
         Some((Watts(sum / self.quiet.len() as f64), true))
     }
 
-    /// Joules a modelled weight is likely to come to; `power` is what the meter shows now, for the time
-    /// before the first window with a step.
-    pub fn estimate(&self, weight: f64, power: Option<Watts>) -> f64 {
-        let full_watts = match self.recent {
-            (joules, of) if of > 0.0 => joules / of,
-            _ => power.map_or(0.0, |watts| watts.0),
-        };
-        weight * full_watts
+    /// Joules a modelled weight is likely to come to: by the watts of the latest windows with steps, before
+    /// the first by the most the meter shows. `None` where neither is known.
+    pub fn estimate(&self, weight: f64) -> Option<f64> {
+        match self.recent {
+            (joules, of) if of > 0.0 => Some(weight * joules / of),
+            _ if weight <= 0.0 => Some(0.0),
+            _ => self.info.full.map(|full| weight * full.0),
+        }
     }
 
     /// Splits a window's energy: idle first, the rest to the pieces by modelled power. Gives the joules of a
@@ -122,12 +125,14 @@ impl Book {
         }
         let busy = union_length(pieces.iter().map(|p| p.time).collect());
         let idle_power = self.idle_power().map_or(Watts(0.0), |(watts, _)| watts);
-        let idle = (idle_power * length.saturating_sub(busy)).0.min(window.joules.0);
+        let most = self.info.full.map_or(f64::INFINITY, |full| (full * busy).0 * HEADROOM);
+        let idle =
+            (idle_power * length.saturating_sub(busy)).0.max(window.joules.0 - most).min(window.joules.0);
         self.totals.idle += idle;
         let per_weight = (window.joules.0 - idle) / weight;
         let busy_share = (busy.as_secs_f64() / length.as_secs_f64()).min(1.0);
         let idle_is_known = self.idle_power().is_some_and(|(_, measured)| measured);
-        if !window.gap && (idle_is_known || busy_share > NEARLY_ALL) {
+        if !window.gap && (idle_is_known || busy_share > NEARLY_ALL || self.recent.1 == 0.0) {
             // A window that hardly ran says little, and counts by its weight.
             let kept = 1.0 - NEWEST * busy_share;
             let (joules, of) = self.recent;

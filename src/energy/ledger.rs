@@ -12,7 +12,7 @@ use super::intervals::Interval;
 use super::{RequestEnergy, relative_power};
 use crate::clock::{Clock, Tick};
 use crate::engine::step_log::{OVERHEAD, Share, StepLog, Steps};
-use crate::power::monitor::{EnergyWindow, MeterState, Monitor, Status};
+use crate::power::monitor::{EnergyWindow, MeterState, Monitor};
 use crate::power::{Boundary, Method};
 use crate::quantity::{Joules, Watts};
 
@@ -20,8 +20,6 @@ use crate::quantity::{Joules, Watts};
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 /// How often requests that end look after what a lost meter leaves behind.
 const TEND: Duration = Duration::from_secs(5);
-/// A meter whose reading has not moved for so long tells nothing.
-const SILENT: Duration = Duration::from_secs(10);
 /// Which boundary requests are told: the innermost that sees the devices' work.
 const TOLD: [Boundary; 4] = [Boundary::GpuBoard, Boundary::CpuPackage, Boundary::Node, Boundary::Site];
 
@@ -194,17 +192,14 @@ impl AccountHandle {
     }
 
     /// Joules so far: what is settled, and an estimate of the rest. `None` where the meters say nothing: lost,
-    /// silent, or not moved yet.
+    /// silent, or nothing yet of steps.
     pub fn energy(&self) -> Option<RequestEnergy> {
         let states = self.ledger.monitor.snapshot();
         let now = self.ledger.clock.now();
         let mut inner = self.ledger.inner();
         inner.take_steps();
         let told = inner.told.clone();
-        let silent = |m: &MeterState| {
-            matches!(m.status, Status::Lost(_)) || now.since(m.at) > SILENT.max(m.info.period * 20)
-        };
-        if told.iter().filter_map(|meter| states.get(*meter)).any(silent) {
+        if told.iter().filter_map(|meter| states.get(*meter)).any(|m| m.is_silent(now)) {
             return None;
         }
         let account = inner.accounts.get(&self.id);
@@ -214,7 +209,7 @@ impl AccountHandle {
             let book = &inner.books[*meter];
             let Some(account) = account else { continue };
             for (joules, weight) in joules.iter_mut().zip(account.pending[slot]) {
-                *joules += book.estimate(weight.max(0.0), states.get(*meter).and_then(|s| s.watts));
+                *joules += book.estimate(weight.max(0.0))?;
             }
             settled &= account.closed.is_some_and(|at| book.settled_until >= at);
         }

@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::book::{Book, Piece};
+use super::intervals::Interval;
 use super::*;
 use crate::clock::{Clock, Tick};
 use crate::engine::step_log::{OVERHEAD, Share, StepLog, StepRecord};
-use crate::power::monitor::{Monitor, MonitorConfig};
+use crate::power::MeterInfo;
+use crate::power::monitor::{EnergyWindow, Monitor, MonitorConfig};
 use crate::power::testing::{FakeBoard, Faults, IDLE, power};
+use crate::quantity::Watts;
 
 const POLL: Duration = Duration::from_millis(50);
 
@@ -144,13 +148,47 @@ fn the_estimate_at_the_end_is_close_to_what_is_settled() {
 }
 
 #[test]
-fn a_first_request_before_any_window_is_estimated_from_the_meter() {
-    let mut b = bench(Faults::default());
-    b.idle(Duration::from_millis(300));
-    let request = b.ledger.open();
-    b.steps(20, 1, STEP, &[(request.id, 0.0, 1.0)]);
-    assert!(request.energy().unwrap().total().0 > 0.0);
-    assert!(!b.ledger.idle_power(0).is_some_and(|(_, measured)| measured));
+fn a_first_request_before_any_window_is_estimated_by_the_boards_limit_or_not_at_all() {
+    for (full, known) in [(None, false), (Some(Watts(690.0)), true)] {
+        let mut b = bench(Faults { full, ..Faults::default() });
+        b.idle(Duration::from_millis(300));
+        let request = b.ledger.open();
+        b.steps(20, 1, STEP, &[(request.id, 0.0, 1.0)]);
+        let told = request.energy();
+        assert_eq!(told.is_some(), known);
+        if let Some(energy) = told {
+            near(energy.total(), 690.0 * relative_power(1) * 0.4, 1e-6);
+        }
+        // With its first window there is a figure, of a request that nothing has settled before.
+        b.steps(80, 1, STEP, &[(request.id, 0.0, 1.0)]);
+        let energy = request.energy().unwrap();
+        assert!(!energy.settled);
+        near(energy.total(), power(1).0 * 2.0, 0.25);
+        assert!(!b.ledger.idle_power(0).is_some_and(|(_, measured)| measured));
+    }
+}
+
+#[test]
+fn the_noise_of_an_idle_second_is_not_billed_to_a_short_step() {
+    let second = |n: u64, watts: f64| EnergyWindow {
+        meter: 0,
+        start: Tick(n * 1_000_000_000),
+        end: Tick((n + 1) * 1_000_000_000),
+        joules: Joules(watts),
+        gap: false,
+    };
+    let info = FakeBoard::new(Clock::fake(), Faults::default()).meter(Some(0)).info().clone();
+    let mut book = Book::new(MeterInfo { full: Some(Watts(700.0)), lag: Duration::ZERO, ..info });
+    for n in 0..5 {
+        book.settle(&second(n, 100.0), &[], Duration::from_secs(10 + n));
+    }
+    let time = Interval { start: Tick(5_500_000_000), end: Tick(5_510_000_000) };
+    let piece = Piece { time, relative_power: relative_power(256) };
+    // 7 J at the most in 10 ms; the meter is 20 W high in this second.
+    let per_weight = book.settle(&second(5, 125.0), &[piece], Duration::ZERO);
+    let billed = per_weight * piece.weight();
+    assert!((7.0..=7.0 * 1.25).contains(&billed), "{billed}");
+    assert!((book.totals.idle + billed - 625.0).abs() < 1e-9);
 }
 
 #[test]

@@ -249,6 +249,7 @@ mod tests {
                 method: Method::Counter,
                 period: Duration::from_millis(100),
                 lag: Duration::ZERO,
+                full: None,
                 wraps_at: None,
                 gain_error: 0.05,
             },

@@ -193,11 +193,6 @@ impl Metrics {
         Metrics { registry, recorded }
     }
 
-    /// For metrics that other parts of the unit hold themselves (power, energy).
-    pub fn registry_mut(&mut self) -> &mut Registry {
-        &mut self.registry
-    }
-
     pub fn recorded(&self) -> &Arc<Recorded> {
         &self.recorded
     }

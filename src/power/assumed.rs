@@ -34,6 +34,7 @@ fn info(name: String, device: Option<usize>, boundary: Boundary) -> MeterInfo {
         method: Method::Assumed,
         period: PERIOD,
         lag: Duration::ZERO,
+        full: None,
         wraps_at: None,
         gain_error: GAIN_ERROR,
     }

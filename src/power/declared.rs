@@ -43,6 +43,7 @@ impl Declared {
         }
         let made = clock.now();
         let busy_before = total(&busy, made);
+        let info = MeterInfo { full: Some(full), ..info };
         Ok(Declared { info, idle, full, clock, busy, made, busy_before })
     }
 }
@@ -80,6 +81,7 @@ mod tests {
             method: Method::Declared,
             period: PERIOD,
             lag: Duration::ZERO,
+            full: None,
             wraps_at: None,
             gain_error: GAIN_ERROR,
         }

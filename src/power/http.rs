@@ -257,6 +257,7 @@ impl HttpMeter {
             method: query.method(),
             period,
             lag: period / 2,
+            full: None,
             wraps_at: None,
             gain_error: GAIN_ERROR,
         };

@@ -92,6 +92,9 @@ pub struct MeterInfo {
     pub period: Duration,
     /// Mean time from a change of the power to its appearance in the readings.
     pub lag: Duration,
+    /// What it shows at most, over a second or longer, where something states it: a board's greatest limit, the
+    /// operator, a nameplate. Steps are billed no more than this.
+    pub full: Option<Watts>,
     /// Where a counter begins anew.
     pub wraps_at: Option<Joules>,
     /// Uncertainty of the instrument's gain, as a share (0.05 is ±5 %). Cancels in ratios on one meter.

@@ -25,6 +25,8 @@ fn plausible_watts(boundary: Boundary) -> f64 {
 
 /// A meter without a reading for so many periods has a gap: the energy is bridged, and that is said.
 const GAP_PERIODS: u32 = 5;
+/// A meter whose reading has not moved for so long tells nothing of now.
+const SILENT: Duration = Duration::from_secs(10);
 const BOARD_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_LOST: Duration = Duration::from_secs(5);
 /// Longest wait for a meter to move when a span begins.
@@ -239,6 +241,12 @@ impl MeterState {
     /// It gave a reading when it was last asked.
     pub fn is_up(&self) -> bool {
         self.status == Status::Working
+    }
+
+    /// What it said last is of the past: it is lost, or its reading has stood still for long.
+    pub fn is_silent(&self, now: Tick) -> bool {
+        let longest = SILENT.max(self.info.period * SHORT_WINDOW_PERIODS);
+        matches!(self.status, Status::Lost(_)) || now.since(self.at) > longest
     }
 
     /// Time under each reason for throttling that was met, seconds.
@@ -599,6 +607,7 @@ mod tests {
             method: Method::Integrated,
             period: Duration::from_millis(100),
             lag: Duration::ZERO,
+            full: None,
             wraps_at: None,
             gain_error: 0.05,
         };
@@ -641,6 +650,7 @@ mod tests {
             method: Method::Counter,
             period,
             lag: Duration::ZERO,
+            full: None,
             wraps_at: None,
             gain_error: 0.05,
         };

@@ -138,6 +138,9 @@ impl Board {
             .create_event_set()
             .ok()
             .and_then(|set| device.register_events(EventTypes::CRITICAL_XID_ERROR, set).ok());
+        let limits = device.power_management_limit_constraints().map(|l| l.max_limit);
+        let full =
+            limits.or_else(|_| device.enforced_power_limit()).ok().map(|mw| Watts(f64::from(mw) * 1e-3));
         let info = MeterInfo {
             name: format!("{meter} {model}{note}"),
             device: usize::try_from(index).ok(),
@@ -145,6 +148,7 @@ impl Board {
             method,
             period,
             lag,
+            full,
             wraps_at: None,
             gain_error: GAIN_ERROR,
         };
@@ -211,10 +215,24 @@ impl PowerMeter for Board {
             other_processes: device
                 .running_compute_processes()
                 .ok()
-                .map(|all| all.iter().filter(|p| p.pid != own).count()),
+                .map(|all| others(&all.iter().map(|p| p.pid).collect::<Vec<_>>(), own, own_pid_namespace())),
             xid: self.xid,
         })
     }
+}
+
+/// Processes on the board beside this one. In a container the driver may tell the host's numbers: then one
+/// of them is ours, whichever it is.
+fn others(pids: &[u32], own: u32, own_namespace: bool) -> usize {
+    let others = pids.iter().filter(|pid| **pid != own).count();
+    let renumbered = own_namespace && others == pids.len();
+    others.saturating_sub(usize::from(renumbered))
+}
+
+/// Whether processes are numbered apart from the host's. The host's namespace has a fixed inode.
+fn own_pid_namespace() -> bool {
+    const HOST: &str = "pid:[4026531836]";
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() != HOST)
 }
 
 /// NVML's reasons in our words. Idleness and clocks that someone set are no throttling.
@@ -288,4 +306,19 @@ pub fn boards(path: Option<&Path>) -> Result<Vec<BoardIdentity>, PowerError> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::others;
+
+    #[test]
+    fn this_process_is_no_other_not_even_under_the_hosts_number() {
+        assert_eq!(others(&[], 7, false), 0);
+        assert_eq!(others(&[7, 9], 7, false), 1);
+        assert_eq!(others(&[9], 7, false), 1);
+        assert_eq!(others(&[7, 9], 7, true), 1);
+        assert_eq!(others(&[1234], 7, true), 0);
+        assert_eq!(others(&[1234, 9], 7, true), 1);
+    }
 }

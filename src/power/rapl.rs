@@ -69,6 +69,8 @@ impl Zone {
             method: Method::Counter,
             period: PERIOD,
             lag: Duration::ZERO,
+            // A package's limit is for all its cores, of which the engine may have few.
+            full: None,
             wraps_at: Some(microjoules(range)),
             gain_error: GAIN_ERROR,
         };

@@ -100,6 +100,7 @@ fn info(name: String, rows: &[(f64, f64)]) -> MeterInfo {
         method: Method::Replayed,
         period,
         lag: Duration::ZERO,
+        full: None,
         wraps_at: None,
         gain_error: 0.05,
     }

@@ -140,6 +140,7 @@ pub fn open(spec: &MeterSpec, context: &MeterContext) -> Result<Opened, PowerErr
                 method: Method::Declared,
                 period: PERIOD,
                 lag: Duration::ZERO,
+                full: None,
                 wraps_at: None,
                 gain_error: GAIN_ERROR,
             };

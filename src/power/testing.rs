@@ -32,6 +32,8 @@ pub struct Faults {
     pub wraps_at: Option<Joules>,
     /// Every so many readings one fails; 0 is never.
     pub dropout_every: u64,
+    /// What it says it shows at most.
+    pub full: Option<Watts>,
 }
 
 impl Default for Faults {
@@ -42,6 +44,7 @@ impl Default for Faults {
             lag: Duration::from_millis(200),
             wraps_at: Some(Joules(5000.0)),
             dropout_every: 13,
+            full: None,
         }
     }
 }
@@ -121,6 +124,7 @@ impl FakeBoard {
             method: Method::Counter,
             period: self.faults.tick,
             lag: self.faults.lag,
+            full: self.faults.full,
             wraps_at: self.faults.wraps_at,
             gain_error: 0.05,
         };

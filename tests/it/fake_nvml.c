@@ -1,11 +1,12 @@
 /* A libnvidia-ml.so.1 for tests: one board that draws 300 W, on a clock that the test moves.
  *
  * Built with -DCONTROL="FILE". The file holds lines `name value`; each call reads it again. Names: ms (the
- * time), lost, counter (0: none), instant (0: none), cap_ignored, denied, mig, xid, others, reasons. Only what
- * the program calls is here; numbers are those of nvml.h. */
+ * time), lost, counter (0: none), instant (0: none), cap_ignored, denied, mig, xid, others (beside this
+ * process), reasons. Only what the program calls is here; numbers are those of nvml.h. */
 #include <stdio.h>
 #include <string.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, TIMEOUT = 10, GPU_LOST = 15 };
 typedef unsigned int u32;
@@ -102,10 +103,10 @@ int nvmlDeviceGetMemoryInfo_v2(void *d, struct memory *m) {
 struct process { u32 pid; u64 memory; u32 gpu_instance, compute_instance; };
 int nvmlDeviceGetComputeRunningProcesses_v3(void *d, u32 *count, struct process *out) {
   (void)d;
-  u32 others = (u32)control("others", 0);
-  if (*count < others || !out) { u32 room = *count; *count = others; return others > room ? 7 : OK; }
-  for (u32 i = 0; i < others; i++) { memset(&out[i], 0, sizeof out[i]); out[i].pid = 4000000 + i; }
-  *count = others;
+  u32 all = 1 + (u32)control("others", 0);
+  if (*count < all || !out) { *count = all; return 7; }
+  for (u32 i = 0; i < all; i++) { memset(&out[i], 0, sizeof out[i]); out[i].pid = i ? 4000000 + i : (u32)getpid(); }
+  *count = all;
   return gone();
 }
 
