@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::{Response, Uri, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
+
+use crate::tls;
 
 /// The largest answer that is read.
 pub const MAX_BODY_BYTES: u64 = 8 * 1024 * 1024;
@@ -116,7 +119,10 @@ impl HttpClient {
                 .user_agent(concat!("hashwatt/", env!("CARGO_PKG_VERSION")))
                 .accept("application/json")
         };
-        HttpClient { plain: config().proxy(None).build().into(), secure: config().build().into() }
+        HttpClient {
+            plain: config().proxy(None).build().into(),
+            secure: config().tls_config(trusting()).build().into(),
+        }
     }
 
     /// # Errors
@@ -153,6 +159,16 @@ impl HttpClient {
         };
         read(&target.name, answer.map_err(|e| failure(&target.name, e))?)
     }
+}
+
+/// As [`tls::client_config`].
+fn trusting() -> TlsConfig {
+    let system = tls::system_roots();
+    let roots = match system.is_empty() {
+        true => RootCerts::WebPki,
+        false => system.iter().map(|root| Certificate::from_der(root)).into(),
+    };
+    TlsConfig::builder().root_certs(roots).build()
 }
 
 /// The URL without user, password and query, for messages and file headers.

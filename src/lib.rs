@@ -32,5 +32,6 @@ pub mod power;
 pub mod quantity;
 pub mod service;
 pub mod text;
+pub mod tls;
 pub mod unit;
 pub mod wire;

@@ -1,12 +1,15 @@
-//! A small HTTP/1.1 client for plain `http://` URLs: JSON out, a body or SSE events back.
+//! A small HTTP/1.1 client: JSON out, a body or SSE events back.
 //!
 //! For the load generator and `hashwatt chat --url`; knows nothing of the process behind the URL.
 //! One connection a request (`Connection: close`), so a measured request owes nothing to others.
 //! Dropping a [`Response`] closes its connection, which cancels the request at the server.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
+use crate::tls;
 use crate::wire::sse::{Event, Parser, SseError};
 
 /// Longest answer head, and longest whole body [`Response::bytes`] takes.
@@ -15,7 +18,7 @@ const MAX_BODY: usize = 256 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("`{0}` is not a URL of the form http://host[:port][/path]")]
+    #[error("`{0}` is not a URL of the form http[s]://host[:port][/path]")]
     Url(String),
     #[error("{authority}: {source}")]
     Io { authority: String, source: std::io::Error },
@@ -33,24 +36,43 @@ pub struct Client {
     address: String,
     prefix: String,
     api_key: Option<String>,
+    /// For `https`.
+    secure: Option<(TlsConnector, ServerName<'static>)>,
 }
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Client {
     /// # Errors
-    /// A URL that is not plain `http://`.
+    /// What is no `http` or `https` URL of a host.
     pub fn new(url: &str) -> Result<Client, ClientError> {
         let bad = || ClientError::Url(url.to_owned());
-        let rest = url.strip_prefix("http://").ok_or_else(bad)?;
+        let (scheme, rest) = url.split_once("://").ok_or_else(bad)?;
+        let port = match scheme {
+            "http" => 80,
+            "https" => 443,
+            _ => return Err(bad()),
+        };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let clean = |s: &str| s.bytes().all(|b| b.is_ascii_graphic());
         if authority.is_empty() || authority.contains('@') || !clean(rest) {
             return Err(bad());
         }
         let has_port = authority.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
-        let address = if has_port { authority.to_owned() } else { format!("{authority}:80") };
+        let address = if has_port { authority.to_owned() } else { format!("{authority}:{port}") };
         let prefix = path.trim_end_matches('/');
         let prefix = if prefix.is_empty() { String::new() } else { format!("/{prefix}") };
-        Ok(Client { authority: authority.to_owned(), address, prefix, api_key: None })
+        let secure = match scheme {
+            "https" => {
+                let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+                let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                let name = ServerName::try_from(host).map_err(|_| bad())?;
+                Some((TlsConnector::from(tls::client_config()), name))
+            }
+            _ => None,
+        };
+        Ok(Client { authority: authority.to_owned(), address, prefix, api_key: None, secure })
     }
 
     pub fn with_api_key(mut self, key: Option<String>) -> Client {
@@ -72,8 +94,12 @@ impl Client {
 
     async fn send(&self, method: &str, path: &str, body: Option<&[u8]>) -> Result<Response, ClientError> {
         let io = |source| ClientError::Io { authority: self.authority.clone(), source };
-        let mut stream = TcpStream::connect(&self.address).await.map_err(io)?;
-        stream.set_nodelay(true).map_err(io)?;
+        let tcp = TcpStream::connect(&self.address).await.map_err(io)?;
+        tcp.set_nodelay(true).map_err(io)?;
+        let mut stream: Box<dyn Stream> = match &self.secure {
+            Some((connector, name)) => Box::new(connector.connect(name.clone(), tcp).await.map_err(io)?),
+            None => Box::new(tcp),
+        };
         let mut request = format!(
             "{method} {}{path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\naccept: */*\r\n",
             self.prefix, self.authority
@@ -87,6 +113,7 @@ impl Client {
         let mut request = (request + "\r\n").into_bytes();
         request.extend_from_slice(body.unwrap_or_default());
         stream.write_all(&request).await.map_err(io)?;
+        stream.flush().await.map_err(io)?;
         Response::read_head(stream, self.authority.clone()).await
     }
 }
@@ -107,7 +134,7 @@ pub struct Response {
     pub status: u16,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     authority: String,
     buffer: Vec<u8>,
     framing: Framing,
@@ -116,7 +143,7 @@ pub struct Response {
 }
 
 impl Response {
-    async fn read_head(stream: TcpStream, authority: String) -> Result<Response, ClientError> {
+    async fn read_head(stream: Box<dyn Stream>, authority: String) -> Result<Response, ClientError> {
         let mut response = Response {
             status: 0,
             headers: Vec::new(),
@@ -300,9 +327,11 @@ mod tests {
 
     #[test]
     fn urls() {
-        assert!(Client::new("https://a").is_err() && Client::new("http://").is_err());
+        assert!(Client::new("ftp://a").is_err() && Client::new("http://").is_err());
         assert!(Client::new("http://a b").is_err() && Client::new("http://u@a").is_err());
         assert_eq!(Client::new("http://a").unwrap().address, "a:80");
+        assert_eq!(Client::new("https://a/v1").unwrap().address, "a:443");
+        assert!(Client::new("https://[::1]:8443").is_ok() && Client::new("https://_/").is_err());
         assert_eq!(Client::new("http://a:81/v").unwrap().prefix, "/v");
     }
 }

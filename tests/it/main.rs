@@ -15,6 +15,7 @@ mod scheduler;
 mod serving;
 mod support;
 mod tidy;
+mod tls;
 mod verdict;
 
 #[global_allocator]
