@@ -331,7 +331,7 @@ mod tests {
         assert!(Client::new("http://a b").is_err() && Client::new("http://u@a").is_err());
         assert_eq!(Client::new("http://a").unwrap().address, "a:80");
         assert_eq!(Client::new("https://a/v1").unwrap().address, "a:443");
-        assert!(Client::new("https://[::1]:8443").is_ok() && Client::new("https://_/").is_err());
+        assert!(Client::new("https://[::1]:8443").is_ok() && Client::new("https://a..b").is_err());
         assert_eq!(Client::new("http://a:81/v").unwrap().prefix, "/v");
     }
 }
