@@ -13,6 +13,10 @@ use crate::power::monitor::SpanEnergy;
 /// Rates of the two halves of a point that differ by more than this share are flagged.
 const STEADY: f64 = 0.10;
 const WINDOWS_TO_JUDGE: usize = 6;
+/// A counter and samples of power, one a second, differ by less than this share on a sound board...
+const DISAGREEMENT: f64 = 0.05;
+/// ...over so many seconds.
+const ENOUGH_SECONDS: f64 = 20.0;
 
 /// What is known of a point before it is measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -120,6 +124,11 @@ fn boards(windows: &[Window]) -> Vec<Board> {
             clock_megahertz: board.clock_megahertz,
             memory_clock_megahertz: board.memory_clock_megahertz,
             power_limit_watts: board.power_limit_watts,
+            instantaneous_watts: {
+                let each = windows.iter().filter_map(|w| w.spans.get(meter)?.instantaneous);
+                let watts: Vec<f64> = each.map(|w| w.0).collect();
+                (!watts.is_empty()).then(|| watts.iter().sum::<f64>() / watts.len() as f64)
+            },
             power_cap_throttle_seconds: throttled(Throttle::PowerCap),
             thermal_throttle_seconds: throttled(Throttle::Thermal),
             power_brake_throttle_seconds: throttled(Throttle::PowerBrake),
@@ -128,6 +137,16 @@ fn boards(windows: &[Window]) -> Vec<Board> {
         }
     };
     known.map(of).collect()
+}
+
+/// How a board's mean power by its other path compares with its meter's readings; `None` where it has no
+/// other path, or too little time to tell.
+fn disagreement(windows: &[Window], board: &Board) -> Option<f64> {
+    let own = || all_spans(windows).filter(|s| s.info.name == board.meter);
+    let (joules, seconds) =
+        own().fold((0.0, 0.0), |(j, s), span| (j + span.joules.0, s + span.time.as_secs_f64()));
+    let other = board.instantaneous_watts.filter(|_| joules > 0.0 && seconds >= ENOUGH_SECONDS)?;
+    Some(other * seconds / joules - 1.0)
 }
 
 fn flags(setup: &Setup, windows: &[Window], tokens: &[u64], records: &Records) -> Vec<String> {
@@ -145,6 +164,9 @@ fn flags(setup: &Setup, windows: &[Window], tokens: &[u64], records: &Records) -
         flag(board.other_processes.is_some_and(|n| n > 0), format!("other process on {}", board.meter));
         flag(board.thermal_throttle_seconds > 0.0, format!("thermal throttling of {}", board.meter));
         flag(board.power_brake_throttle_seconds > 0.0, format!("power brake of {}", board.meter));
+        let apart = disagreement(windows, &board).unwrap_or(0.0);
+        let text = format!("{}: instantaneous power {:+.0} % off the meter", board.meter, apart * 100.0);
+        flag(apart.abs() > DISAGREEMENT, text);
     }
     flag(!setup.settled, "the power was not steady before the windows".into());
     flag(drifts(windows, tokens), "the rate was not steady".into());
@@ -259,6 +281,7 @@ mod tests {
             problem: None,
             throttled: Default::default(),
             board: None,
+            instantaneous: None,
         }
     }
 
@@ -313,7 +336,8 @@ mod tests {
         spans[1].problem = Some("lost: gone".into());
         spans[2].board = Some(crate::power::BoardState { other_processes: Some(2), ..Default::default() });
         spans[2].throttled[1] = Duration::from_secs(1);
-        let mut windows = vec![window(2.0, 0, 400, spans); 8];
+        spans[2].instantaneous = Some(crate::quantity::Watts(30.0));
+        let mut windows = vec![window(2.0, 0, 400, spans); 10];
         windows[4..].iter_mut().for_each(|w| w.output_tokens = 200);
         let records = Records { failed: 3, problem: Some("no".into()), ..Records::default() };
         let mut setup = setup(Kind::Duty);
@@ -324,6 +348,7 @@ mod tests {
             "dram: lost: gone",
             "other process on package-1",
             "thermal throttling of package-1",
+            "package-1: instantaneous power +20 % off the meter",
             "power was not steady",
             "rate was not steady",
             "3 requests failed: no",

@@ -232,6 +232,9 @@ pub struct Board {
     pub clock_megahertz: Option<f64>,
     pub memory_clock_megahertz: Option<f64>,
     pub power_limit_watts: Option<f64>,
+    /// Mean power by another path than the meter's readings (NVML's field 186 beside its counter of energy).
+    #[serde(default)]
+    pub instantaneous_watts: Option<f64>,
     /// Time under each reason, during the point.
     pub power_cap_throttle_seconds: f64,
     pub thermal_throttle_seconds: f64,

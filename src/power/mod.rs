@@ -139,6 +139,9 @@ pub struct BoardState {
     /// Enforced now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub power_limit_watts: Option<f64>,
+    /// Power now, by another path than the readings: a check on them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instantaneous_watts: Option<f64>,
     /// Reasons in force now.
     #[serde(default)]
     pub throttles: Vec<Throttle>,

@@ -85,6 +85,8 @@ pub struct MeterState {
     pub board: Option<BoardState>,
     /// Time under each of [`Throttle::ALL`].
     pub throttled: [Duration; Throttle::ALL.len()],
+    /// Sum of what the board said of its power by another path, and how often it did.
+    pub instantaneous: (Watts, u32),
 }
 
 struct Polled {
@@ -235,6 +237,8 @@ pub struct SpanEnergy {
     pub throttled: [Duration; Throttle::ALL.len()],
     /// As it stood at the end.
     pub board: Option<BoardState>,
+    /// Mean of the board's power by another path than the readings.
+    pub instantaneous: Option<Watts>,
 }
 
 impl MeterState {
@@ -277,7 +281,10 @@ impl SpanEnergy {
         };
         let mut throttled = after.throttled;
         throttled.iter_mut().zip(before.throttled).for_each(|(t, before)| *t -= before);
+        let (sum, count) = after.instantaneous;
+        let (sum, count) = (sum.0 - before.instantaneous.0.0, count - before.instantaneous.1);
         SpanEnergy {
+            instantaneous: (count > 0).then(|| Watts(sum / f64::from(count))),
             joules: after.joules_at(end) - before.joules_at(start),
             time,
             short: time < after.info.period * SHORT_WINDOW_PERIODS,
@@ -302,6 +309,7 @@ impl Polled {
             bridged: Duration::ZERO,
             board: None,
             throttled: Default::default(),
+            instantaneous: (Watts(0.0), 0),
         };
         Polled {
             meter,
@@ -462,6 +470,10 @@ impl Polled {
         }
         self.board_at = Some(now);
         self.state.board = self.meter.board();
+        if let Some(watts) = self.state.board.as_ref().and_then(|b| b.instantaneous_watts) {
+            let (sum, count) = self.state.instantaneous;
+            self.state.instantaneous = (Watts(sum.0 + watts), count + 1);
+        }
     }
 }
 

@@ -211,6 +211,10 @@ impl PowerMeter for Board {
             clock_megahertz: device.clock_info(Clock::SM).ok().map(f64::from),
             memory_clock_megahertz: device.clock_info(Clock::Memory).ok().map(f64::from),
             power_limit_watts: device.enforced_power_limit().ok().map(|mw| f64::from(mw) * 1e-3),
+            instantaneous_watts: match self.source {
+                Source::TotalEnergy => instant_power(device).ok().map(|mw| mw * 1e-3),
+                _ => None,
+            },
             throttles: device.current_throttle_reasons().map(throttles).unwrap_or_default(),
             other_processes: device
                 .running_compute_processes()

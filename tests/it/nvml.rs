@@ -86,6 +86,8 @@ fn the_counter_of_total_energy_ticks_and_is_recovered() {
     assert_eq!(board.temperature_celsius, Some(61.0));
     assert_eq!((board.clock_megahertz, board.memory_clock_megahertz), (Some(1755.0), Some(3201.0)));
     assert_eq!((board.power_limit_watts, board.throttles.len()), (Some(700.0), 0), "idle is no throttling");
+    assert_eq!(board.instantaneous_watts, Some(300.0), "field 186 checks the counter");
+    assert_eq!(state.instantaneous, (Watts(3300.0), 11), "at once and once a second");
     // The device vanishes: named, and its total stays.
     fake.set("ms 10000\nlost 1");
     context.clock.advance(Duration::from_millis(50));

@@ -127,6 +127,7 @@ pub fn boards(report: &Report) -> String {
         "MHz",
         "memory MHz",
         "limit W",
+        "instantaneous W",
         "throttled s: cap",
         "heat",
         "brake",
@@ -138,8 +139,14 @@ pub fn boards(report: &Report) -> String {
         rows.extend(point.boards.iter().map(|b| {
             let mut row = vec![label(point), b.meter.clone()];
             row.extend(
-                [b.temperature_celsius, b.clock_megahertz, b.memory_clock_megahertz, b.power_limit_watts]
-                    .map(|v| or_dash(v, number)),
+                [
+                    b.temperature_celsius,
+                    b.clock_megahertz,
+                    b.memory_clock_megahertz,
+                    b.power_limit_watts,
+                    b.instantaneous_watts,
+                ]
+                .map(|v| or_dash(v, number)),
             );
             row.extend(
                 [
