@@ -16,6 +16,7 @@ use ureq::http::{Response, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
+use crate::error::printable;
 use crate::tls;
 
 /// The largest answer that is read.
@@ -288,22 +289,32 @@ fn read(name: &str, mut answer: Response<Body>) -> Result<Value, HttpError> {
     let body = answer.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec();
     if !success {
         let detail = body.map(|b| plain(&String::from_utf8_lossy(&b))).unwrap_or_default();
+        let detail = match (code, detail.as_str()) {
+            (401, "") => "the user or the password is not right".into(),
+            (_, "") => "no reason given".into(),
+            _ => detail,
+        };
         return Err(HttpError::Status { url: url(), code, detail });
     }
     let body = body.map_err(|e| failure(name, e))?;
     serde_json::from_slice(&body).map_err(|e| HttpError::NotJson { url: url(), at: e.to_string() })
 }
 
-/// The beginning of a foreign text, without what could disturb a terminal or a log.
 fn plain(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().filter(|c| !c.is_control()).take(DETAIL_CHARS).collect()
+    printable(text, DETAIL_CHARS)
+}
+
+fn waited(what: &ureq::Timeout) -> String {
+    match what {
+        ureq::Timeout::Global => "from the first look-up to the last byte".into(),
+        other => other.to_string(),
+    }
 }
 
 fn failure(name: &str, error: ureq::Error) -> HttpError {
     let url = name.to_string();
     match error {
-        ureq::Error::Timeout(what) => HttpError::Timeout { url, waited: what.to_string() },
+        ureq::Error::Timeout(what) => HttpError::Timeout { url, waited: waited(&what) },
         ureq::Error::Io(e) if e.kind() == std::io::ErrorKind::TimedOut => {
             HttpError::Timeout { url, waited: e.to_string() }
         }

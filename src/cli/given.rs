@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, value_parser};
 use crate::economics::estimate::Estimate;
 use crate::economics::inference::Shape;
 use crate::economics::market::Market;
-use crate::economics::miners;
+use crate::economics::miners::{self, Miner};
 use crate::economics::site::Site;
 use crate::measure::economics::{Given, PricesGiven};
 
@@ -23,7 +23,7 @@ pub fn options() -> Vec<Arg> {
     vec![
         file_option("market", "Market snapshot (hashwatt market fetch writes one)"),
         file_option("site", "The site: contract, PUEs, host, utilisation, costs, machines"),
-        file_option("miners", "Own machines, laid over the built-in table"),
+        miners_option(),
         number("price-input", "USD_PER_MILLION", "Price of input tokens"),
         number("price-cached", "USD_PER_MILLION", "Price of input tokens found in the prefix cache"),
         number("price-output", "USD_PER_MILLION", "Price of output tokens"),
@@ -31,6 +31,19 @@ pub fn options() -> Vec<Arg> {
         option("utilisation", "SHARE[,LOW,HIGH]", "Share of the capacity that is sold, 0 to 1"),
         option("shape", "IN,CACHED,OUT", "Tokens of a request, instead of those measured"),
     ]
+}
+
+pub fn miners_option() -> Arg {
+    let option = Arg::new("miners").long("miners").value_name("FILE").value_parser(value_parser!(PathBuf));
+    option.help("Own machines, laid over the built-in table")
+}
+
+/// The built-in table with the operator's machines, if there are any.
+///
+/// # Errors
+/// A file that cannot be read or is no such table.
+pub fn miners(matches: &ArgMatches) -> anyhow::Result<Option<Vec<Miner>>> {
+    read(matches, "miners", |text| Ok(miners::with_own(Some(text))?))
 }
 
 /// What the flags say.
@@ -42,7 +55,7 @@ pub fn given(matches: &ArgMatches) -> anyhow::Result<Given> {
     Ok(Given {
         market: read(matches, "market", |text| Ok(Market::parse(text)?))?,
         site: read(matches, "site", |text| Ok(Site::parse(text)?))?,
-        miners: read(matches, "miners", |text| Ok(miners::with_own(Some(text))?))?,
+        miners: miners(matches)?,
         prices: PricesGiven {
             input: number("price-input"),
             cached: number("price-cached"),

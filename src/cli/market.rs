@@ -10,10 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use clap::{Arg, ArgGroup, ArgMatches, Command, value_parser};
 
-use super::{Exit, switch};
+use super::{Exit, given, switch};
 use crate::clock::unix_seconds;
 use crate::economics::market::Market;
-use crate::economics::{miners, mining};
+use crate::economics::miners::{self, Miner};
+use crate::economics::mining;
 use crate::http_client::{BasicAuth, HttpClient, Timeouts};
 use crate::market::file::Target;
 use crate::market::{self, Fetched, MarketError, Request, Source};
@@ -33,7 +34,8 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("show")
                 .about("Print a snapshot, its age and what each miner earns at it")
-                .arg(Arg::new("file").required(true).value_name("FILE").value_parser(value_parser!(PathBuf))),
+                .arg(Arg::new("file").required(true).value_name("FILE").value_parser(value_parser!(PathBuf)))
+                .arg(given::miners_option()),
         )
 }
 
@@ -87,6 +89,11 @@ fn write_command() -> Command {
                 .conflicts_with("height"),
         )
         .arg(number("pool-fee", "SHARE", "Share of the revenue the pool keeps, 0 to 0.5").required(true))
+        .arg(
+            number("hashprice-low", "USD", "The hashprice moved between this, $/PH/day …")
+                .requires("hashprice-high"),
+        )
+        .arg(number("hashprice-high", "USD", "… and this").requires("hashprice-low"))
         .arg(option("as-of", "TIME", "Of these figures: a day, or RFC 3339 [default: now]"))
         .arg(option("source", "TEXT", "Where they are from [default: given by flags]"))
         .arg(
@@ -106,7 +113,7 @@ fn write(m: &ArgMatches) -> Exit {
         source: text("source", "given by flags".into()),
         difficulty: given("difficulty")?,
         subsidy_btc: match height {
-            Some(height) => market::subsidy_btc(height),
+            Some(height) => mining::subsidy_btc(height),
             None => given("subsidy")?,
         },
         fees_btc_per_block: Some(given("fees")?),
@@ -114,9 +121,9 @@ fn write(m: &ArgMatches) -> Exit {
         btc_usd: given("price")?,
         pool_fee: given("pool-fee")?,
         height,
-        hashprice_low_usd_per_ph_day: None,
-        hashprice_high_usd_per_ph_day: None,
-        hashprice_range: None,
+        hashprice_low_usd_per_ph_day: number("hashprice-low"),
+        hashprice_high_usd_per_ph_day: number("hashprice-high"),
+        hashprice_range: number("hashprice-low").map(|_| "stated by the operator".into()),
         published_hashprice_usd_per_ph_day: None,
         published_hashprice_source: None,
         token_price: Vec::new(),
@@ -125,6 +132,7 @@ fn write(m: &ArgMatches) -> Exit {
     let out = m.get_one::<PathBuf>("out").cloned().unwrap_or_else(|| DEFAULT_FILE.into());
     let mut file = std::fs::File::create_new(&out).with_context(|| out.display().to_string())?;
     file.write_all(market.to_toml().as_bytes()).with_context(|| out.display().to_string())?;
+    warn(&market, unix_seconds());
     println!("{}", summary(&market));
     println!("written to {}; prices of tokens are added there as [[token_price]]", out.display());
     Ok(0)
@@ -138,7 +146,7 @@ pub fn run(matches: &ArgMatches) -> Exit {
     match matches.subcommand() {
         Some(("fetch", m)) => fetch(m),
         Some(("write", m)) => write(m),
-        Some(("show", m)) => show(m.get_one::<PathBuf>("file").context("no file")?),
+        Some(("show", m)) => show(m.get_one::<PathBuf>("file").context("no file")?, given::miners(m)?),
         _ => bail!("market fetch, market write, or market show FILE"),
     }
 }
@@ -159,10 +167,18 @@ fn fetch(m: &ArgMatches) -> Exit {
         eprintln!("WARNING: no --pool-fee: taken as 0, so mining looks a little better than it pays");
     }
     let written = target.write(&fetched.market)?;
+    warn(&written, now);
     println!("{}", summary(&written));
     println!("{}", halving(&fetched, now));
     println!("written to {}", out.display());
     Ok(0)
+}
+
+/// What whoever uses the snapshot will be told too.
+fn warn(market: &Market, now: u64) {
+    for warning in market.warnings(now) {
+        eprintln!("WARNING: {warning}");
+    }
 }
 
 /// The error, and what the last good snapshot is worth.
@@ -220,14 +236,15 @@ fn halving(fetched: &Fetched, now: u64) -> String {
 }
 
 /// `market show FILE`.
-fn show(path: &Path) -> Exit {
+fn show(path: &Path, own: Option<Vec<Miner>>) -> Exit {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let market = Market::parse(&text).with_context(|| path.display().to_string())?;
-    print!("{}", shown(&market, unix_seconds())?);
+    let machines = own.map_or_else(|| miners::with_own(None), Ok)?;
+    print!("{}", shown(&market, machines, unix_seconds()));
     Ok(0)
 }
 
-fn shown(market: &Market, now: u64) -> anyhow::Result<String> {
+fn shown(market: &Market, mut rows: Vec<Miner>, now: u64) -> String {
     let mut out = String::new();
     for warning in market.warnings(now) {
         out += &format!("WARNING: {warning}\n");
@@ -244,19 +261,16 @@ fn shown(market: &Market, now: u64) -> anyhow::Result<String> {
         );
     }
     let hashprice = mining::hashprice(market);
-    let mut rows = miners::parse(miners::BUILT_IN)?;
     rows.sort_by(|a, b| a.efficiency().0.total_cmp(&b.efficiency().0));
     out +=
         "\nRevenue at the miner's own meter, by nameplate (not measured), before electricity and cooling:\n";
     out += &format!("{:<28} {:>8} {:>9} {:>9}\n", "miner", "J/TH", "$/MWh", "$/W·day");
     for miner in rows {
-        let revenue = mining::revenue(hashprice, miner.efficiency()).0;
-        // A watt over a day is 24 millionths of a megawatt-hour.
-        let per_watt_day = revenue * 24e-6;
-        out +=
-            &format!("{:<28} {:>8.1} {revenue:>9.2} {per_watt_day:>9.5}\n", miner.name, miner.efficiency().0);
+        let (efficiency, revenue) = (miner.efficiency().0, mining::revenue(hashprice, miner.efficiency()));
+        let per_watt_day = mining::usd_per_watt_day(revenue);
+        out += &format!("{:<28} {efficiency:>8.1} {:>9.2} {per_watt_day:>9.5}\n", miner.name, revenue.0);
     }
-    Ok(out)
+    out
 }
 
 fn summary(market: &Market) -> String {
@@ -296,15 +310,18 @@ mod tests {
     }
 
     fn server() -> Server {
-        Server::start(|asked| {
+        // As if it knew the chain up to now.
+        let retarget = include_str!("../../tests/it/cases/market/difficulty-adjustment.json");
+        let mut retarget: serde_json::Value = serde_json::from_str(retarget).unwrap();
+        retarget["previousTime"] = (unix_seconds() - 616 * 595).into();
+        let retarget = retarget.to_string();
+        Server::start(move |asked| {
             Answer::ok(match asked.path.as_str() {
                 "/api/v1/mining/hashrate/3d" => include_str!("../../tests/it/cases/market/hashrate-3d.json"),
                 "/api/v1/mining/reward-stats/144" => {
                     include_str!("../../tests/it/cases/market/reward-stats-144.json")
                 }
-                "/api/v1/difficulty-adjustment" => {
-                    include_str!("../../tests/it/cases/market/difficulty-adjustment.json")
-                }
+                "/api/v1/difficulty-adjustment" => retarget.as_str(),
                 "/api/v1/prices" => include_str!("../../tests/it/cases/market/prices.json"),
                 other => panic!("{other}"),
             })
@@ -326,6 +343,17 @@ mod tests {
         // The fee said once stays.
         assert_eq!(fetch(&server.url), Ok(0));
         assert_eq!(Market::parse(&std::fs::read_to_string(&path).unwrap()).unwrap().pool_fee, 0.025);
+
+        // Prices of tokens are added by hand, and kept.
+        let price = "\n[[token_price]]\nmodel = \"M\"\nusd_per_million_input_tokens = 1\n\
+            usd_per_million_output_tokens = 2\nsource = \"our list\"\ndate = \"2026-11-01\"\n";
+        std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + price).unwrap();
+        assert_eq!(hashwatt(&["show", out]), Ok(0));
+        assert_eq!(fetch(&server.url), Ok(0));
+        let kept = Market::parse(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(kept.token_price("m").unwrap().usd_per_million_output_tokens, 2.0);
+        let twice = std::fs::read_to_string(&path).unwrap() + price;
+        assert!(Market::parse(&twice).unwrap_err().to_string().contains("two token prices of M"));
 
         let busy = Server::start(|_| Answer::code(429, "Retry-After: 60", ""));
         let before = std::fs::read_to_string(&path).unwrap();
@@ -402,9 +430,9 @@ mod tests {
         )
         .unwrap();
         let at = 1_782_468_000;
-        let fresh = shown(&market, at + 3600).unwrap();
+        let fresh = shown(&market, miners::with_own(None).unwrap(), at + 3600);
         assert!(fresh.contains("age           1.0 h") && !fresh.contains("stale"), "{fresh}");
-        let stale = shown(&market, at + 25 * 3600).unwrap();
+        let stale = shown(&market, miners::with_own(None).unwrap(), at + 25 * 3600);
         assert!(stale.contains("WARNING: the market is 25.0 h old"), "{stale}");
         assert!(stale.contains("block 1050000"), "{stale}");
         // 4.7243e-4 BTC/PH/day at 60,000 $ is 28.35 $/PH/day; a machine of 17.5 J/TH earns 67.5 $/MWh on it.

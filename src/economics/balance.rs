@@ -1,7 +1,8 @@
 //! The arithmetic of a comparison at one point of its inputs, and over all corners of their intervals.
 //!
-//! Every net is in dollars per megawatt-hour allocated at the site. Each is monotone in each input while
-//! the others stand still, so the extremes over the box of intervals lie at its corners: all are tried.
+//! Every net is in dollars per megawatt-hour allocated at the site. The extremes over the box of intervals are
+//! looked for at its corners. One price of power makes every net monotone in each input, so they lie there;
+//! with hourly prices a net may dip between two utilisations, by little.
 
 use super::contract::{HOURS_PER_YEAR, PowerContract};
 use super::estimate::Estimate;
@@ -30,8 +31,10 @@ pub(super) struct Balance<'a> {
     pub drains_in_time: bool,
     pub usd_per_hour: Option<f64>,
     pub contract: &'a PowerContract,
-    /// Mean over the horizon.
+    /// Today's.
     pub hashprice: Estimate,
+    /// Share of the horizon after the next halving, and the hashprice of then as a share of today's.
+    pub halving: (f64, f64),
     pub mining_pue: f64,
     pub uptime: f64,
     pub miner_capex: Option<MinerCapex>,
@@ -135,13 +138,21 @@ impl Balance<'_> {
 
     /// A machine that hashes in the hours where that pays, net of power; at least what standing still earns.
     pub fn mine(&self, p: &Point, machine: JoulesPerTerahash, loaded: bool) -> f64 {
-        let gross = mining::revenue(Hashprice(p.hashprice), JoulesPerTerahash(machine.0 * p.machine));
-        let at_meter = gross.0 / self.mining_pue;
-        let running = |price: f64| self.uptime * (at_meter - price);
-        let net = self.contract.mean_net(true, true, running) - self.contract.demand_usd_per_mwh();
-        let net = net.max(self.contract.off_usd_per_mwh());
+        // Before and after the halving it chooses anew: a machine that no longer pays stands still.
+        let net_at = |hashprice: f64| {
+            let gross = mining::revenue(Hashprice(hashprice), JoulesPerTerahash(machine.0 * p.machine));
+            let at_meter = mining::revenue_at_meter(gross, self.mining_pue, 1.0).0;
+            let running = |price: f64| self.uptime * (at_meter - price);
+            let net = self.contract.mean_net(true, true, running) - self.contract.demand_usd_per_mwh();
+            net.max(self.contract.off_usd_per_mwh())
+        };
+        let (share, ratio) = self.halving;
+        let net = (1.0 - share) * net_at(p.hashprice) + share * net_at(p.hashprice * ratio);
         match (loaded, self.miner_capex) {
-            (true, Some(c)) => net - c.usd_per_kw * 1000.0 / (c.life_years * HOURS_PER_YEAR),
+            // A kilowatt of machines takes PUE kilowatts of the site.
+            (true, Some(c)) => {
+                net - c.usd_per_kw * 1000.0 / (c.life_years * HOURS_PER_YEAR) / self.mining_pue
+            }
             _ => net,
         }
     }

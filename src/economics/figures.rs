@@ -11,7 +11,7 @@ use super::verdict::{
     BreakEven, Comparison, CurvePoint, Hours, MinerRow, MiningFigures, NAMEPLATE_ERROR, Row, ServingFigures,
     Verdict,
 };
-use crate::quantity::{Hashprice, JoulesPerTerahash};
+use crate::quantity::{Hashprice, JoulesPerTerahash, UsdPerMwh};
 
 pub(super) const PER_MWH: &str = "$/MWh";
 const ALLOCATED: &str = "site, per MWh allocated to the unit";
@@ -39,7 +39,9 @@ impl Figures<'_> {
             HostOverhead::Included => String::new(),
             HostOverhead::Watts { load, .. } => format!(" + declared host {load:.0} W"),
             HostOverhead::Factor(factor) => format!(" × declared host factor {factor}"),
-            HostOverhead::AllocatedWatts(watts) => format!(", declared {watts:.0} W allocated"),
+            HostOverhead::AllocatedWatts(watts) | HostOverhead::AllocatedBeyond(watts) => {
+                format!(", declared {watts:.0} W allocated")
+            }
         };
         format!("{method}{host} × declared PUE {}", balance.serving_pue)
     }
@@ -85,15 +87,16 @@ impl Figures<'_> {
         let method = format!("formula, market of {}", market.as_of);
         let per_petahash = |estimate, unit: &str| Figure::new(estimate, unit, &method, "1 PH/s");
         let today = market.hashprice();
-        let Hashprice(after) = mining::hashprice_after_halving(market);
-        let ratio = if today.value > 0.0 { after / today.value } else { 1.0 };
+        let (share, ratio) = (self.complete.share_after_halving, mining::ratio_after_halving(market));
+        let mean = format!("{method}, mean of the horizon, {:.0} % after the halving", share * 100.0);
+        let of_horizon = today.scaled(1.0 - share * (1.0 - ratio));
         let btc = Estimate::exact(mining::btc_per_petahash_day(market));
         Some(MiningFigures {
             btc_per_ph_day: per_petahash(btc, "BTC/PH/day"),
             hashprice: per_petahash(today, "$/PH/day"),
             hashprice_after_halving: per_petahash(today.scaled(ratio), "$/PH/day"),
-            hashprice_of_horizon: per_petahash(self.complete.hashprice(market), "$/PH/day"),
-            share_after_halving: self.complete.share_after_halving,
+            hashprice_of_horizon: Figure::new(of_horizon, "$/PH/day", &mean, "1 PH/s"),
+            share_after_halving: share,
         })
     }
 
@@ -129,34 +132,45 @@ impl Figures<'_> {
         Comparison {
             verdict: self.gated(b.judge(side.machines, side.hours, side.loaded)),
             serve: figure(b.over_corners(|p| nets(p).serve), &serving),
-            mine: figure(b.over_corners(|p| nets(p).mine), &format!("nameplate, market of {}", market.as_of)),
+            mine: figure(b.over_corners(|p| nets(p).mine), &self.mining_method(market)),
             off: figure(b.over_corners(|p| nets(p).off), "contract"),
             advantage: figure(b.over_corners(|p| nets(p).advantage()), &both),
-            break_even: self.break_even(b, market, side, &both),
+            break_even: self.break_even(b, side, &both),
         }
     }
 
-    fn break_even(&self, b: &Balance, market: &Market, side: &Side, method: &str) -> BreakEven {
+    /// How a machine's watts became dollars.
+    fn mining_method(&self, market: &Market) -> String {
+        let halving = match self.complete.share_after_halving {
+            share if share > 0.0 => format!(", {:.0} % of the horizon after the halving", share * 100.0),
+            _ => String::new(),
+        };
+        format!("nameplate, market of {}{halving}", market.as_of)
+    }
+
+    fn break_even(&self, b: &Balance, side: &Side, method: &str) -> BreakEven {
         let figure = |estimate, unit: &str| Figure::new(estimate, unit, method, ALLOCATED);
         let output = b.prices.usd_per_million_output_tokens;
-        let ratio = self.complete.horizon_ratio(market);
         let [utilisation, price, hashprice] =
             b.break_evens(side, [Moved::Utilisation, Moved::TokenPrice, Moved::Hashprice]);
         BreakEven {
             utilisation: utilisation.map(|e| figure(e, "share")),
-            output_price: price.map(|e| figure(e.scaled(output), "$/M output token")),
-            hashprice: hashprice.map(|e| figure(e.scaled(1.0 / ratio), "$/PH/day, today")),
+            price_factor: price.map(|e| figure(e, "of today's token prices")),
+            output_price: price
+                .filter(|_| output > 0.0)
+                .map(|e| figure(e.scaled(output), "$/M output token, the others in proportion")),
+            hashprice: hashprice.map(|e| figure(e, "$/PH/day, today")),
         }
     }
 
     /// Every machine of the table: what it earns, and the verdict were it the site's.
     pub fn miners(&self, table: &[Miner], loaded: bool) -> Vec<MinerRow> {
         let Some(market) = self.complete.market else { return Vec::new() };
-        let hashprice = self.complete.hashprice(market);
-        table.iter().filter(|m| m.check().is_ok()).map(|m| self.miner(m, market, hashprice, loaded)).collect()
+        table.iter().filter(|m| m.check().is_ok()).map(|m| self.miner(m, market, loaded)).collect()
     }
 
-    fn miner(&self, miner: &Miner, market: &Market, hashprice: Estimate, loaded: bool) -> MinerRow {
+    fn miner(&self, miner: &Miner, market: &Market, loaded: bool) -> MinerRow {
+        let hashprice = market.hashprice();
         let site = &self.complete.site.mining;
         let efficiency = Estimate::within(miner.efficiency().0, NAMEPLATE_ERROR);
         let revenue = |end: End| {
@@ -164,12 +178,16 @@ impl Figures<'_> {
         };
         let gross = Estimate::new(revenue(End::Value), revenue(End::Low), revenue(End::High));
         let method = format!("nameplate, market of {}", market.as_of);
-        let at_site = format!("{method} ÷ PUE {} × uptime {}", self.complete.mining_pue, site.uptime);
+        let of_site = format!(" ÷ PUE {} × uptime {}", self.complete.mining_pue, site.uptime);
+        let (at_site, over_time) = (format!("{method}{of_site}"), self.mining_method(market) + &of_site);
         let figure = |estimate, unit: &str, boundary: &str| Figure::new(estimate, unit, &method, boundary);
         let machines = [miner.efficiency()];
         let side = Side { machines: &machines, hours: Hours::All, loaded };
         let verdict = self.balance.map_or(Verdict::TooClose, |b| b.judge(&machines, Hours::All, loaded));
-        let meter = gross.scaled(site.uptime / self.complete.mining_pue);
+        let at_meter =
+            |gross| mining::revenue_at_meter(UsdPerMwh(gross), self.complete.mining_pue, site.uptime).0;
+        let meter = Estimate::new(at_meter(gross.value), at_meter(gross.low), at_meter(gross.high));
+        let a_day = gross.scaled(mining::usd_per_watt_day(UsdPerMwh(1.0)));
         let net = |b: &Balance| b.over_corners(|p| b.mine(p, machines[0], loaded));
         MinerRow {
             name: miner.name.clone(),
@@ -177,14 +195,14 @@ impl Figures<'_> {
             joules_per_terahash: Figure::new(efficiency, "J/TH", "nameplate", "machine"),
             machine_usd_per_mwh: figure(gross, PER_MWH, "machine"),
             meter_usd_per_mwh: Figure::new(meter, PER_MWH, &at_site, "site"),
-            usd_per_watt_day: figure(gross.scaled(24e-6), "$/W·day", "machine"),
-            net_usd_per_mwh: self.balance.map(|b| Figure::new(net(b), PER_MWH, &at_site, "site")),
+            usd_per_watt_day: figure(a_day, "$/W·day", "machine"),
+            net_usd_per_mwh: self.balance.map(|b| Figure::new(net(b), PER_MWH, &over_time, "site")),
             // Without the side of serving something is missing, so this is UNKNOWN.
             verdict: self.gated(verdict),
             break_even_utilisation: self
                 .balance
                 .and_then(|b| b.break_evens(&side, [Moved::Utilisation])[0])
-                .map(|e| Figure::new(e, "share", &at_site, ALLOCATED)),
+                .map(|e| Figure::new(e, "share", &over_time, ALLOCATED)),
         }
     }
 

@@ -10,7 +10,7 @@ use super::miners::Miner;
 use super::mining;
 use super::site::{Site, UnitCost};
 use super::verdict::{Inputs, Missing};
-use crate::quantity::{Hashprice, JoulesPerTerahash};
+use crate::quantity::JoulesPerTerahash;
 
 /// The inputs with their gaps closed.
 pub(super) struct Complete<'a> {
@@ -121,9 +121,16 @@ impl<'a> Complete<'a> {
             self.missing.push(Missing::MiningPue);
             self.take("a PUE of 1 for mining");
         }
-        if self.site.serving.utilisation.is_none() {
-            self.missing.push(Missing::Utilisation);
-            self.take("a utilisation of 100 %");
+        match self.site.serving.utilisation {
+            None => {
+                self.missing.push(Missing::Utilisation);
+                self.take("a utilisation of 100 %");
+            }
+            Some(u) if u.low == u.high => {
+                self.warnings
+                    .push("the utilisation has no range: the verdict holds for this one only".into());
+            }
+            Some(_) => {}
         }
         if self.site.serving.cost.is_none() && !self.site.serving.capex_is_sunk {
             self.missing.push(Missing::UnitCost);
@@ -142,7 +149,8 @@ impl<'a> Complete<'a> {
             self.serving_pue = 1.0;
         }
         self.host = match (self.site.serving.host, seen) {
-            (Some(HostOverhead::AllocatedWatts(w)), _) => HostOverhead::AllocatedWatts(w),
+            (Some(HostOverhead::AllocatedWatts(w)), true) => HostOverhead::AllocatedBeyond(w),
+            (Some(HostOverhead::AllocatedWatts(w)), false) => HostOverhead::AllocatedWatts(w),
             (None | Some(HostOverhead::Included), true) => HostOverhead::Included,
             (Some(_), true) => {
                 self.warnings
@@ -159,7 +167,10 @@ impl<'a> Complete<'a> {
             }
             (Some(host), false) => host,
         };
-        if let (HostOverhead::AllocatedWatts(allocated), Some(served)) = (self.host, self.served)
+        if let (
+            HostOverhead::AllocatedWatts(allocated) | HostOverhead::AllocatedBeyond(allocated),
+            Some(served),
+        ) = (self.host, self.served)
             && served.load_watts > allocated
         {
             self.warnings.push(format!(
@@ -173,7 +184,6 @@ impl<'a> Complete<'a> {
         let model = inputs.served.as_ref().map_or("", |s| &s.model);
         // Without a model or a market, that is what is missing.
         let named = inputs.served.is_some() && inputs.market.is_some();
-        let of_market = inputs.market.as_ref().and_then(|m| m.token_price(model)).map(TokenPrices::from);
         let checked = |prices: TokenPrices| match prices.check() {
             Ok(()) => Some(prices),
             Err(error) => {
@@ -181,7 +191,7 @@ impl<'a> Complete<'a> {
                 None
             }
         };
-        self.prices = inputs.token_prices.or(of_market).and_then(checked);
+        self.prices = inputs.token_prices_of(model).and_then(checked);
         if self.prices.is_none() && named {
             self.missing.push(Missing::TokenPrice);
         }
@@ -207,7 +217,8 @@ impl<'a> Complete<'a> {
                 }
                 // Only the price of what is served matters here; an example is always old.
                 MarketWarning::OldTokenPrice { model, .. }
-                    if self.served.is_none_or(|s| s.model != *model) => {}
+                | MarketWarning::FutureTokenPrice { model, .. }
+                    if self.served.is_none_or(|s| !s.model.eq_ignore_ascii_case(model)) => {}
                 MarketWarning::Stale { .. } | MarketWarning::Future { .. } => {}
                 _ => self.warnings.push(warning.to_string()),
             }
@@ -244,18 +255,6 @@ impl<'a> Complete<'a> {
         }
     }
 
-    /// Mean hashprice over the horizon: the days after the halving at the reward of then.
-    pub fn hashprice(&self, market: &Market) -> Estimate {
-        market.hashprice().scaled(self.horizon_ratio(market))
-    }
-
-    pub fn horizon_ratio(&self, market: &Market) -> f64 {
-        let Hashprice(after) = mining::hashprice_after_halving(market);
-        let Hashprice(now) = mining::hashprice(market);
-        let ratio = if now > 0.0 { after / now } else { 1.0 };
-        1.0 - self.share_after_halving * (1.0 - ratio)
-    }
-
     /// Rent, or capital over its life.
     pub fn usd_per_hour(&self) -> Option<f64> {
         self.site.serving.cost.map(|cost| match cost {
@@ -280,7 +279,8 @@ impl<'a> Complete<'a> {
             drains_in_time: serving.drain_minutes <= notice,
             usd_per_hour: self.usd_per_hour(),
             contract: &self.contract,
-            hashprice: self.market.map_or(Estimate::exact(0.0), |m| self.hashprice(m)),
+            hashprice: self.market.map_or(Estimate::exact(0.0), Market::hashprice),
+            halving: (self.share_after_halving, self.market.map_or(1.0, mining::ratio_after_halving)),
             mining_pue: self.mining_pue,
             uptime: self.site.mining.uptime,
             miner_capex: self.site.mining.capex,

@@ -203,6 +203,9 @@ pub enum HostOverhead {
     /// The whole unit is allocated this many watts at the plug, whatever it draws; what it draws beyond
     /// the measurement is taken to be the rest.
     AllocatedWatts(f64),
+    /// The same where the meter sees all that the unit draws: nothing is added to that.
+    #[serde(skip)]
+    AllocatedBeyond(f64),
 }
 
 /// Watts of the whole unit at the site.
@@ -240,6 +243,7 @@ impl UnitWatts {
                 let watts = watts.max(load);
                 (watts, watts - load + idle, watts)
             }
+            HostOverhead::AllocatedBeyond(watts) => (load, idle, watts.max(load)),
         };
         UnitWatts { load: load * serving_pue, idle: idle * serving_pue, allocated: allocated * serving_pue }
     }

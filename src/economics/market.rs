@@ -19,9 +19,10 @@ pub const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 const SKEW: Duration = Duration::from_secs(600);
 /// Two sources that differ by more than this share are said to disagree.
 pub const DISAGREEMENT: f64 = 0.03;
+/// Heights that a chain of these years can have.
+const HEIGHTS: std::ops::RangeInclusive<f64> = 800_000.0..=5_000_000.0;
 /// Prices of tokens older than this are worth a word.
 const TOKEN_PRICE_OLD_DAYS: u64 = 90;
-const BLOCKS_PER_HALVING: u64 = 210_000;
 const BLOCKS_PER_YEAR: f64 = 144.0 * 365.0;
 
 /// A market at one moment. Nothing is guessed: what is not optional must be there.
@@ -61,7 +62,7 @@ pub struct Market {
     pub published_hashprice_usd_per_ph_day: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published_hashprice_source: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub token_price: Vec<TokenPrice>,
 }
 
@@ -105,6 +106,8 @@ pub enum MarketWarning {
     OutsideRange { hashprice: f64, low: f64, high: f64 },
     #[error("the price of {model} is {days} days old")]
     OldTokenPrice { model: String, days: u64 },
+    #[error("the price of {model} is dated {date}, which is still to come")]
+    FutureTokenPrice { model: String, date: String },
 }
 
 /// The two values, if they differ by more than [`DISAGREEMENT`] of the smaller.
@@ -161,15 +164,26 @@ impl Market {
         if let Some(published) = self.published_hashprice_usd_per_ph_day {
             check("published_hashprice_usd_per_ph_day", published, 0.1..=1e4, "0.1 to 1e4 $/PH/day")?;
         }
-        if let Some(height) = self.height {
-            let due = 50.0 / 2f64.powi((height / BLOCKS_PER_HALVING).min(63) as i32);
-            check("subsidy_btc", self.subsidy_btc, due * 0.999..=due * 1.001, "that of its height")?;
-        }
+        let (due, expected) = match self.height {
+            Some(height) => {
+                check("height", height as f64, HEIGHTS, "800,000 to 5,000,000")?;
+                (mining::subsidy_btc(height), "that of its height")
+            }
+            // Some halving's, the nearest one.
+            None => (mining::nearest_subsidy_btc(self.subsidy_btc), "50 BTC halved a whole number of times"),
+        };
+        check("subsidy_btc", self.subsidy_btc, due * 0.999..=due * 1.001, expected)?;
         self.moment()?;
         if self.source.trim().is_empty() {
             return Err(self.wrong("source is empty"));
         }
-        self.token_price.iter().try_for_each(TokenPrice::check)
+        for (i, price) in self.token_price.iter().enumerate() {
+            price.check()?;
+            if self.token_price[..i].iter().any(|p| p.model.eq_ignore_ascii_case(&price.model)) {
+                return Err(self.wrong(&format!("two token prices of {}", price.model)));
+            }
+        }
+        Ok(())
     }
 
     fn wrong(&self, problem: &str) -> EconomicsError {
@@ -203,7 +217,7 @@ impl Market {
 
     /// Height of the block whose subsidy is the first half one.
     pub fn next_halving_height(&self) -> Option<u64> {
-        self.height.map(|h| (h / BLOCKS_PER_HALVING + 1) * BLOCKS_PER_HALVING)
+        self.height.map(mining::next_halving_height)
     }
 
     /// Years of ten-minute blocks to the next halving; `None` without a height.
@@ -271,6 +285,11 @@ impl Market {
             if days > TOKEN_PRICE_OLD_DAYS {
                 all.push(MarketWarning::OldTokenPrice { model: price.model.clone(), days });
             }
+            // A day begins earlier in the east.
+            if at.as_second() > i64::try_from(now_unix_seconds).unwrap_or(i64::MAX).saturating_add(86_400) {
+                let (model, date) = (price.model.clone(), price.date.clone());
+                all.push(MarketWarning::FutureTokenPrice { model, date });
+            }
         }
         all
     }
@@ -319,7 +338,12 @@ mod tests {
         assert_eq!(market.token_price("llama-3.2-1b").unwrap().usd_per_million_output_tokens, 0.01);
         assert_eq!(market.token_price("no such model"), None);
         assert_eq!(market.next_halving_height(), Some(1_050_000));
-        assert_eq!(market.warnings(MIDNIGHT + 3600), vec![MarketWarning::Example]);
+        let day = |days: u64| market.warnings(MIDNIGHT + days * 86_400 + 3600);
+        let future = |w: &MarketWarning| matches!(w, MarketWarning::FutureTokenPrice { .. });
+        // The prices of tokens are of the first of August.
+        let (to_come, others): (Vec<_>, Vec<_>) = day(0).into_iter().partition(future);
+        assert_eq!((to_come.len(), others), (market.token_price.len(), vec![MarketWarning::Example]));
+        assert!(!day(40).iter().any(future));
     }
 
     #[test]

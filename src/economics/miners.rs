@@ -35,8 +35,20 @@ impl Miner {
     }
 
     /// # Errors
-    /// A number that cannot be right.
+    /// A number that cannot be right; no name, source or day.
     pub fn check(&self) -> Result<(), EconomicsError> {
+        let wrong = |entry: &str, problem: &str| {
+            Err(EconomicsError::Invalid { entry: entry.into(), problem: problem.into() })
+        };
+        if self.name.trim().is_empty() || self.name.chars().any(char::is_control) {
+            return wrong("a mining machine", "its name is empty or holds control characters");
+        }
+        if self.source.trim().is_empty() {
+            return wrong(&self.name, "it has no source");
+        }
+        if self.date.parse::<jiff::civil::Date>().is_err() {
+            return wrong(&self.name, "its date is not a day (YYYY-MM-DD)");
+        }
         let check = |field, value, range, expected| plausible(&self.name, field, value, range, expected);
         check("terahash_per_second", self.terahash_per_second, 1.0..=1e5, "1 to 1e5 TH/s")?;
         check("watts", self.watts, 10.0..=1e6, "10 to 1e6 W")?;
@@ -50,7 +62,13 @@ impl Miner {
 /// Text that is not such a table, or a row whose numbers cannot be right.
 pub fn parse(text: &str) -> Result<Vec<Miner>, EconomicsError> {
     let table: Table = toml::from_str(text).map_err(|e| EconomicsError::Toml(e.to_string()))?;
-    table.miner.iter().try_for_each(Miner::check)?;
+    for (i, miner) in table.miner.iter().enumerate() {
+        miner.check()?;
+        if table.miner[..i].iter().any(|m| m.name.eq_ignore_ascii_case(&miner.name)) {
+            let problem = "the table has two rows of this name".into();
+            return Err(EconomicsError::Invalid { entry: miner.name.clone(), problem });
+        }
+    }
     Ok(table.miner)
 }
 
@@ -142,5 +160,16 @@ mod tests {
         assert!(parse(&row("200")).is_ok());
         assert!(parse(&row("0")).unwrap_err().to_string().starts_with("X: terahash_per_second"));
         assert!(parse(&row("5000")).unwrap_err().to_string().contains("J/TH"));
+        let (good, twice) = (row("200"), row("200") + &row("201"));
+        assert!(parse(&twice).unwrap_err().to_string().contains("two rows"));
+        for (from, to, name) in [
+            ("\"X\"", "\" \"", "name"),
+            ("\"X\"", "\"\\u001b[31mX\"", "control"),
+            ("\"s\"", "\"\"", "source"),
+            ("2026-01-01", "yesterday", "day"),
+        ] {
+            let error = parse(&good.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(name), "{to}: {error}");
+        }
     }
 }

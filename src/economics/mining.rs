@@ -6,6 +6,28 @@ use crate::quantity::{Hashprice, JoulesPerTerahash, UsdPerMwh};
 const SECONDS_PER_DAY: f64 = 86_400.0;
 const HASHES_PER_PETAHASH: f64 = 1e15;
 
+const BLOCKS_PER_HALVING: u64 = 210_000;
+/// The subsidy is counted in whole satoshis, of which the first had so many; it ends with the last halving.
+const FIRST_SUBSIDY_SATS: u64 = 5_000_000_000;
+const LAST_HALVING: u64 = 33;
+
+/// New bitcoin in the block of a height, by the rule of the chain.
+pub fn subsidy_btc(height: u64) -> f64 {
+    let halvings = height / BLOCKS_PER_HALVING;
+    if halvings >= LAST_HALVING { 0.0 } else { (FIRST_SUBSIDY_SATS >> halvings) as f64 / 1e8 }
+}
+
+/// Height of the block whose subsidy is the next half.
+pub fn next_halving_height(height: u64) -> u64 {
+    (height / BLOCKS_PER_HALVING + 1) * BLOCKS_PER_HALVING
+}
+
+/// The subsidy of any height that is nearest to this.
+pub fn nearest_subsidy_btc(subsidy: f64) -> f64 {
+    let all = (0..=LAST_HALVING).map(|halvings| subsidy_btc(halvings * BLOCKS_PER_HALVING));
+    all.min_by(|a, b| (a - subsidy).abs().total_cmp(&(b - subsidy).abs())).unwrap_or(0.0)
+}
+
 /// Blocks a petahash per second finds in a day, in expectation: a block takes difficulty × 2³² hashes.
 pub fn blocks_per_petahash_day(difficulty: f64) -> f64 {
     HASHES_PER_PETAHASH * SECONDS_PER_DAY / (difficulty * 2f64.powi(32))
@@ -23,7 +45,13 @@ pub fn hashprice(market: &Market) -> Hashprice {
 
 /// The hashprice on the first day after the next halving, everything else as it is.
 pub fn hashprice_after_halving(market: &Market) -> Hashprice {
-    Hashprice(hashprice(market).0 * market.reward_after_halving_btc() / market.reward_btc())
+    Hashprice(hashprice(market).0 * ratio_after_halving(market))
+}
+
+/// The hashprice after the next halving as a share of today's: the subsidy halves, the fees do not.
+pub fn ratio_after_halving(market: &Market) -> f64 {
+    let reward = market.reward_btc();
+    if reward > 0.0 { market.reward_after_halving_btc() / reward } else { 1.0 }
 }
 
 /// Mining revenue of a megawatt-hour at the machine. A petahash per second at e J/TH draws e kW, which

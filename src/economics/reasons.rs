@@ -1,7 +1,8 @@
 //! The paragraph under a verdict: [`Outcome`] → words that an operator can read and check.
 
-use super::estimate::Figure;
+use super::estimate::{Estimate, Figure};
 use super::gaps::Complete;
+use super::market::Market;
 use super::verdict::{BreakEven, Comparison, Hours, NEVER_ABOVE, Outcome, Row, Verdict};
 
 pub(super) fn paragraph(outcome: &Outcome, complete: &Complete) -> String {
@@ -35,6 +36,12 @@ fn chosen<'a>(outcome: &Outcome, row: &'a Row) -> &'a Comparison {
 
 fn span(figure: &Figure) -> String {
     format!("{} ({} to {})", dollars(figure.value), dollars(figure.low), dollars(figure.high))
+}
+
+/// Three digits that count.
+fn short(value: f64) -> String {
+    let digits = if value > 0.0 { (2.0 - value.log10().floor()).clamp(0.0, 9.0) } else { 0.0 };
+    format!("{value:.*}", digits as usize)
 }
 
 /// `$1,234`, cents below a hundred.
@@ -71,28 +78,37 @@ fn headline(outcome: &Outcome, complete: &Complete, row: &Row) -> String {
         Verdict::TooClose => "The interval holds more than one answer: TOO CLOSE.",
         Verdict::Unknown { .. } => "",
     };
+    // It earns what standing still does because it does stand still.
+    let mining = match c.mine.high <= c.off.high {
+        true => format!("{machine} would earn less than standing still"),
+        false => format!("{machine} earns {}", span(&c.mine)),
+    };
+    let range = match u.low == u.high {
+        true => String::new(),
+        false => format!(", {:.0} to {:.0}", u.low * 100.0, u.high * 100.0),
+    };
     let text = format!(
         "Per MWh of allocated power, after power and with {capital}, serving {model} ({at_once} at once, {:.0} % \
-         utilised, {:.0} to {:.0}) earns {}; {machine} earns {}; standing still {}. {judged}",
+         utilised{range}) earns {}; {mining}; standing still earns {}. {judged}",
         u.value * 100.0,
-        u.low * 100.0,
-        u.high * 100.0,
         span(&c.serve),
-        span(&c.mine),
         dollars(c.off.value),
     );
     text.trim_end().into()
 }
 
 fn break_evens(c: &Comparison) -> String {
-    let BreakEven { utilisation, output_price, hashprice } = &c.break_even;
+    let BreakEven { utilisation, price_factor, output_price, hashprice } = &c.break_even;
     let mut met = Vec::new();
     if let Some(u) = utilisation.as_ref().filter(|u| u.value < NEVER_ABOVE) {
         let note = if u.value > 1.0 { ", which cannot be reached" } else { "" };
         met.push(format!("a utilisation of {:.1} %{note}", u.value * 100.0));
     }
-    if let Some(price) = output_price {
-        met.push(format!("${:.4} per million output tokens", price.value));
+    if let Some(factor) = price_factor {
+        let output = output_price.as_ref();
+        let output =
+            output.map_or(String::new(), |p| format!(" (${} per million of output)", short(p.value)));
+        met.push(format!("all token prices × {}{output}", short(factor.value)));
     }
     if let Some(price) = hashprice {
         met.push(format!("a hashprice of {:.2} $/PH/day", price.value));
@@ -141,8 +157,17 @@ fn rests_on(outcome: &Outcome, complete: &Complete) -> String {
         share if share > 0.0 => format!(", {:.0} % of the horizon after the halving", share * 100.0),
         _ => String::new(),
     };
+    let spread = |e: Option<Estimate>| e.is_some_and(|e| e.low < e.high);
+    let ranges = [
+        (spread(complete.market.map(Market::hashprice)), "the range of the hashprice"),
+        (spread(Some(complete.utilisation)), "the range of the utilisation"),
+    ];
+    let mut carried = vec!["the measurement's", "the sensor's gain", "5 % on nameplates"];
+    carried.extend(ranges.iter().filter(|(is, _)| *is).map(|(_, what)| *what));
+    let last = carried.pop().unwrap_or_default();
     format!(
-        "Watts: {watts}. Market of {market}{halving}. The interval carries the measurement's, the sensor's gain, 5 % on nameplates, the range of the hashprice and of the utilisation."
+        "Watts: {watts}. Market of {market}{halving}. The interval carries {} and {last}.",
+        carried.join(", ")
     )
 }
 

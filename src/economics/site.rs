@@ -144,7 +144,7 @@ impl Site {
                 check("host.watts.idle", idle, 0.0..=1e6, "0 to 1e6 W")?;
             }
             Some(HostOverhead::Factor(factor)) => check("host.factor", factor, 1.0..=10.0, "1 to 10")?,
-            Some(HostOverhead::AllocatedWatts(w)) => {
+            Some(HostOverhead::AllocatedWatts(w) | HostOverhead::AllocatedBeyond(w)) => {
                 check("host.allocated_watts", w, 1.0..=1e6, "1 to 1e6 W")?;
             }
         }

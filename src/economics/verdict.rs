@@ -37,6 +37,14 @@ pub struct Inputs {
     pub now_unix_seconds: u64,
 }
 
+impl Inputs {
+    /// What a model's tokens sell for: as given, else the market's row.
+    pub fn token_prices_of(&self, model: &str) -> Option<TokenPrices> {
+        let of_market = || self.market.as_ref()?.token_price(model).map(TokenPrices::from);
+        self.token_prices.or_else(of_market)
+    }
+}
+
 /// What the verdict misses. An UNKNOWN names each.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "missing", rename_all = "snake_case")]
@@ -216,7 +224,10 @@ pub struct Comparison {
 pub struct BreakEven {
     /// May exceed 1: then it cannot be reached.
     pub utilisation: Option<Figure>,
-    /// $/M output tokens; input and cached prices move in proportion.
+    /// All prices of tokens as a multiple of what they are.
+    #[serde(default)]
+    pub price_factor: Option<Figure>,
+    /// The same as the price of output tokens, where they have one.
     pub output_price: Option<Figure>,
     /// Today's hashprice, $/PH/day.
     pub hashprice: Option<Figure>,

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::MarketError;
+use crate::error::printable;
 
 pub(super) const SATS_PER_BTC: f64 = 1e8;
 /// 2009 to 2100: what a time may be.
@@ -76,5 +77,5 @@ impl<'a> Answer<'a> {
 
 /// The beginning of a foreign value.
 fn short(value: &Value) -> String {
-    value.to_string().chars().take(40).collect()
+    printable(&value.to_string(), 40)
 }

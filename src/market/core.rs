@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, BLOCK_SECONDS, DIFFICULTIES, HEIGHTS, SATS_PER_BTC, TIMES};
 use super::{Chain, MarketError};
+use crate::error::printable;
 use crate::http_client::{BasicAuth, HttpClient};
 
 /// Blocks of a day.
@@ -59,7 +60,7 @@ pub(super) fn results(calls: &[(&str, Value)], answer: Value) -> Result<Vec<Valu
             return Err(MarketError::Rpc {
                 method: method.to_string(),
                 code: error.get("code").and_then(Value::as_i64).unwrap_or(0),
-                message: message.chars().filter(|c| !c.is_control()).take(200).collect(),
+                message: printable(message, 200),
             });
         }
         results.push(item.get_mut("result").map_or(Value::Null, Value::take));
@@ -71,7 +72,6 @@ pub(super) fn results(calls: &[(&str, Value)], answer: Value) -> Result<Vec<Valu
 pub(super) struct Tip {
     height: u64,
     difficulty: f64,
-    network_hashes_per_second: Option<f64>,
 }
 
 pub(super) fn tip(chain: &Value, mining: &Value) -> Result<Tip, MarketError> {
@@ -87,11 +87,7 @@ pub(super) fn tip(chain: &Value, mining: &Value) -> Result<Tip, MarketError> {
     if mining.count("blocks", HEIGHTS)?.abs_diff(height) > 3 {
         return Err(mining.error("blocks", format!("far from the {height} of {CHAIN_INFO}")));
     }
-    Ok(Tip {
-        height,
-        difficulty: mining.number("difficulty", DIFFICULTIES)?,
-        network_hashes_per_second: mining.optional("networkhashps", 1e18..=1e25)?,
-    })
+    Ok(Tip { height, difficulty: mining.number("difficulty", DIFFICULTIES)? })
 }
 
 /// The mean of a day's blocks, newest first.
@@ -129,7 +125,6 @@ pub(super) fn day(tip: Tip, blocks: &[Value]) -> Result<Chain, MarketError> {
         fees_btc: fees / count,
         block_seconds: Some(block_seconds),
         blocks: blocks.len() as u64,
-        network_hashes_per_second: tip.network_hashes_per_second,
         newest: Some(*newest as u64),
     })
 }

@@ -33,7 +33,7 @@ pub(super) fn ask_chain(client: &HttpClient, root: &str) -> Result<Answers, Mark
 }
 
 pub(super) fn ask_price(client: &HttpClient, root: &str) -> Result<Price, MarketError> {
-    price(&client.get_json(&format!("{}{PRICE}", root.trim_end_matches('/')))?)
+    price(&client.get_json(&format!("{}{PRICE}", root.trim_end_matches('/')))?).map_err(|e| e.of(root))
 }
 
 pub(super) fn chain(answers: &Answers) -> Result<Chain, MarketError> {
@@ -65,8 +65,7 @@ pub(super) fn chain(answers: &Answers) -> Result<Chain, MarketError> {
         fees_btc: fees,
         block_seconds: pace(&retarget, RETARGET_BLOCKS - remaining)?,
         blocks: last - first + 1,
-        network_hashes_per_second: hashrate.optional("currentHashrate", 1e18..=1e25)?,
-        newest: None,
+        newest: answered(&retarget, RETARGET_BLOCKS - remaining)?,
     })
 }
 
@@ -77,6 +76,16 @@ fn pace(retarget: &Answer, blocks: u64) -> Result<Option<f64>, MarketError> {
     }
     let (low, high) = BLOCK_SECONDS.into_inner();
     Ok(Some(retarget.number("timeAvg", 1e3 * low..=1e3 * high)? / 1e3))
+}
+
+/// When the server knew this: its mean pace is the time from the last retarget to its own clock. A server (or a
+/// cache before it) that stands still goes on giving the same.
+fn answered(retarget: &Answer, blocks: u64) -> Result<Option<u64>, MarketError> {
+    let (Some(since), Some(pace)) = (retarget.optional("previousTime", TIMES)?, pace(retarget, blocks)?)
+    else {
+        return Ok(None);
+    };
+    Ok(Some((since + blocks as f64 * pace) as u64))
 }
 
 /// The difficulty now, held against the last of the server's list: its adjustments are 4-fold at most.

@@ -14,12 +14,12 @@ mod tests;
 use jiff::Timestamp;
 
 use self::answer::Answer;
+use crate::economics::EconomicsError;
 use crate::economics::market::{Market, disagreement};
-use crate::economics::{EconomicsError, mining};
+use crate::economics::mining::{self, subsidy_btc};
 use crate::http_client::{BasicAuth, HttpClient, HttpError, shown};
 
-const BLOCKS_PER_HALVING: u64 = 210_000;
-/// A chain whose newest block is older is not followed any more.
+/// A source that has not followed the chain for longer has lost it.
 const NEWEST_BLOCK_SECONDS: u64 = 6 * 3600;
 /// Clocks of two machines may differ by so much.
 const SKEW_SECONDS: u64 = 600;
@@ -57,8 +57,7 @@ pub struct Chain {
     pub blocks: u64,
     /// Observed time from block to block, over half a day at least.
     pub block_seconds: Option<f64>,
-    pub network_hashes_per_second: Option<f64>,
-    /// Time of the newest block, where the source tells it.
+    /// When the source last followed the chain, where it can be told.
     pub newest: Option<u64>,
 }
 
@@ -96,19 +95,26 @@ pub enum MarketError {
     File { path: String, problem: String },
 }
 
-impl Chain {
-    /// The next block whose subsidy is half, how many blocks until then, and when at the observed pace.
-    pub fn next_halving(&self, now: u64) -> (u64, u64, Option<u64>) {
-        let height = (self.height / BLOCKS_PER_HALVING + 1) * BLOCKS_PER_HALVING;
-        let left = height - self.height;
-        (height, left, self.block_seconds.map(|pace| now + (left as f64 * pace) as u64))
+impl MarketError {
+    /// Of two servers that are asked the same: which it was.
+    fn of(self, url: &str) -> MarketError {
+        match self {
+            MarketError::Field { endpoint, field, problem } => {
+                let endpoint = format!("{}{endpoint}", shown(url.trim_end_matches('/')));
+                MarketError::Field { endpoint, field, problem }
+            }
+            other => other,
+        }
     }
 }
 
-/// New bitcoin in the block of a height, by the rule of the chain.
-pub fn subsidy_btc(height: u64) -> f64 {
-    let halvings = height / BLOCKS_PER_HALVING;
-    if halvings >= 33 { 0.0 } else { (5_000_000_000u64 >> halvings) as f64 / 1e8 }
+impl Chain {
+    /// The next block whose subsidy is half, how many blocks until then, and when at the observed pace.
+    pub fn next_halving(&self, now: u64) -> (u64, u64, Option<u64>) {
+        let height = mining::next_halving_height(self.height);
+        let left = height - self.height;
+        (height, left, self.block_seconds.map(|pace| now + (left as f64 * pace) as u64))
+    }
 }
 
 /// The mean subsidy of these blocks is what the chain's rule allows; some miners claim a little less.
@@ -130,7 +136,7 @@ fn check_subsidy(answer: &Answer, field: &str, mean: f64, first: u64, last: u64)
 pub fn fetch(client: &HttpClient, request: &Request, now: u64) -> Result<Fetched, MarketError> {
     let (chain, fetched_price, name) = match &request.source {
         Source::Mempool { url } => {
-            let chain = mempool::chain(&mempool::ask_chain(client, url)?)?;
+            let chain = mempool::chain(&mempool::ask_chain(client, url)?).map_err(|e| e.of(url))?;
             // With a price by hand, a server without a feed is good enough.
             let price = match (mempool::ask_price(client, url), request.btc_usd) {
                 (Ok(price), _) => Ok(price),
@@ -176,7 +182,7 @@ fn assemble(
         let hours = (now - newest) / 3600;
         return field(
             "time",
-            format!("the newest block is {hours} h old: the node lost touch with the network"),
+            format!("what it knows of the chain is {hours} h old: it lost touch with the network"),
         );
     }
     if let Some(price) = fetched
@@ -235,7 +241,7 @@ fn second_opinion(
     name: &str,
     price_by_hand: bool,
 ) -> Result<Vec<String>, MarketError> {
-    let second = mempool::chain(&mempool::ask_chain(client, url)?)?;
+    let second = mempool::chain(&mempool::ask_chain(client, url)?).map_err(|e| e.of(url))?;
     let price = mempool::ask_price(client, url)?;
     let (market, other) = (&fetched.market, shown(url));
     let priced_by = if price_by_hand { BY_HAND } else { name };

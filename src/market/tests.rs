@@ -94,12 +94,28 @@ fn both_spellings_and_both_types_mean_the_same() {
 #[test]
 fn the_first_blocks_of_a_difficulty_have_no_pace() {
     let mut retarget: Value = serde_json::from_str(RETARGET).unwrap();
+    // The pace is made up, and so would be when the server knew it.
+    retarget["previousTime"] = Value::Null;
     for (blocks, pace) in [(1u64, None), (71, None), (72, Some(595.0))] {
         retarget["remainingBlocks"] = json!(2016 - blocks);
         retarget["nextRetargetHeight"] = json!(956_200 + 2016 - blocks);
         retarget["timeAvg"] = json!(if blocks == 1 { 4_000 } else { 595_000 });
         let fetched = ask(&from(&mempool(HASHRATE, REWARDS, &retarget.to_string(), PRICES))).unwrap();
         assert_eq!(fetched.chain.block_seconds, pace, "{blocks}");
+    }
+}
+
+#[test]
+fn a_server_that_stands_still_is_named() {
+    let mut retarget: Value = serde_json::from_str(RETARGET).unwrap();
+    let since = |hours: u64| json!(NOW - (616.0 * 595.0) as u64 - hours * 3600);
+    for (hours, fine) in [(5, true), (7, false), (24 * 30, false)] {
+        retarget["previousTime"] = since(hours);
+        let asked = ask(&from(&mempool(HASHRATE, REWARDS, &retarget.to_string(), PRICES)));
+        match asked {
+            Ok(_) => assert!(fine, "{hours} h"),
+            Err(error) => assert!(!fine && error.to_string().contains(&format!("{hours} h old")), "{error}"),
+        }
     }
 }
 
@@ -239,7 +255,7 @@ fn a_node_that_cannot_say_is_an_error() {
         ("height", json!(956_000), "not the 956200 asked for"),
         ("time", json!(1_782_467_000), "0 s between blocks is not plausible"),
         ("id", json!("other"), "the batch lacks it"),
-        ("error", json!({"code": -1, "message": "Undo data\nexpected"}), "Undo dataexpected (code -1)"),
+        ("error", json!({"code": -1, "message": "Undo data\nexpected"}), "Undo data expected (code -1)"),
     ];
     for (field, value, want) in cases {
         let (_server, request) = core(move |asked| {

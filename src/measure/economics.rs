@@ -14,6 +14,8 @@ use crate::economics::site::Site;
 use crate::economics::verdict::{Inputs, evaluate};
 use crate::power::Method;
 
+/// An idle window may lie so far above a load that is nearly none.
+const IDLE_NOISE: f64 = 0.05;
 /// Taken for instruments that do not say.
 const GAIN_ERROR: f64 = 0.05;
 
@@ -79,16 +81,22 @@ pub fn judge(report: &Report, given: Given, now_unix_seconds: u64) -> Result<Eco
 /// As [`judge`].
 pub fn inputs(report: &Report, given: Given, now_unix_seconds: u64) -> Result<Inputs, GivenError> {
     let saved = report.economics.as_ref().map(|e| &e.inputs);
-    let saved_prices = saved.and_then(|s| s.token_prices);
-    let market = given.market.or_else(|| saved?.market.clone());
     let model = &report.model.id;
+    // A market given now is what counts where it has a row: prices given then are of then.
+    let superseded = given.market.as_ref().is_some_and(|m| m.token_price(model).is_some());
+    let saved_prices = saved.filter(|_| !superseded).and_then(|s| s.token_prices);
+    let market = given.market.or_else(|| saved?.market.clone());
+    // Only a shape that was given needs the phases apart.
+    let by_phase =
+        |s: &&Inputs| matches!(&s.served, Some(Served { efficiency: Efficiency::ByPhase { .. }, .. }));
+    let shape = given.shape.or_else(|| saved.filter(by_phase).map(|s| s.shape));
     let miners = match given.miners.or_else(|| Some(saved?.miners.clone())) {
         Some(miners) => miners,
         None => miners::with_own(None)?,
     };
     Ok(Inputs {
-        served: served(report, given.shape)?,
-        shape: given.shape.unwrap_or_else(|| measured_shape(report)),
+        served: served(report, shape)?,
+        shape: shape.unwrap_or_else(|| measured_shape(report)),
         token_prices: given.prices.complete(model, market.as_ref(), saved_prices)?,
         market,
         site: site(given.site.or_else(|| saved?.site.clone()), given.power_usd_per_mwh, given.utilisation)?,
@@ -140,8 +148,13 @@ fn served(report: &Report, other_shape: Option<Shape>) -> Result<Option<Served>,
         concurrency: point.concurrency,
         efficiency,
         load_watts: energy.watts.value,
-        // Noise may put an idle window above a load that is nearly none.
-        idle_watts: report.idle_watts(energy.scope()).map(|w| w.min(energy.watts.value)),
+        idle_watts: report.idle_watts(energy.scope()).map(|w| {
+            match w <= energy.watts.value * (1.0 + IDLE_NOISE) {
+                true => w.min(energy.watts.value),
+                // No noise: it is for the verdict to refuse.
+                false => w,
+            }
+        }),
         basis: Basis {
             method: energy.method.to_string(),
             boundary: energy.boundary.as_str().into(),
@@ -325,6 +338,44 @@ mod tests {
         let joules =
             inputs.served.unwrap().efficiency.joules(&inputs.shape, crate::economics::inference::End::Value);
         assert!((joules - 16.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_shape_and_prices_of_a_report_hold_until_others_are_given() {
+        let shape = Shape { input_tokens: 900.0, cached_tokens: 100.0, output_tokens: 50.0 };
+        let mut report = report();
+        let energy = &mut report.points[1].energy[0];
+        energy.joules_per_prefill_token = Some(Estimate::exact(0.01));
+        energy.joules_per_decode_token = Some(Estimate::exact(0.14));
+        let prices = PricesGiven { input: Some(0.5), cached: None, output: Some(1.5) };
+        let first = judge(&report, Given { shape: Some(shape), prices, ..real() }, NOW).unwrap();
+        let saved = Report { economics: Some(first), ..report };
+        let again = inputs(&saved, Given::default(), NOW).unwrap();
+        assert_eq!(again.shape, shape);
+        let output =
+            |inputs: &Inputs| inputs.token_prices_of("Qwen3-8B").map(|p| p.usd_per_million_output_tokens);
+        assert_eq!(output(&again), Some(1.5));
+        // A market given now has a row: its price is today's.
+        let mut market = real().market.unwrap();
+        let row = market.token_price.iter_mut().find(|p| p.model == "Qwen3-8B").unwrap();
+        row.usd_per_million_output_tokens = 0.0001;
+        let with_row = Given { market: Some(market.clone()), ..Given::default() };
+        assert_eq!(output(&inputs(&saved, with_row, NOW).unwrap()), Some(0.0001));
+        market.token_price.clear();
+        let without = Given { market: Some(market), ..Given::default() };
+        assert_eq!(output(&inputs(&saved, without, NOW).unwrap()), Some(1.5));
+    }
+
+    #[test]
+    fn an_idle_draw_far_above_the_load_is_no_noise() {
+        let idle = |watts: f64| {
+            let mut report = report();
+            report.idle[0] =
+                Idle { watts_before: Some(watts), watts_after: Some(watts), ..report.idle[0].clone() };
+            inputs(&report, real(), NOW).unwrap().served.unwrap()
+        };
+        assert_eq!(idle(610.0).idle_watts, Some(600.0));
+        assert!(idle(610.0).check().is_ok() && idle(5000.0).check().is_err());
     }
 
     #[test]

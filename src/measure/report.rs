@@ -262,10 +262,10 @@ pub struct Economics {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    #[error("{file}: {source}")]
-    Io { file: String, source: std::io::Error },
-    #[error("{file}: not a report: {source}")]
-    Json { file: String, source: serde_json::Error },
+    #[error("{file}: {problem}")]
+    Io { file: String, problem: std::io::Error },
+    #[error("{file}: not a report: {problem}")]
+    Json { file: String, problem: serde_json::Error },
     #[error("{file}: a report of schema {found}; this program reads {SCHEMA}")]
     Schema { file: String, found: u64 },
 }
@@ -275,15 +275,15 @@ impl Report {
     /// A file that cannot be read or is no report of this schema.
     pub fn read(path: &std::path::Path) -> Result<Report, ReportError> {
         let file = path.display().to_string();
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ReportError::Io { file: file.clone(), source })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|problem| ReportError::Io { file: file.clone(), problem })?;
         Report::parse(&file, &text)
     }
 
     /// # Errors
     /// Text that is no report of this schema; `file` is named.
     pub fn parse(file: &str, text: &str) -> Result<Report, ReportError> {
-        let json = |source| ReportError::Json { file: file.to_owned(), source };
+        let json = |problem| ReportError::Json { file: file.to_owned(), problem };
         let value: serde_json::Value = serde_json::from_str(text).map_err(json)?;
         match value.get("schema").and_then(serde_json::Value::as_u64) {
             Some(found) if found != u64::from(SCHEMA) => {

@@ -163,7 +163,7 @@ fn power_price(report: &Report) -> Option<f64> {
 }
 
 fn prices(report: &Report) -> Option<TokenPrices> {
-    worth::token_prices(&report.economics.as_ref()?.inputs, &report.model.id)
+    report.economics.as_ref()?.inputs.token_prices_of(&report.model.id)
 }
 
 fn money(report: &Report, point: &Point, energy: &Energy) -> Option<f64> {

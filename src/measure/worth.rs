@@ -5,16 +5,9 @@
 use super::report::{Energy, Point};
 use crate::economics::estimate::Estimate;
 use crate::economics::inference::{Shape, TokenPrices};
-use crate::economics::verdict::Inputs;
 use crate::quantity::JOULES_PER_MWH;
 
 const JOULES_PER_KWH: f64 = 3.6e6;
-
-/// Prices of the model's tokens, as the verdict takes them.
-pub fn token_prices(inputs: &Inputs, model: &str) -> Option<TokenPrices> {
-    let of_market = || inputs.market.as_ref()?.token_price(model).map(TokenPrices::from);
-    inputs.token_prices.or_else(of_market)
-}
 
 /// Revenue of a megawatt-hour spent as in this point, inside the boundary of its energy.
 pub fn usd_per_mwh(point: &Point, energy: &Energy, prices: &TokenPrices) -> Option<Estimate> {

@@ -9,7 +9,7 @@ use hashwatt::economics::estimate::{Basis, Estimate};
 use hashwatt::economics::inference::{Efficiency, HostOverhead, Served, Shape, TokenPrices};
 use hashwatt::economics::market::Market;
 use hashwatt::economics::miners::{self, Miner};
-use hashwatt::economics::site::{MiningSite, ServingSite, Site, UnitCost};
+use hashwatt::economics::site::{MinerCapex, MiningSite, ServingSite, Site, UnitCost};
 use hashwatt::economics::verdict::{Inputs, Outcome, Verdict, evaluate};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -371,6 +371,7 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         site.serving.drain_minutes = s.5;
         site.serving.cost = Some(UnitCost::UsdPerHour(m.4));
         site.mining.uptime = m.2;
+        site.mining.capex = Some(MinerCapex { usd_per_kw: 900.0, life_years: 4.0 });
         site.mining.machines = vec![machine];
         inputs
     })
@@ -424,6 +425,11 @@ fn better_for_serving(inputs: &Inputs, which: usize, by: f64) -> (&'static str, 
             site.serving.drain_minutes /= by;
             "time to drain"
         }
+        8 => {
+            let pue = site.serving.pue.as_mut().unwrap();
+            *pue = (*pue / by).max(1.0);
+            "serving PUE"
+        }
         _ => {
             i.shape.cached_tokens *= by;
             "cached tokens"
@@ -475,9 +481,42 @@ fn better_for_mining(inputs: &Inputs, which: usize, by: f64) -> (&'static str, I
             ranges(market, 1.0 / 0.99);
             "pool fee"
         }
+        6 => {
+            mining.uptime = (mining.uptime * by).min(1.0);
+            "uptime"
+        }
+        7 => {
+            let before = market.reward_btc();
+            market.fees_btc_per_block = Some(market.fees_btc() * by);
+            market.fees_share_of_reward = None;
+            ranges(market, market.reward_btc() / before);
+            "fees"
+        }
+        8 => {
+            let capex = mining.capex.as_mut().unwrap();
+            capex.usd_per_kw /= by;
+            "cost of machines"
+        }
         _ => {
             mining.machines = i.miners.iter().map(|m| m.name.clone()).collect();
             "machines"
+        }
+    };
+    (name, i)
+}
+
+/// The inputs with less drawn beside the measured load: better where power costs something.
+fn less_beside_the_load(inputs: &Inputs, which: usize, by: f64) -> (&'static str, Inputs) {
+    let mut i = inputs.clone();
+    let name = match which {
+        0 => {
+            *i.served.as_mut().unwrap().idle_watts.as_mut().unwrap() /= by;
+            "idle watts"
+        }
+        _ => {
+            let host = &mut i.site.as_mut().unwrap().serving.host;
+            *host = Some(HostOverhead::Watts { load: 500.0 / by, idle: 300.0 / by });
+            "host watts"
         }
     };
     (name, i)
@@ -489,16 +528,34 @@ proptest! {
     #[test]
     fn the_verdict_is_monotone(inputs in any_inputs(), by in 1.0..4.0f64) {
         let before = verdicts(&inputs);
-        for which in 0..9 {
+        for which in 0..10 {
             let (name, after) = better_for_serving(&inputs, which, by);
             for (b, a) in before.iter().zip(verdicts(&after)) {
                 prop_assert!(moves_up(b, &a, towards_serving), "more {name}: {b} became {a}");
             }
         }
-        for which in 0..7 {
+        for which in 0..10 {
             let (name, after) = better_for_mining(&inputs, which, by);
             for (b, a) in before.iter().zip(verdicts(&after)) {
                 prop_assert!(moves_up(b, &a, towards_mining), "better {name}: {b} became {a}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_drawn_beside_the_load_is_a_cost(inputs in any_inputs(), by in 1.0..4.0f64) {
+        let mut inputs = inputs;
+        let site = inputs.site.as_mut().unwrap();
+        site.serving.host = Some(HostOverhead::Watts { load: 500.0, idle: 300.0 });
+        let PowerPrice::HourlyUsdPerMwh(hours) = &mut site.power.as_mut().unwrap().price else {
+            unreachable!()
+        };
+        hours.iter_mut().for_each(|price| *price = price.max(0.0));
+        let before = verdicts(&inputs);
+        for which in 0..2 {
+            let (name, after) = less_beside_the_load(&inputs, which, by);
+            for (b, a) in before.iter().zip(verdicts(&after)) {
+                prop_assert!(moves_up(b, &a, towards_serving), "less {name}: {b} became {a}");
             }
         }
     }
