@@ -4,6 +4,7 @@
 
 use std::net::{TcpListener, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -11,6 +12,7 @@ use tokio::sync::mpsc;
 use super::baseline::Baseline;
 use super::lengths::Random;
 use crate::clock::{BusyTime, Clock};
+use crate::error::printable;
 use crate::service::{Delta, Service};
 use crate::wire::client::{Client, Response};
 use crate::wire::fields::UnknownParameters;
@@ -24,6 +26,10 @@ const WORDS: [&str; 16] = [
     " time", " water", " house", " light", " number", " people", " world", " power", " river", " north",
     " paper", " money", " music", " table", " story", " green",
 ];
+/// A server that was asked a handful of tokens answers within this, its own warm-up included.
+const FIRST_ANSWER: Duration = Duration::from_secs(120);
+/// Under load a request may wait in a queue; one that hears nothing for so long has failed.
+const SILENCE: Duration = Duration::from_secs(600);
 /// Longest piece of an error's body that is repeated.
 const ERROR_CHARS: usize = 300;
 
@@ -215,12 +221,12 @@ impl Server {
         let url = url.to_string();
         let (software, context) = (None, None);
         let mut server = Server { client, url, model, software, context, ids: true, ignores_eos: true };
-        server.look().await.map_err(fail)?;
+        within(FIRST_ANSWER, server.look()).await.map_err(fail)?;
         let probe = Ask { input_tokens: 8, output_tokens: 4, seed: 1 };
         let mut first = None;
         for (ids, ignores_eos) in [(true, true), (false, true), (true, false), (false, false)] {
             (server.ids, server.ignores_eos) = (ids, ignores_eos);
-            match server.ask(probe, &mut |_| {}).await {
+            match within(FIRST_ANSWER, server.ask(probe, &mut |_| {})).await {
                 Ok(_) => return Ok(server),
                 Err(problem) => first = first.or(Some(problem)),
             }
@@ -243,20 +249,26 @@ impl Server {
 
     async fn ask(&self, ask: Ask, came: &mut (dyn FnMut(usize) + Send)) -> Result<Counts, String> {
         let body = ask.body(self.ids, self.ignores_eos, self.model.as_deref()).to_string();
-        let mut answer =
-            self.client.post_json("/v1/completions", body.as_bytes()).await.map_err(|e| e.to_string())?;
+        let sent = self.client.post_json("/v1/completions", body.as_bytes());
+        let mut answer = within(SILENCE, async { sent.await.map_err(|e| e.to_string()) }).await?;
         if answer.status != 200 {
-            return Err(refusal(&mut answer).await);
+            return Err(within(SILENCE, async { Ok(refusal(&mut answer).await) }).await?);
+        }
+        let kind = answer.header("content-type").unwrap_or_default();
+        if !kind.starts_with("text/event-stream") {
+            return Err(format!("answered with `{}` where a stream was asked for", printable(kind, 60)));
         }
         let (mut counts, mut chunks) = (None, 0);
-        while let Some(event) = answer.next_event().await.map_err(|e| e.to_string())? {
+        loop {
+            let next = within(SILENCE, async { answer.next_event().await.map_err(|e| e.to_string()) });
+            let Some(event) = next.await? else { break };
             if event.is_done() {
                 break;
             }
             let chunk: Value =
                 serde_json::from_str(&event.data).map_err(|e| format!("a chunk is not JSON: {e}"))?;
             if let Some(error) = chunk.get("error").filter(|e| !e.is_null()) {
-                return Err(error.to_string().chars().take(ERROR_CHARS).collect());
+                return Err(printable(&error.to_string(), ERROR_CHARS));
             }
             if chunk.pointer("/choices/0/text").and_then(Value::as_str).is_some_and(|t| !t.is_empty()) {
                 chunks += 1;
@@ -276,10 +288,16 @@ fn usage(chunk: &Value) -> Option<Counts> {
     Some(Counts { input_tokens: count("prompt_tokens")?, output_tokens: count("completion_tokens")? })
 }
 
+/// # Errors
+/// What `work` says, or that it took longer.
+async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let late = || Err(format!("said nothing for {} s", patience.as_secs()));
+    tokio::time::timeout(patience, work).await.unwrap_or_else(|_| late())
+}
+
 async fn refusal(answer: &mut Response) -> String {
     let body = answer.bytes().await.unwrap_or_default();
-    let text: String = String::from_utf8_lossy(&body).chars().take(ERROR_CHARS).collect();
-    format!("answered {}: {text}", answer.status)
+    format!("answered {}: {}", answer.status, printable(&String::from_utf8_lossy(&body), ERROR_CHARS))
 }
 
 /// Whether the server behind a URL runs on this host. A tunnel to another one cannot be told from it.
@@ -355,7 +373,8 @@ mod tests {
 
     fn events(events: &[&str]) -> String {
         let body: String = events.iter().map(|e| format!("data: {e}\n\n")).collect();
-        format!("HTTP/1.1 200 OK\r\nserver: other\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        let head = "HTTP/1.1 200 OK\r\nserver: other\r\ncontent-type: text/event-stream; charset=utf-8";
+        format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
     }
 
     /// Two tokens a chunk, no token ids, no `ignore_eos`: as strict as a server can be.
@@ -390,6 +409,12 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_server_that_says_nothing_is_not_waited_for_for_ever() {
+        let never = within(Duration::from_millis(1), std::future::pending::<Result<(), String>>()).await;
+        assert!(never.unwrap_err().starts_with("said nothing for"));
+    }
+
+    #[tokio::test]
     async fn failures_are_told() {
         let url = server(|_| "HTTP/1.1 503 no\r\ncontent-length: 4\r\n\r\nfull".into()).await;
         let error = Server::open(&url, None, None).await.err().unwrap().to_string();
@@ -397,5 +422,10 @@ mod tests {
         let url = server(|_| events(&[r#"{"choices":[{"text":"a"}]}"#, "[DONE]"])).await;
         let error = Server::open(&url, None, None).await.err().unwrap().to_string();
         assert!(error.contains("usage"), "{error}");
+        let url =
+            server(|_| "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 0\r\n\r\n".into())
+                .await;
+        let error = Server::open(&url, None, None).await.err().unwrap().to_string();
+        assert!(error.contains("`text/html` where a stream was asked for"), "{error}");
     }
 }
