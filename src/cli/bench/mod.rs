@@ -118,7 +118,8 @@ fn begin(subject: &Subject) -> Report {
         created: created.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
         commit: option_env!("HASHWATT_COMMIT").unwrap_or("unknown").into(),
-        command: without_secrets(std::env::args()),
+        // Where the program lies is nobody's business.
+        command: without_secrets(std::iter::once("hashwatt".into()).chain(std::env::args().skip(1))),
         elapsed_seconds: 0.0,
         hardware: hardware::of_this_machine(machine::instructions(), subject::boards()),
         model: subject.model.clone(),
