@@ -1,5 +1,6 @@
-//! Tells a release build which commit it is made from, so that reports can say it (`HASHWATT_COMMIT`).
-//! Development builds do not ask: they would be made anew after each commit.
+//! Tells a release build which commit it is made from, so that reports can say it (`HASHWATT_COMMIT`), and with
+//! the feature `cuda` compiles the kernels of `src/ops/cuda` for every architecture that is served.
+//! Development builds do not ask for the commit: they would be made anew after each one.
 
 #![allow(clippy::disallowed_methods)] // cargo speaks to a build script through the environment
 
@@ -12,9 +13,14 @@ fn git(arguments: &[&str]) -> Option<String> {
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    if std::env::var("PROFILE").as_deref() != Ok("release") {
-        return;
+    #[cfg(feature = "cuda")]
+    kernels::compile();
+    if std::env::var("PROFILE").as_deref() == Ok("release") {
+        commit();
     }
+}
+
+fn commit() {
     println!("cargo:rerun-if-changed=src");
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
         && std::path::Path::new(&log).exists()
@@ -25,5 +31,55 @@ fn main() {
     let own = git(&["rev-parse", "--show-toplevel"]) == std::env::var("CARGO_MANIFEST_DIR").ok();
     if let Some(commit) = own.then(|| git(&["describe", "--always", "--dirty", "--abbrev=12"])).flatten() {
         println!("cargo:rustc-env=HASHWATT_COMMIT={commit}");
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod kernels {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    /// Ampere (A100, consumer), Ada, Hopper, Blackwell (data centre, consumer).
+    const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100a", "120a"];
+    const SOURCES: &str = "src/ops/cuda";
+
+    /// Writes `kernels.rs`: a list of fatbins, one a source.
+    pub fn compile() {
+        println!("cargo:rerun-if-changed={SOURCES}");
+        let toolkit =
+            cudaforge::CudaToolkit::detect().expect("the feature `cuda` wants the CUDA toolkit (nvcc)");
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo names the folder for output"));
+        let all = std::fs::read_dir(SOURCES).expect("the folder of kernels is there");
+        let mut sources: Vec<PathBuf> = all.filter_map(|e| Some(e.ok()?.path())).collect();
+        sources.retain(|path| path.extension().is_some_and(|e| e == "cu"));
+        sources.sort();
+        let running: Vec<_> = sources
+            .iter()
+            .map(|source| {
+                let fatbin =
+                    out.join(source.file_stem().expect("a source has a name")).with_extension("fatbin");
+                (start(&toolkit.nvcc_path, source, &fatbin), source, fatbin)
+            })
+            .collect();
+        let mut list = String::from("pub static FATBINS: &[&[u8]] = &[\n");
+        for (mut child, source, fatbin) in running {
+            let status = child.wait().expect("nvcc was started");
+            assert!(status.success(), "nvcc failed on {}", source.display());
+            list += &format!("    include_bytes!({fatbin:?}),\n");
+        }
+        std::fs::write(out.join("kernels.rs"), list + "];\n").expect("the folder for output can be written");
+    }
+
+    fn start(nvcc: &Path, source: &Path, fatbin: &Path) -> std::process::Child {
+        let mut command = Command::new(nvcc);
+        command.args(["-fatbin", "-std=c++17", "-O3", "-o"]).arg(fatbin).arg(source);
+        for architecture in ARCHITECTURES {
+            command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
+        }
+        // For devices between and after these.
+        command.arg("-gencode=arch=compute_80,code=compute_80");
+        // What is set for candle's kernels is not meant for these.
+        command.env_remove("NVCC_APPEND_FLAGS");
+        command.spawn().expect("nvcc starts")
     }
 }

@@ -8,10 +8,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
 use hashwatt::clock::Clock;
 use hashwatt::ops::cpu::Isa;
+use hashwatt::ops::exec::Exec;
 use hashwatt::ops::linear::{Linear, LinearOn};
 use hashwatt::ops::paged_attention as paged;
 use hashwatt::ops::paged_attention::{AttentionPlan, AttentionSpan, PagedAttention};
-use hashwatt::ops::pool::Pool;
 use hashwatt::ops::weight::Weight;
 
 /// Median and least seconds of a call over about half a second of calls.
@@ -33,7 +33,7 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 65536.0 - 0.5).collect()
 }
 
-fn linear(pool: &Pool, isa: Isa, kind: DType, k: usize, n: usize) -> Result<()> {
+fn linear(on: &Exec, isa: Isa, kind: DType, k: usize, n: usize) -> Result<()> {
     let data = numbers(n * k);
     let (weight, bytes) = match kind {
         DType::BF16 => (Weight::from_bf16(data.iter().map(|x| bf16::from_f32(*x)).collect(), n, k), 2),
@@ -42,7 +42,7 @@ fn linear(pool: &Pool, isa: Isa, kind: DType, k: usize, n: usize) -> Result<()> 
     for rows in [1, 2, 4, 8, 32, 128, 512].into_iter().filter(|rows| rows * n <= 32 * 151_936) {
         let x = Tensor::from_vec(numbers(rows * k), (rows, k), &Device::Cpu)?.to_dtype(kind)?;
         let dst = Tensor::zeros((rows, n), DType::F32, &Device::Cpu)?;
-        let op = Linear { weight: &weight, bias: None, rows, accumulate: false, pool };
+        let op = Linear { weight: &weight, bias: None, rows, column: 0, accumulate: false, on };
         let (s, best) = seconds(|| dst.inplace_op2(&x, &LinearOn { op, isa }))?;
         println!(
             "linear {kind:?} K {k:5} N {n:6} rows {rows:3}: {:9.1} µs {:6.1} GB/s {:6.1} GFLOP/s (best {:.1})",
@@ -56,7 +56,7 @@ fn linear(pool: &Pool, isa: Isa, kind: DType, k: usize, n: usize) -> Result<()> 
 }
 
 /// `sequences` of `length` tokens of which the last `rows` are in the step.
-fn attention(pool: &Pool, isa: Isa, kind: DType, step: (usize, usize, usize)) -> Result<()> {
+fn attention(on: &Exec, isa: Isa, kind: DType, step: (usize, usize, usize)) -> Result<()> {
     let (sequences, length, rows) = step;
     let (heads, kv_heads, head_dim) = (16, 8, 128);
     let per = length.div_ceil(paged::BLOCK_SIZE);
@@ -80,8 +80,13 @@ fn attention(pool: &Pool, isa: Isa, kind: DType, step: (usize, usize, usize)) ->
     let all = sequences * rows;
     let q = Tensor::from_vec(numbers(all * heads * head_dim), (all, heads * head_dim), &Device::Cpu)?;
     let dst = Tensor::zeros((all, heads * head_dim), kind, &Device::Cpu)?;
-    let plan = AttentionPlan { spans: &spans, block_tables: &tables, rows: all };
-    let op = PagedAttention { plan, kv: &cache, heads, kv_heads, head_dim, scale: 0.088, pool };
+    let plan = AttentionPlan {
+        spans: spans.as_slice().into(),
+        block_tables: tables.as_slice().into(),
+        tiles: [].as_slice().into(),
+        rows: all,
+    };
+    let op = PagedAttention { plan, kv: &cache, heads, kv_heads, head_dim, scale: 0.088, on };
     let (s, best) = seconds(|| dst.inplace_op2(&q, &paged::PagedAttentionOn { op, isa }))?;
     let seen = sequences * (rows * (length - rows) + rows * (rows + 1) / 2);
     let read = sequences * length * 2 * kv_heads * head_dim * kind.size_in_bytes();
@@ -98,12 +103,12 @@ fn attention(pool: &Pool, isa: Isa, kind: DType, step: (usize, usize, usize)) ->
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let option = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned();
-    let pool = Pool::new(option("--threads").and_then(|t| t.parse().ok()).unwrap_or(2));
+    let pool = Exec::cpu(option("--threads").and_then(|t| t.parse().ok()).unwrap_or(2));
     let named =
         |isa: &Isa| option("--isa").is_some_and(|name| format!("{isa:?}").eq_ignore_ascii_case(&name));
     let isa = Isa::ALL.into_iter().find(named).unwrap_or_else(Isa::detect);
     let wanted = |what: &str| option("--only").is_none_or(|only| only == what);
-    println!("{isa:?}, {} threads", pool.threads());
+    println!("{isa:?}, {} threads", pool.pool.threads());
     for kind in [DType::BF16, DType::F32] {
         if wanted("linear") {
             for (k, n) in [(192, 512), (1024, 3072), (3072, 1024), (8192, 2048), (1024, 151_936)] {

@@ -10,8 +10,8 @@ use anyhow::{Context, anyhow, bail};
 
 use super::machine;
 use crate::clock::Clock;
-use crate::config::Config;
 use crate::config::value::without_credentials;
+use crate::config::{Config, DeviceKind};
 use crate::energy::Ledger;
 use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
@@ -23,6 +23,7 @@ use crate::model::kv_cache::KvCache;
 use crate::model::runner::Runner;
 use crate::model::spec::FloatType;
 use crate::model::workspace::Capacity;
+use crate::ops::exec::{Exec, cuda};
 use crate::ops::pool::Pool;
 use crate::power::monitor::{Monitor, MonitorConfig};
 use crate::power::spec::{self, MeterContext};
@@ -33,6 +34,8 @@ use crate::unit::Unit;
 
 /// Share of the free memory the KV cache takes by default.
 const KV_SHARE_OF_FREE: u64 = 4;
+/// Of a GPU: the context, the kernels, cuBLASLt's workspace.
+const GPU_RESERVE_BYTES: u64 = 768 << 20;
 /// Rows with logits in a step: enough to score a prompt in reasonable chunks.
 const MIN_LOGIT_ROWS: usize = 64;
 
@@ -72,8 +75,41 @@ pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
 fn cache_element(config: &Config, checkpoint: &Checkpoint) -> candle_core::DType {
     match (config.precision, checkpoint.spec.float_type) {
         (Precision::Bf16, _) | (Precision::AsStored, FloatType::Bf16) => candle_core::DType::BF16,
+        // A GPU multiplies f16 by f16; the CPU's kernels take f32 beside f16 weights.
+        (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if on_gpus(config) => {
+            candle_core::DType::F16
+        }
         _ => candle_core::DType::F32,
     }
+}
+
+/// Whether any engine is a GPU's.
+pub fn on_gpus(config: &Config) -> bool {
+    config.devices.iter().any(|d| matches!(d, DeviceKind::Cuda(_)))
+}
+
+/// Bytes of the KV cache that a GPU has room for beside the weights and the workspace.
+fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow::Result<u64> {
+    let spec = &checkpoint.spec;
+    let (free, total) = cuda::memory(ordinal)?;
+    let element = match cache_element(config, checkpoint) {
+        candle_core::DType::F32 => 4,
+        _ => 2,
+    };
+    let (rows, logit_rows) =
+        (config.max_num_batched_tokens as u64, config.max_num_seqs.max(MIN_LOGIT_ROWS) as u64);
+    let row = 4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
+    let workspace = rows * row + 4 * logit_rows * (2 * spec.hidden + spec.vocab) as u64;
+    let taken = (total - free) + spec.parameters() as u64 * element + workspace + GPU_RESERVE_BYTES;
+    let room = ((total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken);
+    if room == 0 {
+        bail!(
+            "cuda:{ordinal}: of {total} bytes {free} are free; weights and workspace need {}: lower \
+             --max-num-batched-tokens, raise --gpu-memory-utilization, or take a smaller model",
+            taken - (total - free)
+        );
+    }
+    Ok(room)
 }
 
 fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
@@ -85,10 +121,18 @@ fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
     let context = config.max_model_len.unwrap_or(spec.max_positions);
     let block_bytes = KvCache::block_bytes(spec, cache_element(config, checkpoint)) as u64;
     let wanted = config.max_num_seqs * context.div_ceil(BLOCK_SIZE);
-    let budget = match config.kv_memory {
-        Some(bytes) => bytes,
-        None => machine::memory().map_or(1 << 30, |m| m.available / KV_SHARE_OF_FREE),
-    } / devices as u64;
+    let rooms = config.devices.iter().filter_map(|d| match d {
+        DeviceKind::Cuda(ordinal) => Some(gpu_room(config, checkpoint, *ordinal)),
+        _ => None,
+    });
+    let smallest = rooms.collect::<anyhow::Result<Vec<u64>>>()?.into_iter().min();
+    let budget = match (config.kv_memory, smallest) {
+        (Some(bytes), _) => bytes / devices as u64,
+        (None, Some(room)) => room,
+        (None, None) => {
+            machine::memory().map_or(1 << 30, |m| m.available / KV_SHARE_OF_FREE) / devices as u64
+        }
+    };
     let blocks = wanted.min(usize::try_from(budget / block_bytes).unwrap_or(usize::MAX));
     let room = blocks * BLOCK_SIZE;
     if room < 2 * BLOCK_SIZE || config.max_model_len.is_some_and(|l| l > room) {
@@ -185,10 +229,18 @@ pub fn start_engines(
             logit_rows: config.max_num_seqs.max(MIN_LOGIT_ROWS),
         };
         let pool = Arc::new(Pool::new(sizes.threads_per_device));
-        let runner = Runner::new(decoder.clone(), pool, capacity, sizes.blocks_per_device)
-            .map_err(|e| anyhow!("device cpu:{index}: {e}"))?;
+        let (device, on, decoder) = match config.devices[index] {
+            DeviceKind::Cuda(ordinal) => {
+                let on = Exec::cuda(ordinal, pool)?;
+                let there = decoder.on_device(&on.device).map_err(|e| anyhow!("cuda:{ordinal}: {e}"))?;
+                (format!("cuda:{ordinal}"), on, Arc::new(there))
+            }
+            _ => (format!("cpu:{index}"), pool.into(), decoder.clone()),
+        };
+        let runner = Runner::new(decoder, on, capacity, sizes.blocks_per_device)
+            .map_err(|e| anyhow!("device {device}: {e}"))?;
         let engine = EngineConfig {
-            device: format!("cpu:{index}"),
+            device: device.clone(),
             limits: Limits {
                 max_rows: config.max_num_seqs,
                 max_tokens: config.max_num_batched_tokens,
@@ -198,7 +250,7 @@ pub fn start_engines(
             max_queue: config.max_queue,
         };
         let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), observed)
-            .map_err(|e| anyhow!("device cpu:{index}: {e}"))?;
+            .map_err(|e| anyhow!("device {device}: {e}"))?;
         engines.push(handle);
     }
     Ok(engines)
@@ -219,7 +271,9 @@ pub struct Metered {
 pub fn meters(config: &Config, clock: &Clock) -> anyhow::Result<Metered> {
     let observed: Vec<Observed> = config.devices.iter().map(|_| Observed::default()).collect();
     let busy = observed.iter().map(|o| o.busy.clone()).collect();
-    let (monitor, notes) = monitor(config, &MeterContext::new(clock.clone(), busy, machine::cores()))?;
+    let mut context = MeterContext::new(clock.clone(), busy, machine::cores());
+    context.gpus = on_gpus(config);
+    let (monitor, notes) = monitor(config, &context)?;
     Ok(Metered { observed, monitor, notes })
 }
 

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use serde_json::{Value, json};
 
-use super::{Exit, assemble, machine};
+use super::{Exit, assemble, devices, machine};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ops::cpu::Isa;
@@ -43,7 +43,7 @@ fn finding(check: &'static str, level: Level, found: String, fix: &str) -> Findi
 /// Prints all findings; 1 when one is an error.
 pub fn run(config: &Config, as_json: bool) -> Exit {
     let all = [
-        device(),
+        device(config),
         threads(config),
         memory(),
         model(config),
@@ -69,7 +69,10 @@ pub fn run(config: &Config, as_json: bool) -> Exit {
     Ok(u8::from(all.iter().any(|f| f.level == Level::Error)))
 }
 
-fn device() -> Finding {
+fn device(config: &Config) -> Finding {
+    if assemble::on_gpus(config) {
+        return finding("device", Level::Pass, devices::list(&config.devices), "");
+    }
     let isa = Isa::detect();
     let found = format!("cpu with {}", machine::instructions());
     match isa {
@@ -119,7 +122,8 @@ fn memory() -> Finding {
 
 /// Which meters there are; the remedy names the permission where one is missing.
 fn power(config: &Config) -> Finding {
-    let context = MeterContext::new(Clock::system(), Vec::new(), machine::cores());
+    let mut context = MeterContext::new(Clock::system(), Vec::new(), machine::cores());
+    context.gpus = assemble::on_gpus(config);
     match spec::open(&config.meter, &context) {
         Ok(opened) => {
             let names: Vec<String> = opened

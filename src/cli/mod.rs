@@ -6,6 +6,7 @@
 pub mod assemble;
 mod bench;
 mod chat;
+mod devices;
 mod doctor;
 mod given;
 pub mod machine;
@@ -111,9 +112,15 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         resolved.config()?;
         return Ok(0);
     }
-    let config = resolved.config()?;
+    let mut config = resolved.config()?;
     start_logging(&config)?;
     quiet_panics();
+    // The others open no device.
+    if ["serve", "chat", "bench", "doctor"].contains(&name) {
+        let chosen = devices::choose(&config.devices)?;
+        tracing::info!("devices: {}; {}", devices::list(&chosen.devices), chosen.why);
+        config.devices = chosen.devices;
+    }
     match (name, inner.subcommand()) {
         ("chat", _) => chat::run(&config, inner),
         ("models", Some(("write", m))) => models::write(m),

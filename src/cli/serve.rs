@@ -214,8 +214,8 @@ fn banner(config: &Config, opened: &Opened, address: SocketAddr, power: &str) {
         sizes.max_model_len
     );
     println!(
-        "  device   {} × cpu, {} threads each, {}; KV cache {} tokens ({:.0} MB at most)",
-        config.devices.len(),
+        "  device   {}, {} threads each, {}; KV cache {} tokens ({:.0} MB at most)",
+        super::devices::list(&config.devices),
         sizes.threads_per_device,
         machine::instructions(),
         sizes.blocks_per_device * crate::model::input::BLOCK_SIZE * config.devices.len(),

@@ -57,7 +57,13 @@ pub struct Resolved(BTreeMap<&'static str, (String, Origin)>);
 /// Which devices serve; each is an engine of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {
+    /// Every GPU that is visible, else the processor; stands alone.
+    Auto,
     Cpu,
+    /// Every GPU; stands alone.
+    AllCuda,
+    /// A GPU by its number among the visible ones.
+    Cuda(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +90,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Bytes of KV cache of all devices together; `None` is worked out.
     pub kv_memory: Option<u64>,
+    /// Share of a GPU's memory that this process may fill.
+    pub gpu_memory_utilization: f64,
     pub prefix_caching: bool,
     pub max_queue: usize,
     pub api_key: Option<String>,
@@ -212,6 +220,10 @@ impl Resolved {
             devices: self.get("device", value::parse_devices)?,
             threads: self.optional_number("threads")?,
             kv_memory: bytes("kv-memory")?,
+            gpu_memory_utilization: self.get("gpu-memory-utilization", |v| match v.parse::<f64>() {
+                Ok(share) if (0.05..=1.0).contains(&share) => Ok(share),
+                _ => Err("is not a share from 0.05 to 1".to_string()),
+            })?,
             prefix_caching: self.flag("enable-prefix-caching")?,
             max_queue: self.number("max-queue", 1)?,
             api_key: self.text("api-key"),

@@ -57,16 +57,22 @@ pub fn parse_precision(text: &str) -> Result<Precision, String> {
 /// A list of devices; one engine each.
 pub fn parse_devices(text: &str) -> Result<Vec<DeviceKind>, String> {
     const MOST: usize = 64;
-    let devices: Option<Vec<DeviceKind>> = text
-        .split(',')
-        .map(|d| match d.trim() {
-            "auto" | "cpu" => Some(DeviceKind::Cpu),
-            _ => None,
-        })
-        .collect();
+    let number = |n: &str| n.parse().ok().filter(|n| *n < MOST);
+    let devices: Option<Vec<DeviceKind>> = match text.trim() {
+        "auto" => Some(vec![DeviceKind::Auto]),
+        "cuda" => Some(vec![DeviceKind::AllCuda]),
+        text => match text.strip_prefix("cuda:") {
+            Some(list) => list.split(',').map(|n| number(n.trim()).map(DeviceKind::Cuda)).collect(),
+            None => text.split(',').map(|d| (d.trim() == "cpu").then_some(DeviceKind::Cpu)).collect(),
+        },
+    };
+    let once = |all: &Vec<DeviceKind>| {
+        let twice = |(i, d): (usize, &DeviceKind)| *d != DeviceKind::Cpu && all[..i].contains(d);
+        all.len() <= MOST && !all.iter().enumerate().any(twice)
+    };
     devices
-        .filter(|d| d.len() <= MOST)
-        .ok_or_else(|| "is not auto, cpu, or a list of cpu (this build has no other device)".into())
+        .filter(once)
+        .ok_or_else(|| "is not auto, cpu, cpu,cpu, cuda, or cuda:0,2 with each GPU once".into())
 }
 
 /// The text without user and password of a URL in it (`http:http://user:password@pdu/…`), to be shown.
@@ -106,6 +112,12 @@ mod tests {
             assert!(parse_bytes(bad).is_err() && parse_duration(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_devices("cpu,cpu").unwrap().len(), 2);
-        assert!(parse_devices("cuda").is_err());
+        assert_eq!(parse_devices("auto"), Ok(vec![DeviceKind::Auto]));
+        assert_eq!(parse_devices("cuda"), Ok(vec![DeviceKind::AllCuda]));
+        assert_eq!(parse_devices("cuda:0, 2"), Ok(vec![DeviceKind::Cuda(0), DeviceKind::Cuda(2)]));
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:0,0", "cuda:99", "cuda,cpu", "auto,cpu", "cpu,cuda:0"]
+        {
+            assert!(parse_devices(bad).is_err(), "{bad}");
+        }
     }
 }

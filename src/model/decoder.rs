@@ -3,22 +3,21 @@
 //! Step input → logits in the workspace. It reads flags of the spec, never a model's name, and never
 //! asks a weight's type. One forward serves prefill, decode and anything between.
 
-use candle_core::{DType, Result};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::LoadError;
-use super::input::StepInput;
+use super::input::StepView;
 use super::kv_cache::KvCache;
 use super::spec::DecoderSpec;
 use super::weights::WeightSource;
 use super::workspace::Workspace;
 use crate::ops::activation::SiluMul;
+use crate::ops::exec::Exec;
 use crate::ops::gather::{Gather, SelectRows};
-use crate::ops::kv_write::KvWrite;
 use crate::ops::linear::Linear;
 use crate::ops::paged_attention::{AttentionPlan, PagedAttention};
-use crate::ops::pool::Pool;
 use crate::ops::rms_norm::RmsNorm;
-use crate::ops::rope::{Rope, RopeAngles};
+use crate::ops::rope::{self, Rope, RopeAngles};
 use crate::ops::weight::Weight;
 
 /// How the numbers of a checkpoint are held and computed with.
@@ -31,22 +30,22 @@ pub enum Precision {
     Bf16,
 }
 
-struct Projection {
+struct Matrix {
     weight: Weight,
     bias: Option<Weight>,
 }
 
+/// Matrices over the same input, whose outputs lie side by side. Each stays where its file has it.
+struct Projection(Vec<Matrix>);
+
 struct Layer {
-    input_norm: Vec<f32>,
-    q: Projection,
-    k: Projection,
-    v: Projection,
+    input_norm: Weight,
+    qkv: Projection,
     o: Projection,
-    q_norm: Option<Vec<f32>>,
-    k_norm: Option<Vec<f32>>,
-    post_attention_norm: Vec<f32>,
-    gate: Projection,
-    up: Projection,
+    /// Of queries and keys.
+    head_norms: Option<[Weight; 2]>,
+    post_attention_norm: Weight,
+    gate_up: Projection,
     down: Projection,
 }
 
@@ -56,9 +55,9 @@ pub struct Decoder {
     activations: DType,
     embedding: Weight,
     layers: Vec<Layer>,
-    final_norm: Vec<f32>,
+    final_norm: Weight,
     head: Weight,
-    inverse_frequencies: Vec<f32>,
+    inverse_frequencies: Weight,
 }
 
 /// The tensors of a decoder with their shapes, in the order they are used.
@@ -129,47 +128,47 @@ impl Loader<'_> {
         if scan || self.scan_all { self.finite(name, weight) } else { Ok(weight) }
     }
 
-    fn norm(&self, name: &str, layer: usize, width: usize) -> std::result::Result<Vec<f32>, LoadError> {
+    fn norm(&self, name: &str, layer: usize, width: usize) -> std::result::Result<Weight, LoadError> {
         let name = name.replace("{}", &layer.to_string());
-        let weight = self.finite(&name, self.source.weight(&name, &[width])?)?;
-        Ok((0..width).map(|i| weight.get(i)).collect())
+        Ok(self.finite(&name, self.source.weight(&name, &[width])?)?.to_f32())
     }
 
+    /// `parts`: names and outputs.
     fn projection(
         &self,
-        name: &str,
         layer: usize,
-        bias: bool,
-        out: usize,
+        parts: &[(&str, usize)],
         input: usize,
+        bias: bool,
     ) -> std::result::Result<Projection, LoadError> {
-        let name = name.replace("{}", &layer.to_string());
-        let weight = self.matrix(&format!("{name}.weight"), &[out, input], false)?;
-        let bias = match bias {
-            true => Some(self.matrix(&format!("{name}.bias"), &[out], true)?.to_f32()),
-            false => None,
+        let part = |(name, out): &(&str, usize)| {
+            let name = name.replace("{}", &layer.to_string());
+            let weight = self.matrix(&format!("{name}.weight"), &[*out, input], false)?;
+            let bias = match bias {
+                true => Some(self.matrix(&format!("{name}.bias"), &[*out], true)?.to_f32()),
+                false => None,
+            };
+            Ok(Matrix { weight, bias })
         };
-        Ok(Projection { weight, bias })
+        parts.iter().map(part).collect::<std::result::Result<_, _>>().map(Projection)
     }
 
     fn layer(&self, l: usize) -> std::result::Result<Layer, LoadError> {
         let (s, n) = (self.spec, self.spec.names);
-        let head_norm = |name| match s.qk_norm {
-            true => self.norm(name, l, s.head_dim).map(Some),
-            false => Ok(None),
+        let head_norms = match s.qk_norm {
+            true => Some([self.norm(n.q_norm, l, s.head_dim)?, self.norm(n.k_norm, l, s.head_dim)?]),
+            false => None,
         };
+        let qkv = [(n.q, s.q_width()), (n.k, s.kv_width()), (n.v, s.kv_width())];
+        let gate_up = [(n.gate, s.intermediate), (n.up, s.intermediate)];
         Ok(Layer {
             input_norm: self.norm(n.input_norm, l, s.hidden)?,
-            q: self.projection(n.q, l, s.qkv_bias, s.q_width(), s.hidden)?,
-            k: self.projection(n.k, l, s.qkv_bias, s.kv_width(), s.hidden)?,
-            v: self.projection(n.v, l, s.qkv_bias, s.kv_width(), s.hidden)?,
-            o: self.projection(n.o, l, s.o_bias, s.hidden, s.q_width())?,
-            q_norm: head_norm(n.q_norm)?,
-            k_norm: head_norm(n.k_norm)?,
+            qkv: self.projection(l, &qkv, s.hidden, s.qkv_bias)?,
+            o: self.projection(l, &[(n.o, s.hidden)], s.q_width(), s.o_bias)?,
+            head_norms,
             post_attention_norm: self.norm(n.post_attention_norm, l, s.hidden)?,
-            gate: self.projection(n.gate, l, s.mlp_bias, s.intermediate, s.hidden)?,
-            up: self.projection(n.up, l, s.mlp_bias, s.intermediate, s.hidden)?,
-            down: self.projection(n.down, l, s.mlp_bias, s.hidden, s.intermediate)?,
+            gate_up: self.projection(l, &gate_up, s.hidden, s.mlp_bias)?,
+            down: self.projection(l, &[(n.down, s.hidden)], s.intermediate, s.mlp_bias)?,
         })
     }
 
@@ -196,7 +195,7 @@ impl Loader<'_> {
             layers,
             final_norm: self.norm(n.final_norm, 0, s.hidden)?,
             head,
-            inverse_frequencies: s.rope.inverse_frequencies(s.head_dim),
+            inverse_frequencies: Weight::vector(s.rope.inverse_frequencies(s.head_dim)),
         })
     }
 }
@@ -220,6 +219,53 @@ impl Decoder {
         &self.spec
     }
 
+    /// The same in a device's memory, matrices over the same input as one.
+    ///
+    /// # Errors
+    /// A device without room.
+    pub fn on_device(&self, device: &Device) -> Result<Decoder> {
+        let one = |weight: &Weight| Weight::on_device(&[weight], device);
+        let projection = |projection: &Projection| {
+            let weights: Vec<&Weight> = projection.0.iter().map(|m| &m.weight).collect();
+            let biases: Vec<&Weight> = projection.0.iter().filter_map(|m| m.bias.as_ref()).collect();
+            let bias = match biases.as_slice() {
+                [] => None,
+                // A bias is a row: side by side they are one longer row.
+                all => Some(Weight::vector(all.iter().flat_map(|b| b.f32s()).copied().collect())),
+            };
+            let bias = bias.as_ref().map(one).transpose()?;
+            Ok::<_, candle_core::Error>(Projection(vec![Matrix {
+                weight: Weight::on_device(&weights, device)?,
+                bias,
+            }]))
+        };
+        let layer = |layer: &Layer| {
+            let norms = layer.head_norms.as_ref();
+            Ok::<_, candle_core::Error>(Layer {
+                input_norm: one(&layer.input_norm)?,
+                qkv: projection(&layer.qkv)?,
+                o: projection(&layer.o)?,
+                head_norms: norms
+                    .map(|[q, k]| Ok::<_, candle_core::Error>([one(q)?, one(k)?]))
+                    .transpose()?,
+                post_attention_norm: one(&layer.post_attention_norm)?,
+                gate_up: projection(&layer.gate_up)?,
+                down: projection(&layer.down)?,
+            })
+        };
+        let embedding = one(&self.embedding)?;
+        Ok(Decoder {
+            spec: self.spec.clone(),
+            // Products take both sides of one type.
+            activations: self.head.kind().dtype(),
+            head: if self.spec.tied_head { embedding.clone() } else { one(&self.head)? },
+            embedding,
+            layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
+            final_norm: one(&self.final_norm)?,
+            inverse_frequencies: one(&self.inverse_frequencies)?,
+        })
+    }
+
     /// Type of the activations and of the KV cache.
     pub fn activations(&self) -> DType {
         self.activations
@@ -227,80 +273,79 @@ impl Decoder {
 
     /// Bytes of all matrices, as held.
     pub fn weight_bytes(&self) -> usize {
-        let of = |p: &Projection| p.weight.bytes();
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].map(of).iter().sum::<usize>())
-            .sum();
+        let projections = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        let layers: usize = projections.flat_map(|p| &p.0).map(|m| m.weight.bytes()).sum();
         let head = if self.spec.tied_head { 0 } else { self.head.bytes() };
         layers + self.embedding.bytes() + head
     }
 
     /// One pass over the step's rows; the logits of `input.logit_rows` are in `ws.logits` afterwards.
-    pub fn forward(&self, input: &StepInput, ws: &Workspace, cache: &KvCache, pool: &Pool) -> Result<()> {
-        let rows = input.rows();
-        ws.residual.inplace_op1(&Gather { table: &self.embedding, ids: &input.tokens })?;
+    pub fn forward(&self, input: &StepView<'_>, ws: &Workspace, cache: &KvCache, on: &Exec) -> Result<()> {
+        let rows = input.tokens.host.len();
+        ws.residual.inplace_op1(&Gather { table: &self.embedding, ids: input.tokens, on })?;
         let inverse_frequencies = &self.inverse_frequencies;
-        ws.angles.inplace_op1(&RopeAngles { positions: &input.positions, inverse_frequencies })?;
+        ws.angles.inplace_op1(&RopeAngles { positions: input.positions, inverse_frequencies, on })?;
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attention(layer, input, ws, cache.layer(index), pool)?;
-            self.feed_forward(layer, rows, ws, pool)?;
+            self.attention(layer, input, ws, cache.layer(index), on)?;
+            self.feed_forward(layer, rows, ws, on)?;
         }
-        let logit_rows = &input.logit_rows;
-        if logit_rows.is_empty() {
+        let logit_rows = input.logit_rows;
+        if logit_rows.host.is_empty() {
             return Ok(());
         }
-        let select = SelectRows { rows: logit_rows, width: self.spec.hidden };
+        let select = SelectRows { rows: logit_rows, width: self.spec.hidden, on };
         ws.selected.inplace_op2(&ws.residual, &select)?;
-        let norm = self.norm(&self.final_norm, logit_rows.len(), pool);
+        let norm = self.norm(&self.final_norm, logit_rows.host.len(), on);
         ws.selected_normed.inplace_op2(&ws.selected, &norm)?;
-        let head = Linear { weight: &self.head, bias: None, rows: logit_rows.len(), accumulate: false, pool };
+        let rows = logit_rows.host.len();
+        let head = Linear { weight: &self.head, bias: None, rows, column: 0, accumulate: false, on };
         ws.logits.inplace_op2(&ws.selected_normed, &head)
     }
 
-    fn norm<'a>(&self, weight: &'a [f32], rows: usize, pool: &'a Pool) -> RmsNorm<'a> {
-        RmsNorm { weight, eps: self.spec.norm_eps, rows, pool }
+    fn norm<'a>(&self, weight: &'a Weight, rows: usize, on: &'a Exec) -> RmsNorm<'a> {
+        RmsNorm { weight, eps: self.spec.norm_eps, rows, on }
     }
 
     fn attention(
         &self,
         layer: &Layer,
-        input: &StepInput,
+        input: &StepView<'_>,
         ws: &Workspace,
-        kv: &candle_core::Tensor,
-        pool: &Pool,
+        kv: &Tensor,
+        on: &Exec,
     ) -> Result<()> {
         let s = &self.spec;
-        let (rows, heads, kv_heads, head_dim) = (input.rows(), s.heads, s.kv_heads, s.head_dim);
-        ws.normed.inplace_op2(&ws.residual, &self.norm(&layer.input_norm, rows, pool))?;
-        ws.q.inplace_op2(&ws.normed, &layer.q.product(rows, false, pool))?;
-        ws.k.inplace_op2(&ws.normed, &layer.k.product(rows, false, pool))?;
-        ws.v.inplace_op2(&ws.normed, &layer.v.product(rows, false, pool))?;
-        let norm = layer.q_norm.as_deref().map(|w| (w, s.norm_eps));
-        ws.q.inplace_op2(&ws.angles, &Rope { rows, heads, head_dim, norm, pool })?;
-        let norm = layer.k_norm.as_deref().map(|w| (w, s.norm_eps));
-        ws.k.inplace_op2(&ws.angles, &Rope { rows, heads: kv_heads, head_dim, norm, pool })?;
-        kv.inplace_op3(&ws.k, &ws.v, &KvWrite { slots: &input.slots, kv_heads, head_dim })?;
-        let plan = AttentionPlan { spans: &input.spans, block_tables: &input.block_tables, rows };
+        let (rows, heads, kv_heads, head_dim) = (input.tokens.host.len(), s.heads, s.kv_heads, s.head_dim);
+        ws.normed.inplace_op2(&ws.residual, &self.norm(&layer.input_norm, rows, on))?;
+        layer.qkv.product(&ws.qkv, &ws.normed, rows, false, on)?;
+        let norms = layer.head_norms.as_ref().map(|weights| (weights, s.norm_eps));
+        let turn = Rope { rows, heads, kv_heads, head_dim, norms, on };
+        rope::rope_kv_write(&ws.qkv, &ws.angles, kv, &turn, input.slots)?;
+        let plan =
+            AttentionPlan { spans: input.spans, block_tables: input.block_tables, tiles: input.tiles, rows };
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let attend = PagedAttention { plan, kv, heads, kv_heads, head_dim, scale, pool };
-        ws.attention.inplace_op2(&ws.q, &attend)?;
-        ws.residual.inplace_op2(&ws.attention, &layer.o.product(rows, true, pool))
+        let attend = PagedAttention { plan, kv, heads, kv_heads, head_dim, scale, on };
+        ws.attention.inplace_op2(&ws.qkv, &attend)?;
+        layer.o.product(&ws.residual, &ws.attention, rows, true, on)
     }
 
-    fn feed_forward(&self, layer: &Layer, rows: usize, ws: &Workspace, pool: &Pool) -> Result<()> {
-        ws.normed.inplace_op2(&ws.residual, &self.norm(&layer.post_attention_norm, rows, pool))?;
-        ws.gate.inplace_op2(&ws.normed, &layer.gate.product(rows, false, pool))?;
-        ws.up.inplace_op2(&ws.normed, &layer.up.product(rows, false, pool))?;
-        let activate = SiluMul { rows, width: self.spec.intermediate, pool };
-        ws.activated.inplace_op3(&ws.gate, &ws.up, &activate)?;
-        ws.residual.inplace_op2(&ws.activated, &layer.down.product(rows, true, pool))
+    fn feed_forward(&self, layer: &Layer, rows: usize, ws: &Workspace, on: &Exec) -> Result<()> {
+        ws.normed.inplace_op2(&ws.residual, &self.norm(&layer.post_attention_norm, rows, on))?;
+        layer.gate_up.product(&ws.gate_up, &ws.normed, rows, false, on)?;
+        let activate = SiluMul { rows, width: self.spec.intermediate, on };
+        ws.activated.inplace_op2(&ws.gate_up, &activate)?;
+        layer.down.product(&ws.residual, &ws.activated, rows, true, on)
     }
 }
 
 impl Projection {
-    fn product<'a>(&'a self, rows: usize, accumulate: bool, pool: &'a Pool) -> Linear<'a> {
-        Linear { weight: &self.weight, bias: self.bias.as_ref(), rows, accumulate, pool }
+    fn product(&self, dst: &Tensor, src: &Tensor, rows: usize, accumulate: bool, on: &Exec) -> Result<()> {
+        let mut column = 0;
+        for Matrix { weight, bias } in &self.0 {
+            let bias = bias.as_ref();
+            dst.inplace_op2(src, &Linear { weight, bias, rows, column, accumulate, on })?;
+            column += weight.rows();
+        }
+        Ok(())
     }
 }

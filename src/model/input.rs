@@ -3,6 +3,9 @@
 //! A row is one token of one sequence. Rows of a sequence are consecutive and in order. The arrays keep
 //! their memory from step to step.
 
+use candle_core::Result;
+
+use crate::ops::launch::{Launcher, Mirrored};
 pub use crate::ops::paged_attention::{AttentionSpan, BLOCK_SIZE};
 
 /// The rows of one step.
@@ -18,6 +21,8 @@ pub struct StepInput {
     pub spans: Vec<AttentionSpan>,
     /// Block ids of all sequences, one table after another; spans hold their offsets.
     pub block_tables: Vec<u32>,
+    /// The spans cut for kernels; made at launch where there are any.
+    pub tiles: Vec<[u32; 2]>,
     /// Rows that need logits, ascending.
     pub logit_rows: Vec<u32>,
     /// Rows whose token is not known on the host yet: (row, index of the token among the previous
@@ -34,6 +39,7 @@ impl StepInput {
             slots: Vec::with_capacity(rows),
             spans: Vec::with_capacity(sequences),
             block_tables: Vec::with_capacity(blocks),
+            tiles: Vec::new(),
             logit_rows: Vec::with_capacity(logit_rows),
             pending: Vec::with_capacity(sequences),
         }
@@ -45,11 +51,59 @@ impl StepInput {
         self.slots.clear();
         self.spans.clear();
         self.block_tables.clear();
+        self.tiles.clear();
         self.logit_rows.clear();
         self.pending.clear();
     }
 
     pub fn rows(&self) -> usize {
         self.tokens.len()
+    }
+}
+
+/// The arrays of a step, and where each lies for kernels.
+#[derive(Clone, Copy)]
+pub struct StepView<'a> {
+    pub tokens: Mirrored<'a, u32>,
+    pub positions: Mirrored<'a, u32>,
+    pub slots: Mirrored<'a, u32>,
+    pub spans: Mirrored<'a, AttentionSpan>,
+    pub block_tables: Mirrored<'a, u32>,
+    pub tiles: Mirrored<'a, [u32; 2]>,
+    pub logit_rows: Mirrored<'a, u32>,
+}
+
+impl StepInput {
+    /// For the host, or mirrored to a launcher's memory.
+    ///
+    /// # Errors
+    /// A device without room, or that is gone.
+    pub fn view(&self, launcher: Option<&dyn Launcher>) -> Result<StepView<'_>> {
+        let mut view = StepView {
+            tokens: self.tokens.as_slice().into(),
+            positions: self.positions.as_slice().into(),
+            slots: self.slots.as_slice().into(),
+            spans: self.spans.as_slice().into(),
+            block_tables: self.block_tables.as_slice().into(),
+            tiles: self.tiles.as_slice().into(),
+            logit_rows: self.logit_rows.as_slice().into(),
+        };
+        if let Some(launcher) = launcher {
+            let arrays = [
+                &self.tokens,
+                &self.positions,
+                &self.slots,
+                AttentionSpan::words(&self.spans),
+                &self.block_tables,
+                self.tiles.as_flattened(),
+                &self.logit_rows,
+            ];
+            let mut to = [0; 7];
+            launcher.mirror(&arrays, &mut to)?;
+            (view.tokens.address, view.positions.address, view.slots.address) = (to[0], to[1], to[2]);
+            (view.spans.address, view.block_tables.address) = (to[3], to[4]);
+            (view.tiles.address, view.logit_rows.address) = (to[5], to[6]);
+        }
+        Ok(view)
     }
 }

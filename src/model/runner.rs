@@ -5,12 +5,15 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, Device, Result, Storage};
+use candle_core::{CpuStorage, Result, Storage};
 
 use super::decoder::Decoder;
 use super::input::StepInput;
 use super::kv_cache::KvCache;
 use super::workspace::{Capacity, Workspace};
+use crate::ops::exec::Exec;
+use crate::ops::launch::Place;
+use crate::ops::paged_attention;
 use crate::ops::pool::Pool;
 
 /// Runs steps of one model on one device.
@@ -18,9 +21,11 @@ pub struct Runner {
     decoder: Arc<Decoder>,
     workspace: Workspace,
     cache: KvCache,
-    pool: Arc<Pool>,
+    on: Exec,
     /// Tokens sampled from the last step, by index of their logit row.
     sampled: Vec<u32>,
+    /// A launcher's logits, copied here to be sampled.
+    logits: Vec<f32>,
     forwards: u64,
 }
 
@@ -31,12 +36,23 @@ pub struct InFlight<'a> {
 }
 
 impl Runner {
-    pub fn new(decoder: Arc<Decoder>, pool: Arc<Pool>, capacity: Capacity, blocks: usize) -> Result<Runner> {
-        let (device, x) = (Device::Cpu, decoder.activations());
-        let workspace = Workspace::new(decoder.spec(), capacity, x, &device)?;
-        let cache = KvCache::new(decoder.spec(), blocks, x, &device)?;
+    /// # Errors
+    /// A device without room for the cache or the workspace.
+    pub fn new(
+        decoder: Arc<Decoder>,
+        on: impl Into<Exec>,
+        capacity: Capacity,
+        blocks: usize,
+    ) -> Result<Runner> {
+        let (on, x) = (on.into(), decoder.activations());
+        let workspace = Workspace::new(decoder.spec(), capacity, x, &on.device)?;
+        let cache = KvCache::new(decoder.spec(), blocks, x, &on.device)?;
         let sampled = vec![0; capacity.logit_rows];
-        Ok(Runner { decoder, workspace, cache, pool, sampled, forwards: 0 })
+        let logits = match on.launcher {
+            Some(_) => vec![0.0; capacity.logit_rows * decoder.spec().vocab],
+            None => Vec::new(),
+        };
+        Ok(Runner { decoder, workspace, cache, on, sampled, logits, forwards: 0 })
     }
 
     pub fn decoder(&self) -> &Arc<Decoder> {
@@ -44,7 +60,7 @@ impl Runner {
     }
 
     pub fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+        &self.on.pool
     }
 
     pub fn capacity(&self) -> Capacity {
@@ -78,8 +94,13 @@ impl Runner {
         for &(row, index) in &input.pending {
             input.tokens[row as usize] = self.sampled[index as usize];
         }
+        if self.on.launcher.is_some() {
+            let spec = self.decoder.spec();
+            paged_attention::tiles(&input.spans, spec.heads, spec.kv_heads, &mut input.tiles);
+        }
         self.forwards += 1;
-        self.decoder.forward(input, &self.workspace, &self.cache, &self.pool)?;
+        let view = input.view(self.on.launcher.as_deref())?;
+        self.decoder.forward(&view, &self.workspace, &self.cache, &self.on)?;
         let logit_rows = input.logit_rows.len();
         Ok(InFlight { runner: self, logit_rows })
     }
@@ -90,12 +111,21 @@ impl InFlight<'_> {
     /// one per logit row.
     pub fn sample<R>(self, sample: impl FnOnce(&[f32], &mut [u32], &Pool) -> R) -> Result<R> {
         let vocab = self.runner.decoder.spec().vocab;
-        let (storage, layout) = self.runner.workspace.logits.storage_and_layout();
+        let runner = self.runner;
+        if let Some(launcher) = &runner.on.launcher {
+            let place =
+                Place::of_tensor(&runner.workspace.logits)?.holds(self.logit_rows * vocab, "logits")?;
+            let logits = &mut runner.logits[..self.logit_rows * vocab];
+            // SAFETY: the place holds so many, as checked.
+            unsafe { launcher.read(place.address, logits)? };
+            return Ok(sample(logits, &mut runner.sampled[..self.logit_rows], &runner.on.pool));
+        }
+        let (storage, layout) = runner.workspace.logits.storage_and_layout();
         let Storage::Cpu(CpuStorage::F32(logits)) = &*storage else {
             candle_core::bail!("logits are not f32 on the CPU");
         };
         let start = layout.start_offset();
         let logits = &logits[start..start + self.logit_rows * vocab];
-        Ok(sample(logits, &mut self.runner.sampled[..self.logit_rows], &self.runner.pool))
+        Ok(sample(logits, &mut runner.sampled[..self.logit_rows], &runner.on.pool))
     }
 }

@@ -23,15 +23,12 @@ pub struct Workspace {
     pub normed: Tensor,
     /// f32 `[rows, head_dim]`: cosines, then sines.
     pub angles: Tensor,
-    /// f32 `[rows, heads × head_dim]`, `[rows, kv_heads × head_dim]`.
-    pub q: Tensor,
-    pub k: Tensor,
-    pub v: Tensor,
+    /// Queries, keys and values side by side, f32 `[rows, (heads + 2 × kv_heads) × head_dim]`.
+    pub qkv: Tensor,
     /// x `[rows, heads × head_dim]`.
     pub attention: Tensor,
-    /// f32 `[rows, intermediate]`.
-    pub gate: Tensor,
-    pub up: Tensor,
+    /// Gate and up side by side, f32 `[rows, 2 × intermediate]`.
+    pub gate_up: Tensor,
     /// x `[rows, intermediate]`.
     pub activated: Tensor,
     /// f32 and x `[logit_rows, hidden]`.
@@ -50,12 +47,9 @@ impl Workspace {
             residual: make(r, spec.hidden, f)?,
             normed: make(r, spec.hidden, x)?,
             angles: make(r, spec.head_dim, f)?,
-            q: make(r, spec.q_width(), f)?,
-            k: make(r, spec.kv_width(), f)?,
-            v: make(r, spec.kv_width(), f)?,
+            qkv: make(r, spec.q_width() + 2 * spec.kv_width(), f)?,
             attention: make(r, spec.q_width(), x)?,
-            gate: make(r, spec.intermediate, f)?,
-            up: make(r, spec.intermediate, f)?,
+            gate_up: make(r, 2 * spec.intermediate, f)?,
             activated: make(r, spec.intermediate, x)?,
             selected: make(l, spec.hidden, f)?,
             selected_normed: make(l, spec.hidden, x)?,

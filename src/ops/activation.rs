@@ -1,16 +1,21 @@
 //! The gated activation of the feed-forward network: `silu(gate) × up`.
 
-use candle_core::{CpuStorage, InplaceOp3, Layout, Result};
+use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp2, Layout, Result};
 
-use super::pool::Pool;
+use super::exec::Exec;
+use super::launch::{self, Arguments, Launch, Launcher, Place};
 use super::storage::{self, ActivationsMut, Element, RowsMut};
 
-/// `dst = silu(src1) × src2` over the first `rows` rows of `[capacity, width]`; f32 in, f32 or bf16 out.
+/// `dst = silu(gate) × up` over the first `rows` rows; src: f32 `[capacity, 2 × width]`, gate before up; dst:
+/// f32 or bf16 `[capacity, width]`.
 pub struct SiluMul<'a> {
     pub rows: usize,
     pub width: usize,
-    pub pool: &'a Pool,
+    pub on: &'a Exec,
 }
+
+/// Of a kernel's block.
+const THREADS: u32 = 256;
 
 #[inline(always)]
 fn silu_mul(gate: f32, up: f32) -> f32 {
@@ -34,41 +39,57 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
-impl InplaceOp3 for SiluMul<'_> {
+impl InplaceOp2 for SiluMul<'_> {
     fn name(&self) -> &'static str {
         "silu_mul"
     }
 
-    fn cpu_fwd(
-        &self,
-        dst: &mut CpuStorage,
-        dl: &Layout,
-        gate: &CpuStorage,
-        gl: &Layout,
-        up: &CpuStorage,
-        ul: &Layout,
-    ) -> Result<()> {
-        let n = self.rows * self.width;
-        let (gate, up) = (storage::read_f32(gate, gl, self.name())?, storage::read_f32(up, ul, self.name())?);
-        if gate.len() < n || up.len() < n {
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout, src: &CudaStorage, sl: &Layout) -> Result<()> {
+        let (dst, src) = (Place::of_cuda(dst, dl)?, Place::of_cuda(src, sl)?);
+        self.launch(self.on.launcher(self.name())?, dst, src)
+    }
+
+    fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout, src: &CpuStorage, sl: &Layout) -> Result<()> {
+        if let Some(launcher) = &self.on.launcher {
+            return self.launch(&**launcher, Place::of_cpu(dst, dl)?, Place::of_cpu(src, sl)?);
+        }
+        let src = storage::read_f32(src, sl, self.name())?;
+        if src.len() < self.rows * 2 * self.width {
             candle_core::bail!("silu_mul: {} rows do not fit the given tensors", self.rows);
         }
         match storage::write(dst, dl, self.name())? {
-            ActivationsMut::F32(d) => self.activate(d, gate, up),
-            ActivationsMut::Bf16(d) => self.activate(d, gate, up),
+            ActivationsMut::F32(d) => self.activate(d, src),
+            ActivationsMut::Bf16(d) => self.activate(d, src),
         }
         Ok(())
     }
 }
 
 impl SiluMul<'_> {
-    fn activate<T: Element>(&self, dst: &mut [T], gate: &[f32], up: &[f32]) {
+    fn launch(&self, launcher: &dyn Launcher, dst: Place, src: Place) -> Result<()> {
+        let n = self.rows * self.width;
+        let dst = dst.holds(n, self.name())?;
+        let src = src.holds(2 * n, self.name())?.is(DType::F32, self.name())?;
+        let width = self.width as u32;
+        let launch = Launch {
+            kernel: "silu_mul",
+            types: launch::types(dst.dtype)?,
+            grid: [width.div_ceil(THREADS), self.rows as u32, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            arguments: Arguments::default().with(dst.address).with(src.address).with(width),
+        };
+        // SAFETY: both places hold the rows, as checked.
+        unsafe { launcher.launch(&launch) }
+    }
+
+    fn activate<T: Element>(&self, dst: &mut [T], src: &[f32]) {
         let out = RowsMut::new(dst, self.width);
-        storage::for_rows(self.pool, self.rows, self.width, &|r| {
-            let row = r * self.width..(r + 1) * self.width;
+        storage::for_rows(&self.on.pool, self.rows, self.width, &|r| {
+            let (gate, up) = src[2 * r * self.width..2 * (r + 1) * self.width].split_at(self.width);
             // SAFETY: each task is given its own row.
             let out = unsafe { out.row(r) };
-            for ((o, g), u) in out.iter_mut().zip(&gate[row.clone()]).zip(&up[row]) {
+            for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
                 *o = T::from_f32(silu_mul(*g, *u));
             }
         });

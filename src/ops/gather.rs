@@ -1,14 +1,42 @@
 //! Picking rows: token embeddings out of a weight, and the rows that need logits out of a step.
 
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result};
+use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, InplaceOp2, Layout, Result};
 
+use super::exec::Exec;
+use super::launch::{self, Arguments, Launch, Launcher, Mirrored, Place};
 use super::storage;
 use super::weight::{Weight, WeightSlice};
+
+/// Of a kernel's block.
+const THREADS: u32 = 256;
+
+/// `dst[i] = table[ids[i]]`, widened.
+fn launch(
+    launcher: &dyn Launcher,
+    dst: Place,
+    table: (u64, DType),
+    ids: Mirrored<'_, u32>,
+    width: usize,
+) -> Result<()> {
+    let dst = dst.holds(ids.host.len() * width, "gather")?.is(DType::F32, "gather")?;
+    let arguments = Arguments::default().with(dst.address).with(table.0).with(ids.address).with(width as u32);
+    let launch = Launch {
+        kernel: "gather",
+        types: launch::types(table.1)?,
+        grid: [ids.host.len() as u32, 1, 1],
+        threads: THREADS,
+        shared_bytes: 0,
+        arguments,
+    };
+    // SAFETY: the destination holds the rows, as checked; callers have checked the ids.
+    unsafe { launcher.launch(&launch) }
+}
 
 /// `dst[r] = table[ids[r]]`, widened to f32; dst `[capacity, table.cols()]`.
 pub struct Gather<'a> {
     pub table: &'a Weight,
-    pub ids: &'a [u32],
+    pub ids: Mirrored<'a, u32>,
+    pub on: &'a Exec,
 }
 
 impl InplaceOp1 for Gather<'_> {
@@ -16,17 +44,26 @@ impl InplaceOp1 for Gather<'_> {
         "gather"
     }
 
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout) -> Result<()> {
+        self.check()?;
+        let table = (self.table.address(), self.table.kind().dtype());
+        launch(self.on.launcher(self.name())?, Place::of_cuda(dst, dl)?, table, self.ids, self.table.cols())
+    }
+
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout) -> Result<()> {
         let width = self.table.cols();
-        let dst = storage::write_f32(dst, dl, self.name())?;
-        if dst.len() < self.ids.len() * width {
-            candle_core::bail!("gather: no room for {} rows", self.ids.len());
+        let ids = self.ids.host;
+        self.check()?;
+        if let Some(launcher) = &self.on.launcher {
+            let table = (self.table.address(), self.table.kind().dtype());
+            return launch(&**launcher, Place::of_cpu(dst, dl)?, table, self.ids, width);
         }
-        for (&id, out) in self.ids.iter().zip(dst.chunks_exact_mut(width)) {
+        let dst = storage::write_f32(dst, dl, self.name())?;
+        if dst.len() < ids.len() * width {
+            candle_core::bail!("gather: no room for {} rows", ids.len());
+        }
+        for (&id, out) in ids.iter().zip(dst.chunks_exact_mut(width)) {
             let row = id as usize;
-            if row >= self.table.rows() {
-                candle_core::bail!("gather: token {id} is outside the vocabulary of {}", self.table.rows());
-            }
             let range = row * width..(row + 1) * width;
             match self.table.slice() {
                 WeightSlice::F32(t) => out.copy_from_slice(&t[range]),
@@ -48,8 +85,9 @@ impl InplaceOp1 for Gather<'_> {
 
 /// `dst[i] = src[rows[i]]`; both f32, `[_, width]`.
 pub struct SelectRows<'a> {
-    pub rows: &'a [u32],
+    pub rows: Mirrored<'a, u32>,
     pub width: usize,
+    pub on: &'a Exec,
 }
 
 impl InplaceOp2 for SelectRows<'_> {
@@ -57,13 +95,21 @@ impl InplaceOp2 for SelectRows<'_> {
         "select_rows"
     }
 
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout, src: &CudaStorage, sl: &Layout) -> Result<()> {
+        self.launch(self.on.launcher(self.name())?, Place::of_cuda(dst, dl)?, Place::of_cuda(src, sl)?)
+    }
+
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout, src: &CpuStorage, sl: &Layout) -> Result<()> {
+        let rows = self.rows.host;
+        if let Some(launcher) = &self.on.launcher {
+            return self.launch(&**launcher, Place::of_cpu(dst, dl)?, Place::of_cpu(src, sl)?);
+        }
         let src = storage::read_f32(src, sl, self.name())?;
         let dst = storage::write_f32(dst, dl, self.name())?;
-        if dst.len() < self.rows.len() * self.width {
-            candle_core::bail!("select_rows: no room for {} rows", self.rows.len());
+        if dst.len() < rows.len() * self.width {
+            candle_core::bail!("select_rows: no room for {} rows", rows.len());
         }
-        for (&row, out) in self.rows.iter().zip(dst.chunks_exact_mut(self.width)) {
+        for (&row, out) in rows.iter().zip(dst.chunks_exact_mut(self.width)) {
             let start = row as usize * self.width;
             match src.get(start..start + self.width) {
                 Some(row) => out.copy_from_slice(row),
@@ -71,5 +117,24 @@ impl InplaceOp2 for SelectRows<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Gather<'_> {
+    fn check(&self) -> Result<()> {
+        match self.ids.host.iter().find(|id| **id as usize >= self.table.rows()) {
+            Some(id) => {
+                candle_core::bail!("gather: token {id} is outside the vocabulary of {}", self.table.rows())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl SelectRows<'_> {
+    fn launch(&self, launcher: &dyn Launcher, dst: Place, src: Place) -> Result<()> {
+        let last = self.rows.host.iter().max().map_or(0, |row| *row as usize + 1);
+        let src = src.holds(last * self.width, self.name())?.is(DType::F32, self.name())?;
+        launch(launcher, dst, (src.address, DType::F32), self.rows, self.width)
     }
 }

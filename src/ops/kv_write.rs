@@ -1,23 +1,25 @@
 //! Writes the step's keys and values into their slots of a layer's cache.
 //!
-//! K and V rows `[capacity, kv_heads · head_dim]` in f32 → the cache tensor
+//! K and V rows, side by side in f32 → the cache tensor
 //! `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, rounded to its type. Knows slots, not sequences.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, InplaceOp3, Layout, Result, bail};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
 
 use super::cpu::Element;
 use super::paged_attention::{BLOCK_SIZE, cache_blocks};
 
-/// Row i of K and V goes to `slots[i]` = block · [`BLOCK_SIZE`] + offset in the block.
+/// Row i of K and V goes to `slots[i]` = block · [`BLOCK_SIZE`] + offset in the block. src: f32 `[capacity,
+/// ≥ column + 2 · kv_heads · head_dim]`, the keys from `column` on, the values after them.
 #[derive(Clone, Copy)]
 pub struct KvWrite<'a> {
     pub slots: &'a [u32],
+    pub column: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
 }
 
-impl InplaceOp3 for KvWrite<'_> {
+impl InplaceOp2 for KvWrite<'_> {
     fn name(&self) -> &'static str {
         "kv_write"
     }
@@ -26,20 +28,18 @@ impl InplaceOp3 for KvWrite<'_> {
         &self,
         cache: &mut CpuStorage,
         cache_l: &Layout,
-        k: &CpuStorage,
-        k_l: &Layout,
-        v: &CpuStorage,
-        v_l: &Layout,
+        src: &CpuStorage,
+        src_l: &Layout,
     ) -> Result<()> {
         let (blocks, start) = cache_blocks(cache_l, self.kv_heads, self.head_dim)?;
         if let Some(slot) = self.slots.iter().find(|s| **s as usize >= blocks * BLOCK_SIZE) {
             bail!("kv_write: slot {slot} of a cache of {blocks} blocks of {BLOCK_SIZE}")
         }
-        let k = &k.as_slice::<f32>()?[self.rows("keys", k_l)?..];
-        let v = &v.as_slice::<f32>()?[self.rows("values", v_l)?..];
+        let (from, stride) = self.rows(src_l)?;
+        let src = &src.as_slice::<f32>()?[from..];
         match cache {
-            CpuStorage::BF16(cache) => self.write(&mut cache[start..], k, v),
-            CpuStorage::F32(cache) => self.write(&mut cache[start..], k, v),
+            CpuStorage::BF16(cache) => self.write(&mut cache[start..], src, stride),
+            CpuStorage::F32(cache) => self.write(&mut cache[start..], src, stride),
             other => bail!("kv_write: no cache of {:?}", other.dtype()),
         }
         Ok(())
@@ -47,32 +47,32 @@ impl InplaceOp3 for KvWrite<'_> {
 }
 
 impl KvWrite<'_> {
-    /// Where the rows start in their storage.
-    fn rows(&self, what: &str, layout: &Layout) -> Result<usize> {
+    /// Where the keys of the first row start in their storage, and the width of a row.
+    fn rows(&self, layout: &Layout) -> Result<(usize, usize)> {
         let (capacity, width) = layout.shape().dims2()?;
+        let needed = self.column + 2 * self.kv_heads * self.head_dim;
         match layout.contiguous_offsets() {
-            Some((start, _)) if width == self.kv_heads * self.head_dim && capacity >= self.slots.len() => {
-                Ok(start)
+            Some((start, _)) if width >= needed && capacity >= self.slots.len() => {
+                Ok((start + self.column, width))
             }
             _ => bail!(
-                "kv_write: the {what} are {layout:?} where [≥ {}, {} × {}] contiguous is needed",
-                self.slots.len(),
-                self.kv_heads,
-                self.head_dim
+                "kv_write: the rows are {layout:?} where [≥ {}, ≥ {needed}] contiguous is needed",
+                self.slots.len()
             ),
         }
     }
 
-    fn write<T: Element>(&self, cache: &mut [T], k: &[f32], v: &[f32]) {
+    fn write<T: Element>(&self, cache: &mut [T], rows: &[f32], stride: usize) {
         let (heads, dim) = (self.kv_heads, self.head_dim);
         let half = heads * BLOCK_SIZE * dim; // the keys of a block, or its values
         for (row, slot) in self.slots.iter().enumerate() {
             let (block, offset) = (*slot as usize / BLOCK_SIZE, *slot as usize % BLOCK_SIZE);
             for head in 0..heads {
-                let from = (row * heads + head) * dim;
+                let k = &rows[row * stride + head * dim..][..dim];
+                let v = &rows[row * stride + (heads + head) * dim..][..dim];
                 let to = block * 2 * half + (head * BLOCK_SIZE + offset) * dim;
-                round(&k[from..from + dim], &mut cache[to..to + dim]);
-                round(&v[from..from + dim], &mut cache[to + half..to + half + dim]);
+                round(k, &mut cache[to..to + dim]);
+                round(v, &mut cache[to + half..to + half + dim]);
             }
         }
     }

@@ -6,8 +6,12 @@
 
 pub mod activation;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod exec;
 pub mod gather;
 pub mod kv_write;
+pub mod launch;
 pub mod linear;
 pub mod paged_attention;
 pub mod pool;

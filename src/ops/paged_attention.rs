@@ -6,11 +6,12 @@
 //! and values are in the cache already (`kv_write`).
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, bail};
 
-use super::cpu::attention::{self, BLOCK, CacheElement, Group, MAX_HEAD_DIM, MAX_QUERIES, Shape};
+use super::cpu::attention::{self, BLOCK, CacheElement, Group, MAX_HEAD_DIM, MAX_QUERIES, Queries, Shape};
 use super::cpu::{Element, Isa, SharedMut};
-use super::pool::Pool;
+use super::exec::Exec;
+use super::launch::{Argument, Arguments, Launch, Launcher, Mirrored, Place};
 
 /// Tokens of a cache block.
 pub const BLOCK_SIZE: usize = BLOCK;
@@ -19,6 +20,7 @@ pub const BLOCK_SIZE: usize = BLOCK;
 const INLINE_WORK: usize = 100_000;
 
 /// Successive rows of one sequence in a step.
+#[repr(C)] // as the kernel has it
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionSpan {
     pub first_row: u32,
@@ -29,16 +31,56 @@ pub struct AttentionSpan {
     pub block_table: u32,
 }
 
+impl AttentionSpan {
+    /// As kernels read them: four numbers each.
+    pub fn words(spans: &[AttentionSpan]) -> &[u32] {
+        // SAFETY: four u32 in the order of C, without padding.
+        unsafe { std::slice::from_raw_parts(spans.as_ptr().cast(), spans.len() * 4) }
+    }
+}
+
+/// As `ops/cuda/attention.cu` has them.
+const KERNEL_THREADS: u32 = 128;
+const KERNEL_KEYS: usize = 64;
+const KERNEL_PAD: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct KernelShape {
+    heads: u32,
+    kv_heads: u32,
+    dim: u32,
+    stride: u32,
+    heads_of_block: u32,
+    rows_of_block: u32,
+    scale: f32,
+}
+
+// SAFETY: seven numbers of four bytes, no padding.
+unsafe impl Argument for KernelShape {}
+
 /// What attention needs to know of a step: built once, used by every layer.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionPlan<'a> {
     /// In the order of their rows, which do not overlap.
-    pub spans: &'a [AttentionSpan],
-    pub block_tables: &'a [u32],
+    pub spans: Mirrored<'a, AttentionSpan>,
+    pub block_tables: Mirrored<'a, u32>,
+    /// What [`tiles`] makes of the spans; for kernels only.
+    pub tiles: Mirrored<'a, [u32; 2]>,
     pub rows: usize,
 }
 
-/// dst: `[capacity, heads · head_dim]` f32 or bf16; src: roped queries of the same shape, f32.
+/// Cuts spans into the rows of a kernel's blocks: (span, first row in it), those that see most first.
+pub fn tiles(spans: &[AttentionSpan], heads: usize, kv_heads: usize, tiles: &mut Vec<[u32; 2]>) {
+    let step = Cut::new(heads / kv_heads).rows;
+    tiles.clear();
+    for (index, span) in spans.iter().enumerate() {
+        tiles.extend((0..span.rows).step_by(step).rev().map(|first| [index as u32, first]));
+    }
+}
+
+/// dst: `[capacity, heads · head_dim]` f32 or bf16; src: f32 `[capacity, ≥ heads · head_dim]`, each row beginning
+/// with the turned queries.
 ///
 /// Rows that belong to no span are left alone.
 #[derive(Clone, Copy)]
@@ -51,7 +93,7 @@ pub struct PagedAttention<'a> {
     /// A multiple of 8, at most 256.
     pub head_dim: usize,
     pub scale: f32,
-    pub pool: &'a Pool,
+    pub on: &'a Exec,
 }
 
 /// The same on an instruction set of the caller's choice, which the machine must have.
@@ -64,6 +106,14 @@ pub struct PagedAttentionOn<'a> {
 impl InplaceOp2 for PagedAttention<'_> {
     fn name(&self) -> &'static str {
         "paged_attention"
+    }
+
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dst_l: &Layout, q: &CudaStorage, q_l: &Layout) -> Result<()> {
+        self.launch_on(
+            self.on.launcher(self.name())?,
+            (Place::of_cuda(dst, dst_l)?, dst_l),
+            (Place::of_cuda(q, q_l)?, q_l),
+        )
     }
 
     fn cpu_fwd(&self, dst: &mut CpuStorage, dst_l: &Layout, q: &CpuStorage, q_l: &Layout) -> Result<()> {
@@ -81,9 +131,14 @@ impl InplaceOp2 for PagedAttentionOn<'_> {
             bail!("paged_attention: this machine has no {:?}", self.isa)
         }
         let op = &self.op;
-        let d = op.rows("destination", dst_l)?;
-        let s = op.rows("queries", q_l)?;
-        let q = &q.as_slice::<f32>()?[s];
+        let width = op.heads * op.head_dim;
+        if let Some(launcher) = &op.on.launcher {
+            let (dst, q) = (Place::of_cpu(dst, dst_l)?, Place::of_cpu(q, q_l)?);
+            return op.launch_on(&**launcher, (dst, dst_l), (q, q_l));
+        }
+        let (d, _) = op.rows("destination", dst_l, |found| found == width)?;
+        let (s, stride) = op.rows("queries", q_l, |found| found >= width)?;
+        let q = Queries { rows: &q.as_slice::<f32>()?[s], stride };
         let (kv, kv_l) = op.kv.storage_and_layout();
         let (blocks, start) = cache_blocks(kv_l, op.kv_heads, op.head_dim)?;
         op.check(blocks)?;
@@ -113,14 +168,72 @@ pub(super) fn cache_blocks(layout: &Layout, kv_heads: usize, head_dim: usize) ->
 }
 
 impl PagedAttention<'_> {
-    /// Where the step's rows lie in a tensor's storage.
-    fn rows(&self, what: &str, layout: &Layout) -> Result<std::ops::Range<usize>> {
-        let (capacity, found) = layout.shape().dims2()?;
-        let (rows, width) = (self.plan.rows, self.heads * self.head_dim);
+    /// Where the step's rows lie in a tensor's storage, and their width.
+    fn rows(
+        &self,
+        what: &str,
+        layout: &Layout,
+        fits: impl Fn(usize) -> bool,
+    ) -> Result<(std::ops::Range<usize>, usize)> {
+        let (capacity, width) = layout.shape().dims2()?;
+        let rows = self.plan.rows;
         match layout.contiguous_offsets() {
-            Some((start, _)) if found == width && capacity >= rows => Ok(start..start + rows * width),
-            _ => bail!("paged_attention: the {what} is {layout:?} where [≥ {rows}, {width}] is needed"),
+            Some((start, _)) if fits(width) && capacity >= rows => Ok((start..start + rows * width, width)),
+            _ => bail!(
+                "paged_attention: the {what} is {layout:?}, not {rows} rows of {} heads of {}",
+                self.heads,
+                self.head_dim
+            ),
         }
+    }
+
+    fn launch_on(
+        &self,
+        launcher: &dyn Launcher,
+        (dst, dst_l): (Place, &Layout),
+        (queries, queries_l): (Place, &Layout),
+    ) -> Result<()> {
+        let (name, width) = (self.name(), self.heads * self.head_dim);
+        self.rows("destination", dst_l, |found| found == width)?;
+        let (_, stride) = self.rows("queries", queries_l, |found| found >= width)?;
+        self.check(cache_blocks(self.kv.layout(), self.kv_heads, self.head_dim)?.0)?;
+        let kv = Place::of_tensor(self.kv)?;
+        let dst = dst.holds(self.plan.rows * self.heads * self.head_dim, name)?.is(kv.dtype, name)?;
+        let queries = queries.holds(self.plan.rows * stride, name)?.is(DType::F32, name)?;
+        let cut = Cut::new(self.heads / self.kv_heads);
+        let blocks_of_tile = self.kv_heads * cut.group.div_ceil(cut.heads);
+        let shared_floats = MAX_QUERIES * (self.head_dim + KERNEL_KEYS + 3);
+        let keys = KERNEL_KEYS * (self.head_dim + KERNEL_PAD) * kv.dtype.size_in_bytes();
+        let launch = Launch {
+            kernel: name,
+            types: match kv.dtype {
+                DType::F32 => &[DType::F32, DType::F32],
+                DType::F16 => &[DType::F16, DType::F16],
+                DType::BF16 => &[DType::BF16, DType::BF16],
+                other => bail!("{name}: no kernel for a cache of {other:?}"),
+            },
+            grid: [self.plan.tiles.host.len() as u32, blocks_of_tile as u32, 1],
+            threads: KERNEL_THREADS,
+            shared_bytes: (shared_floats * size_of::<f32>() + keys) as u32,
+            arguments: Arguments::default()
+                .with(dst.address)
+                .with(queries.address)
+                .with(kv.address)
+                .with(self.plan.spans.address)
+                .with(self.plan.block_tables.address)
+                .with(self.plan.tiles.address)
+                .with(KernelShape {
+                    heads: self.heads as u32,
+                    kv_heads: self.kv_heads as u32,
+                    dim: self.head_dim as u32,
+                    stride: stride as u32,
+                    heads_of_block: cut.heads as u32,
+                    rows_of_block: cut.rows as u32,
+                    scale: self.scale,
+                }),
+        };
+        // SAFETY: `check` has seen the spans and their tables; the places hold the rows.
+        unsafe { launcher.launch(&launch) }
     }
 
     /// Everything that the kernels rely on without looking again.
@@ -133,14 +246,14 @@ impl PagedAttention<'_> {
             bail!("paged_attention: head_dim {head_dim} is not a multiple of 8 up to {MAX_HEAD_DIM}")
         }
         let mut row = 0;
-        for span in plan.spans {
+        for span in plan.spans.host {
             let first = span.first_row as usize;
             if first < row || first + span.rows as usize > plan.rows {
                 bail!("paged_attention: {span:?} overlaps, or leaves the step's {} rows", plan.rows)
             }
             row = first + span.rows as usize;
             let Some(table) = table(&plan, span) else {
-                bail!("paged_attention: {span:?} ends beyond {} block ids", plan.block_tables.len())
+                bail!("paged_attention: {span:?} ends beyond {} block ids", plan.block_tables.host.len())
             };
             if let Some(id) = table.iter().find(|id| **id as usize >= blocks) {
                 bail!("paged_attention: block {id} of a cache of {blocks} in {span:?}")
@@ -153,18 +266,19 @@ impl PagedAttention<'_> {
 /// The block ids that a span reads.
 fn table<'a>(plan: &AttentionPlan<'a>, span: &AttentionSpan) -> Option<&'a [u32]> {
     let seen = span.first_position as usize + span.rows as usize;
-    plan.block_tables.get(span.block_table as usize..)?.get(..seen.div_ceil(BLOCK_SIZE))
+    plan.block_tables.host.get(span.block_table as usize..)?.get(..seen.div_ceil(BLOCK_SIZE))
 }
 
 impl PagedAttentionOn<'_> {
-    fn attend<T: CacheElement, O: Element>(&self, dst: &mut [O], q: &[f32], cache: &[T]) {
-        let PagedAttention { plan, heads, kv_heads, head_dim, scale, pool, .. } = self.op;
+    fn attend<T: CacheElement, O: Element>(&self, dst: &mut [O], q: Queries<'_>, cache: &[T]) {
+        let PagedAttention { plan, heads, kv_heads, head_dim, scale, on, .. } = self.op;
+        let pool = &on.pool;
         let shape = Shape { heads, kv_heads, head_dim, scale };
         let cut = Cut::new(heads / kv_heads);
         let dst = SharedMut::new(dst);
         let mut tasks = 0;
         let mut work = 0;
-        for span in plan.spans {
+        for span in plan.spans.host {
             let rows = span.rows as usize;
             tasks += cut.tasks(rows, kv_heads);
             work += rows * (span.first_position as usize + rows) * heads * head_dim * 2;
@@ -203,7 +317,7 @@ impl Cut {
 
     /// The i-th group of a step. Within a span the last rows come first: they see the most.
     fn group<'a>(&self, plan: &AttentionPlan<'a>, kv_heads: usize, mut i: usize) -> Option<Group<'a>> {
-        for span in plan.spans {
+        for span in plan.spans.host {
             let rows = span.rows as usize;
             let tasks = self.tasks(rows, kv_heads);
             if i >= tasks {

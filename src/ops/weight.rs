@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use candle_core::{DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
 
@@ -17,6 +18,14 @@ pub enum WeightType {
 }
 
 impl WeightType {
+    pub fn dtype(self) -> DType {
+        match self {
+            WeightType::F32 => DType::F32,
+            WeightType::F16 => DType::F16,
+            WeightType::Bf16 => DType::BF16,
+        }
+    }
+
     pub fn bytes(self) -> usize {
         match self {
             WeightType::F32 => 4,
@@ -36,10 +45,18 @@ pub struct WeightSizeError {
 
 #[derive(Clone)]
 enum Store {
-    Mapped { map: Arc<Mmap>, offset: usize },
+    Mapped {
+        map: Arc<Mmap>,
+        offset: usize,
+    },
     F32(Arc<Vec<f32>>),
     F16(Arc<Vec<f16>>),
     Bf16(Arc<Vec<bf16>>),
+    /// In a device's memory: a tensor of bytes that is kept, and its address.
+    Device {
+        address: u64,
+        _bytes: Tensor,
+    },
 }
 
 /// A matrix `[rows, cols]`; a vector is `[1, cols]`. Clones share the storage.
@@ -57,6 +74,28 @@ pub enum WeightSlice<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
+}
+
+#[cfg(feature = "cuda")]
+fn device_address(bytes: &Tensor) -> candle_core::Result<u64> {
+    use candle_core::cuda_backend::CudaStorageSlice;
+    use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+    match &*bytes.storage_and_layout().0 {
+        Storage::Cuda(storage) => match &storage.slice {
+            CudaStorageSlice::U8(s) => Ok(s.device_ptr(&storage.device.cuda_stream()).0),
+            _ => candle_core::bail!("weights are copied as bytes"),
+        },
+        _ => candle_core::bail!("weights are copied to CUDA devices only"),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn device_address(bytes: &Tensor) -> candle_core::Result<u64> {
+    match &*bytes.storage_and_layout().0 {
+        // The device of the tests: kernels that run on the host.
+        Storage::Cpu(candle_core::CpuStorage::U8(bytes)) => Ok(bytes.as_ptr() as u64),
+        _ => candle_core::bail!("this build has no CUDA"),
+    }
 }
 
 impl Weight {
@@ -105,6 +144,12 @@ impl Weight {
         Weight { rows, cols, kind: WeightType::F32, store: Store::F32(Arc::new(data)) }
     }
 
+    /// f32 `[1, n]`.
+    pub fn vector(data: Vec<f32>) -> Weight {
+        let n = data.len();
+        Weight::from_f32(data, 1, n)
+    }
+
     /// # Panics
     /// When `data.len() != rows × cols`.
     pub fn from_bf16(data: Vec<bf16>, rows: usize, cols: usize) -> Weight {
@@ -137,13 +182,45 @@ impl Weight {
         matches!(self.store, Store::Mapped { .. })
     }
 
+    fn bytes_slice(&self) -> &[u8] {
+        let (pointer, length) = match self.slice() {
+            WeightSlice::F32(s) => (s.as_ptr().cast::<u8>(), size_of_val(s)),
+            WeightSlice::F16(s) => (s.as_ptr().cast(), size_of_val(s)),
+            WeightSlice::Bf16(s) => (s.as_ptr().cast(), size_of_val(s)),
+        };
+        // SAFETY: numbers are bytes; the slice borrows self.
+        unsafe { std::slice::from_raw_parts(pointer, length) }
+    }
+
+    /// Matrices of the same inputs and type, one below the other, in a device's memory.
+    ///
+    /// # Errors
+    /// A device without room for them, or that is none.
+    ///
+    /// # Panics
+    /// With no part, or parts of unlike width or type.
+    pub fn on_device(parts: &[&Weight], device: &Device) -> candle_core::Result<Weight> {
+        let (cols, kind) = (parts[0].cols, parts[0].kind);
+        assert!(parts.iter().all(|p| p.cols == cols && p.kind == kind), "parts of one matrix are alike");
+        let rows = parts.iter().map(|p| p.rows).sum();
+        let each = parts.iter().map(|p| Tensor::from_slice(p.bytes_slice(), p.bytes(), device));
+        let each = each.collect::<candle_core::Result<Vec<_>>>()?;
+        let bytes = if each.len() == 1 { each[0].clone() } else { Tensor::cat(&each, 0)? };
+        let address = device_address(&bytes)?;
+        Ok(Weight { rows, cols, kind, store: Store::Device { address, _bytes: bytes } })
+    }
+
     /// All elements, row after row.
+    ///
+    /// # Panics
+    /// Of a weight that lies on a device.
     pub fn slice(&self) -> WeightSlice<'_> {
         let n = self.rows * self.cols;
         match &self.store {
             Store::F32(v) => WeightSlice::F32(v),
             Store::F16(v) => WeightSlice::F16(v),
             Store::Bf16(v) => WeightSlice::Bf16(v),
+            Store::Device { .. } => panic!("a weight on a device is read by its kernels alone"),
             Store::Mapped { map, offset } => {
                 let p = map[*offset..].as_ptr();
                 // SAFETY: `mapped` checked that n elements of this type lie at `offset`, aligned; the
@@ -156,6 +233,29 @@ impl Weight {
                     }
                 }
             }
+        }
+    }
+
+    /// Where the elements lie, for a kernel.
+    pub fn address(&self) -> u64 {
+        if let Store::Device { address, .. } = &self.store {
+            return *address;
+        }
+        match self.slice() {
+            WeightSlice::F32(s) => s.as_ptr() as u64,
+            WeightSlice::F16(s) => s.as_ptr() as u64,
+            WeightSlice::Bf16(s) => s.as_ptr() as u64,
+        }
+    }
+
+    /// The elements of a weight that was made f32 (norms, biases, frequencies).
+    ///
+    /// # Panics
+    /// On one that was not.
+    pub fn f32s(&self) -> &[f32] {
+        match self.slice() {
+            WeightSlice::F32(s) => s,
+            _ => panic!("a weight of {:?} where f32 was loaded", self.kind),
         }
     }
 

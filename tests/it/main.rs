@@ -9,6 +9,7 @@ mod checkpoint;
 mod demo;
 mod energy;
 mod engine;
+mod kernels;
 mod nvml;
 mod parity;
 mod scheduler;

@@ -16,6 +16,7 @@ use hashwatt::model::decoder::{Decoder, Precision};
 use hashwatt::model::input::{BLOCK_SIZE, StepInput};
 use hashwatt::model::runner::Runner;
 use hashwatt::model::workspace::Capacity;
+use hashwatt::ops::exec::Exec;
 use hashwatt::ops::pool::Pool;
 use serde_json::{Value, json};
 
@@ -93,8 +94,13 @@ pub struct Steps {
 
 impl Steps {
     pub fn new(decoder: &Arc<Decoder>, shape: Shape) -> Steps {
+        Steps::on(decoder, pool(shape.threads).into(), shape)
+    }
+
+    /// On given means.
+    pub fn on(decoder: &Arc<Decoder>, on: Exec, shape: Shape) -> Steps {
         let capacity = Capacity { rows: shape.tokens, logit_rows: shape.sequences };
-        let runner = Runner::new(decoder.clone(), pool(shape.threads), capacity, shape.blocks).unwrap();
+        let runner = Runner::new(decoder.clone(), on, capacity, shape.blocks).unwrap();
         let blocks = BlockPool::new(shape.blocks, BLOCK_SIZE);
         Steps {
             runner,

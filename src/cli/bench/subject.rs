@@ -10,7 +10,7 @@ use clap::ArgMatches;
 use tokio::runtime::Handle;
 
 use super::arguments::Takes;
-use crate::cli::{assemble, machine};
+use crate::cli::{assemble, devices, machine};
 use crate::clock::{BusyTime, Clock};
 use crate::config::Config;
 use crate::engine::worker::Limits;
@@ -90,7 +90,7 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         model: model(&opened.checkpoint, config),
         described: report::Target::InProcess {
             settings: settings(&[
-                ("device", format!("{:?}", config.devices)),
+                ("device", devices::list(&config.devices)),
                 ("threads-per-device", opened.sizes.threads_per_device.to_string()),
                 ("max-num-seqs", config.max_num_seqs.to_string()),
                 ("max-num-batched-tokens", config.max_num_batched_tokens.to_string()),

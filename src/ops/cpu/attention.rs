@@ -35,6 +35,13 @@ pub struct Shape {
     pub scale: f32,
 }
 
+/// Query rows; each begins with its heads and is `stride` long.
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    pub rows: &'a [f32],
+    pub stride: usize,
+}
+
 /// What one task computes: `rows` successive rows of one sequence × `heads` query heads of one K/V
 /// head; `rows · heads` is at most [`MAX_QUERIES`].
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +141,8 @@ impl CacheElement for half::bf16 {
     type Avx2 = Avx2<half::bf16>;
 }
 
-/// Computes a group. q: `[rows, heads · head_dim]`, cache: `[blocks, 2, kv_heads, BLOCK, head_dim]`.
+/// Computes a group. q: `[rows, stride]`, dst: `[rows, heads · head_dim]`, cache: `[blocks, 2, kv_heads,
+/// BLOCK, head_dim]`.
 ///
 /// # Safety
 /// The group's rows lie within q and dst, its table covers its last position with ids of blocks of the
@@ -143,7 +151,7 @@ pub unsafe fn attend<T: CacheElement, O: Element>(
     isa: Isa,
     shape: &Shape,
     group: &Group<'_>,
-    q: &[f32],
+    q: Queries<'_>,
     cache: &[T],
     dst: SharedMut<O>,
 ) {
@@ -174,7 +182,7 @@ struct Scratch<Q> {
 unsafe fn attend_with<K: Kernels, O: Element>(
     shape: &Shape,
     group: &Group<'_>,
-    q: &[f32],
+    q: Queries<'_>,
     cache: &[K::Kv],
     dst: SharedMut<O>,
 ) {
@@ -186,11 +194,11 @@ unsafe fn attend_with<K: Kernels, O: Element>(
         scores: [MaybeUninit::uninit(); MAX_QUERIES * TILE],
     };
     // Query i is row i / heads, head i % heads: positions ascend with i.
-    let place = |i: usize| {
-        (group.first_row + i / group.heads) * shape.heads * dim + (group.first_head + i % group.heads) * dim
+    let place = |i: usize, stride: usize| {
+        (group.first_row + i / group.heads) * stride + (group.first_head + i % group.heads) * dim
     };
     for i in 0..queries {
-        for (to, x) in scratch.q[i * dim..].iter_mut().zip(&q[place(i)..place(i) + dim]) {
+        for (to, x) in scratch.q[i * dim..].iter_mut().zip(&q.rows[place(i, q.stride)..][..dim]) {
             to.write(K::Query::narrow(*x));
         }
         scratch.acc[i * dim..(i + 1) * dim].fill(MaybeUninit::new(0.0));
@@ -219,7 +227,9 @@ unsafe fn attend_with<K: Kernels, O: Element>(
         let inverse = 1.0 / work.softmax[i].sum;
         for d in 0..dim {
             // SAFETY: acc is written for all queries; the place lies within dst and is ours alone.
-            unsafe { *dst.at(place(i) + d) = O::narrow(*work.acc.add(i * dim + d) * inverse) };
+            unsafe {
+                *dst.at(place(i, shape.heads * dim) + d) = O::narrow(*work.acc.add(i * dim + d) * inverse)
+            };
         }
     }
 }

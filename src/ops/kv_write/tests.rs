@@ -12,14 +12,16 @@ fn rows_land_in_their_slots_and_nothing_else_changes() {
             Tensor::full(7.0f32, (blocks, 2, heads, BLOCK_SIZE, dim), &Device::Cpu).unwrap().to_dtype(kind);
         let cache = cache.unwrap();
         // Four rows of capacity, three in the step; the spare row must not be read into the cache.
+        let (column, width) = (5, heads * dim);
         let row = |base: f32| {
-            let data: Vec<f32> = (0..4 * heads * dim).map(|i| base + i as f32).collect();
-            Tensor::from_vec(data, (4, heads * dim), &Device::Cpu).unwrap()
+            let data: Vec<f32> = (0..4 * width).map(|i| base + i as f32).collect();
+            Tensor::from_vec(data, (4, width), &Device::Cpu).unwrap()
         };
+        let before = Tensor::full(f32::NAN, (4, column), &Device::Cpu).unwrap();
+        let rows = Tensor::cat(&[&before, &row(0.0), &row(100.0)], 1).unwrap();
         let slots = [35u32, 0, 17];
-        cache
-            .inplace_op3(&row(0.0), &row(100.0), &KvWrite { slots: &slots, kv_heads: heads, head_dim: dim })
-            .unwrap();
+        let op = KvWrite { slots: &slots, column, kv_heads: heads, head_dim: dim };
+        cache.inplace_op2(&rows, &op).unwrap();
         let got: Vec<f32> = cache.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         for (i, got) in got.iter().enumerate() {
             let (d, i) = (i % dim, i / dim);
@@ -38,7 +40,8 @@ fn rounding_is_to_the_nearest_even() {
     let cache = Tensor::zeros((1, 2, 1, BLOCK_SIZE, 8), DType::BF16, &Device::Cpu).unwrap();
     let x = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.01 / 256.0, f32::INFINITY, -0.0, 3e38, 1e-40, 0.5];
     let k = Tensor::new(&[x], &Device::Cpu).unwrap();
-    cache.inplace_op3(&k, &k.copy().unwrap(), &KvWrite { slots: &[1], kv_heads: 1, head_dim: 8 }).unwrap();
+    let rows = Tensor::cat(&[&k, &k], 1).unwrap();
+    cache.inplace_op2(&rows, &KvWrite { slots: &[1], column: 0, kv_heads: 1, head_dim: 8 }).unwrap();
     let got: Vec<half::bf16> = cache.flatten_all().unwrap().to_vec1().unwrap();
     for (i, x) in x.iter().enumerate() {
         assert_eq!(got[8 + i].to_bits(), half::bf16::from_f32(*x).to_bits(), "{x}");
@@ -49,12 +52,12 @@ fn rounding_is_to_the_nearest_even() {
 #[test]
 fn what_does_not_fit_is_an_error() {
     let cache = Tensor::zeros((2, 2, 1, BLOCK_SIZE, 8), DType::F32, &Device::Cpu).unwrap();
-    let rows = Tensor::zeros((2, 8), DType::F32, &Device::Cpu).unwrap();
-    let other = rows.copy().unwrap();
-    let op = KvWrite { slots: &[0, 31], kv_heads: 1, head_dim: 8 };
-    cache.inplace_op3(&rows, &other, &op).unwrap();
-    assert!(cache.inplace_op3(&rows, &other, &KvWrite { slots: &[0, 32], ..op }).is_err());
-    assert!(cache.inplace_op3(&rows, &other, &KvWrite { slots: &[0, 1, 2], ..op }).is_err());
-    assert!(cache.inplace_op3(&rows, &other, &KvWrite { kv_heads: 2, ..op }).is_err());
-    assert!(cache.inplace_op3(&rows.to_dtype(DType::BF16).unwrap(), &other, &op).is_err());
+    let rows = Tensor::zeros((2, 16), DType::F32, &Device::Cpu).unwrap();
+    let op = KvWrite { slots: &[0, 31], column: 0, kv_heads: 1, head_dim: 8 };
+    cache.inplace_op2(&rows, &op).unwrap();
+    assert!(cache.inplace_op2(&rows, &KvWrite { slots: &[0, 32], ..op }).is_err());
+    assert!(cache.inplace_op2(&rows, &KvWrite { slots: &[0, 1, 2], ..op }).is_err());
+    assert!(cache.inplace_op2(&rows, &KvWrite { kv_heads: 2, ..op }).is_err());
+    assert!(cache.inplace_op2(&rows, &KvWrite { column: 1, ..op }).is_err());
+    assert!(cache.inplace_op2(&rows.to_dtype(DType::BF16).unwrap(), &op).is_err());
 }

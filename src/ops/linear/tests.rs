@@ -79,7 +79,7 @@ fn check_against_oracle(got: &[f32], w: &Weight, x: &[f32], bias: Option<&Weight
 
 #[test]
 fn every_kernel_agrees_with_the_oracle() {
-    let pool = Pool::new(2);
+    let pool = Exec::cpu(2);
     for isa in isas() {
         for (kind, src_kind) in PAIRS {
             for k in [8, 15, 17, 33, 192, 1000, 1024] {
@@ -90,7 +90,8 @@ fn every_kernel_agrees_with_the_oracle() {
                             continue;
                         }
                         let x = input(numbers(2, rows * k), rows, k, src_kind);
-                        let op = Linear { weight: &w, bias: None, rows, accumulate: false, pool: &pool };
+                        let op =
+                            Linear { weight: &w, bias: None, rows, column: 0, accumulate: false, on: &pool };
                         let what = format!("{isa:?} {kind:?}·{src_kind:?} rows {rows} n {n} k {k}");
                         check_against_oracle(&apply(op, isa, &x), &w, &values(&x), None, 0.0, &what);
                     }
@@ -102,14 +103,14 @@ fn every_kernel_agrees_with_the_oracle() {
 
 #[test]
 fn bias_is_added_and_the_destination_is_added_to() {
-    let pool = Pool::new(2);
+    let pool = Exec::cpu(2);
     let (rows, n, k) = (7, 70, 96);
     for isa in isas() {
         for (kind, src_kind) in PAIRS {
             let w = weight(kind, numbers(1, n * k), n, k);
             let bias = weight(kind, numbers(3, n), 1, n);
             let x = input(numbers(2, rows * k), rows, k, src_kind);
-            let op = Linear { weight: &w, bias: Some(&bias), rows, accumulate: true, pool: &pool };
+            let op = Linear { weight: &w, bias: Some(&bias), rows, column: 0, accumulate: true, on: &pool };
             let dst = Tensor::full(2.5f32, (rows, n), &Device::Cpu).unwrap();
             dst.inplace_op2(&x, &LinearOn { op, isa }).unwrap();
             let what = format!("{isa:?} {kind:?}·{src_kind:?}");
@@ -120,7 +121,7 @@ fn bias_is_added_and_the_destination_is_added_to() {
 
 #[test]
 fn a_row_does_not_depend_on_its_batch_or_on_the_threads() {
-    let pools = [Pool::new(1), Pool::new(2), Pool::new(3)];
+    let pools = [Exec::cpu(1), Exec::cpu(2), Exec::cpu(3)];
     for isa in isas() {
         for (kind, src_kind) in PAIRS {
             for (n, k) in [(65, 1000), (130, 1024), (48, 33)] {
@@ -129,8 +130,14 @@ fn a_row_does_not_depend_on_its_batch_or_on_the_threads() {
                 let alone: Vec<u32> = (0..33)
                     .flat_map(|r| {
                         let x = input(x[r * k..(r + 1) * k].to_vec(), 1, k, src_kind);
-                        let op =
-                            Linear { weight: &w, bias: None, rows: 1, accumulate: false, pool: &pools[0] };
+                        let op = Linear {
+                            weight: &w,
+                            bias: None,
+                            rows: 1,
+                            column: 0,
+                            accumulate: false,
+                            on: &pools[0],
+                        };
                         apply(op, isa, &x)
                     })
                     .map(f32::to_bits)
@@ -138,9 +145,10 @@ fn a_row_does_not_depend_on_its_batch_or_on_the_threads() {
                 for rows in [2, 3, 5, 8, 16, 33] {
                     let x = input(x[..rows * k].to_vec(), rows, k, src_kind);
                     for pool in &pools {
-                        let op = Linear { weight: &w, bias: None, rows, accumulate: false, pool };
+                        let op =
+                            Linear { weight: &w, bias: None, rows, column: 0, accumulate: false, on: pool };
                         let batch: Vec<u32> = apply(op, isa, &x).into_iter().map(f32::to_bits).collect();
-                        let threads = pool.threads();
+                        let threads = pool.pool.threads();
                         assert!(
                             batch == alone[..rows * n],
                             "{isa:?} {kind:?}·{src_kind:?} k {k}: {rows} rows on {threads} threads differ"
@@ -154,13 +162,13 @@ fn a_row_does_not_depend_on_its_batch_or_on_the_threads() {
 
 #[test]
 fn an_output_does_not_depend_on_its_place_among_the_weights() {
-    let pool = Pool::new(1);
+    let pool = Exec::cpu(1);
     let (n, k) = (70, 200);
     for isa in isas() {
         let all = numbers(1, n * k);
         let w = weight(WeightType::Bf16, all.clone(), n, k);
         let x = input(numbers(2, 3 * k), 3, k, DType::BF16);
-        let op = Linear { weight: &w, bias: None, rows: 3, accumulate: false, pool: &pool };
+        let op = Linear { weight: &w, bias: None, rows: 3, column: 0, accumulate: false, on: &pool };
         let together = apply(op, isa, &x);
         for c in [0, 1, 5, 63, 66, 69] {
             let one = weight(WeightType::Bf16, all[c * k..(c + 1) * k].to_vec(), 1, k);
@@ -173,10 +181,38 @@ fn an_output_does_not_depend_on_its_place_among_the_weights() {
 }
 
 #[test]
+fn products_side_by_side_are_what_they_are_alone() {
+    let pool = Exec::cpu(2);
+    let x = input(numbers(7, 5 * 40), 5, 40, DType::F32);
+    let weights = [(1, 37), (2, 64), (3, 3)].map(|(s, n)| weight(WeightType::F32, numbers(s, n * 40), n, 40));
+    let dst = poisoned(5, 37 + 64 + 3 + 1);
+    let mut column = 0;
+    for w in &weights {
+        let op = Linear { weight: w, bias: None, rows: 5, column, accumulate: false, on: &pool };
+        dst.inplace_op2(&x, &op).unwrap();
+        column += w.rows();
+    }
+    let all = values(&dst);
+    let mut column = 0;
+    for w in &weights {
+        let op = Linear { weight: w, bias: None, rows: 5, column: 0, accumulate: false, on: &pool };
+        let alone = apply(op, Isa::detect(), &x);
+        for row in 0..5 {
+            let n = w.rows();
+            assert_eq!(all[row * 105 + column..][..n], alone[row * n..][..n], "row {row} of {n} outputs");
+        }
+        column += w.rows();
+    }
+    assert!((0..5).all(|row| all[row * 105 + 104].is_nan()), "a column of nobody was written");
+    let op = Linear { weight: &weights[0], bias: None, rows: 5, column: 69, accumulate: false, on: &pool };
+    assert!(dst.inplace_op2(&x, &op).is_err(), "one column too few");
+}
+
+#[test]
 fn what_does_not_fit_is_an_error() {
-    let pool = Pool::new(1);
+    let pool = Exec::cpu(1);
     let w = weight(WeightType::Bf16, numbers(1, 12), 3, 4);
-    let op = Linear { weight: &w, bias: None, rows: 2, accumulate: false, pool: &pool };
+    let op = Linear { weight: &w, bias: None, rows: 2, column: 0, accumulate: false, on: &pool };
     let dst = poisoned(2, 3);
     let fits = input(numbers(2, 8), 2, 4, DType::F32);
     dst.inplace_op2(&fits, &op).unwrap();

@@ -93,7 +93,7 @@ impl World {
     }
 
     /// Runs the op on pieces (sequence, from, to) in this order; the rows' outputs, row after row.
-    fn run(&self, pieces: &[(usize, usize, usize)], isa: Isa, pool: &Pool, dst_kind: DType) -> Vec<f32> {
+    fn run(&self, pieces: &[(usize, usize, usize)], isa: Isa, pool: &Exec, dst_kind: DType) -> Vec<f32> {
         let width = self.dims.heads * self.dims.head_dim;
         let mut q = vec![];
         let mut spans = vec![];
@@ -109,12 +109,20 @@ impl World {
         let rows = q.len() / width;
         q.extend(vec![f32::NAN; 2 * width]);
         let q = Tensor::from_vec(q, (rows + 2, width), &Device::Cpu).unwrap();
+        // Something lies beside the queries, as keys and values do in a step.
+        let beside = Tensor::full(f32::NAN, (rows + 2, 3), &Device::Cpu).unwrap();
+        let q = Tensor::cat(&[&q, &beside], 1).unwrap();
         let dst =
             Tensor::full(f32::NAN, (rows + 2, width), &Device::Cpu).unwrap().to_dtype(dst_kind).unwrap();
         let Dims { heads, kv_heads, head_dim } = self.dims;
-        let plan = AttentionPlan { spans: &spans, block_tables: &self.tables, rows };
+        let plan = AttentionPlan {
+            spans: spans.as_slice().into(),
+            block_tables: self.tables.as_slice().into(),
+            tiles: [].as_slice().into(),
+            rows,
+        };
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let op = PagedAttention { plan, kv: &self.cache, heads, kv_heads, head_dim, scale, pool };
+        let op = PagedAttention { plan, kv: &self.cache, heads, kv_heads, head_dim, scale, on: pool };
         dst.inplace_op2(&q, &PagedAttentionOn { op, isa }).unwrap();
         let all: Vec<f32> = dst.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert!(all[rows * width..].iter().all(|x| x.is_nan()), "rows beyond the step were written");
@@ -151,7 +159,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn every_kernel_agrees_with_the_oracle() {
-    let pool = Pool::new(2);
+    let pool = Exec::cpu(2);
     let lengths = [1, 15, 16, 17, 300, 700];
     for isa in isas() {
         for head_dim in [8, 24, 32, 64, 96, 128, 256] {
@@ -190,7 +198,7 @@ fn every_kernel_agrees_with_the_oracle() {
 
 #[test]
 fn a_row_does_not_depend_on_batch_chunks_or_threads() {
-    let pools = [Pool::new(1), Pool::new(2), Pool::new(3)];
+    let pools = [Exec::cpu(1), Exec::cpu(2), Exec::cpu(3)];
     for isa in isas() {
         for kind in [DType::F32, DType::BF16] {
             for dims in [
@@ -227,7 +235,7 @@ fn a_row_does_not_depend_on_batch_chunks_or_threads() {
 #[test]
 fn the_output_may_be_bf16() {
     let w = World::new(Dims { heads: 4, kv_heads: 2, head_dim: 32 }, &[40], DType::BF16, 3);
-    let pool = Pool::new(1);
+    let pool = Exec::cpu(1);
     for isa in isas() {
         let full = w.run(&[(0, 0, 40)], isa, &pool, DType::F32);
         let half = w.run(&[(0, 0, 40)], isa, &pool, DType::BF16);
@@ -239,7 +247,7 @@ fn the_output_may_be_bf16() {
 #[test]
 fn the_block_table_says_where_to_read() {
     let mut w = World::new(Dims { heads: 2, kv_heads: 2, head_dim: 64 }, &[40], DType::F32, 5);
-    let pool = Pool::new(1);
+    let pool = Exec::cpu(1);
     for isa in isas() {
         let before = w.run(&[(0, 39, 40)], isa, &pool, DType::F32);
         w.tables.swap(0, 2);
@@ -254,7 +262,7 @@ fn large_scores_neither_overflow_nor_vanish() {
     let dims = Dims { heads: 1, kv_heads: 1, head_dim: 64 };
     let mut w = World::new(dims, &[130], DType::F32, 5);
     w.q[0].iter_mut().for_each(|x| *x *= 300.0);
-    let pool = Pool::new(1);
+    let pool = Exec::cpu(1);
     for isa in isas() {
         let got = w.run(&[(0, 0, 130)], isa, &pool, DType::F32);
         for position in 0..130 {
@@ -269,31 +277,40 @@ fn large_scores_neither_overflow_nor_vanish() {
 fn what_does_not_fit_is_an_error() {
     let w = World::new(Dims { heads: 4, kv_heads: 2, head_dim: 32 }, &[40], DType::F32, 3);
     assert_eq!(w.lengths.len(), 1);
-    let pool = Pool::new(1);
+    let pool = Exec::cpu(1);
     let t = |rows: usize, width: usize| Tensor::zeros((rows, width), DType::F32, &Device::Cpu).unwrap();
     let span = AttentionSpan { first_row: 0, rows: 2, first_position: 38, block_table: 0 };
+    let spans = [span];
     let good = PagedAttention {
-        plan: AttentionPlan { spans: &[span], block_tables: &w.tables, rows: 2 },
+        plan: AttentionPlan {
+            spans: spans.as_slice().into(),
+            block_tables: w.tables.as_slice().into(),
+            tiles: [].as_slice().into(),
+            rows: 2,
+        },
         kv: &w.cache,
         heads: 4,
         kv_heads: 2,
         head_dim: 32,
         scale: 1.0,
-        pool: &pool,
+        on: &pool,
     };
     t(2, 128).inplace_op2(&t(2, 128), &good).unwrap();
     let refuses = |op: PagedAttention<'_>| assert!(t(2, 128).inplace_op2(&t(2, 128), &op).is_err());
     refuses(PagedAttention { heads: 3, ..good });
     refuses(PagedAttention { kv_heads: 1, ..good });
     let refuses_spans = |spans: &[AttentionSpan]| {
-        refuses(PagedAttention { plan: AttentionPlan { spans, ..good.plan }, ..good });
+        refuses(PagedAttention { plan: AttentionPlan { spans: spans.into(), ..good.plan }, ..good });
     };
     refuses_spans(&[AttentionSpan { rows: 3, ..span }]);
     refuses_spans(&[AttentionSpan { first_position: 48, ..span }]);
     refuses_spans(&[AttentionSpan { block_table: 1, ..span }]);
     refuses_spans(&[span, AttentionSpan { first_row: 1, rows: 1, ..span }]);
     let outside = [0, 1, 99];
-    refuses(PagedAttention { plan: AttentionPlan { block_tables: &outside, ..good.plan }, ..good });
+    refuses(PagedAttention {
+        plan: AttentionPlan { block_tables: outside.as_slice().into(), ..good.plan },
+        ..good
+    });
     assert!(t(2, 128).inplace_op2(&t(1, 128), &good).is_err());
     assert!(t(2, 64).inplace_op2(&t(2, 128), &good).is_err());
 }

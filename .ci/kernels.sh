@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The CUDA kernels without a device: their unchanged source compiled for the host, run behind the operations
+# against the CPU's own, and run again with each barrier removed, which must fail.   Usage: kernels.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command -v g++ >/dev/null || { apt-get update -qq && apt-get install -y -qq g++; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# Builds the library of a source folder.
+library() { g++ -std=c++17 -O2 -shared -fPIC -Wall -Wno-unknown-pragmas -o "$2" "$1/all_on_host.cpp"; }
+
+run() { HASHWATT_HOST_KERNELS=$1 cargo test --locked --quiet --test it -- kernels; }
+
+library src/ops/cuda "$work/kernels.so"
+run "$work/kernels.so"
+
+missed=0
+for file in src/ops/cuda/*.cu src/ops/cuda/device.cuh; do
+  for line in $(grep -n '^ *__syncthreads();' "$file" | cut -d: -f1); do
+    rm -rf "$work/broken" && cp -r src/ops/cuda "$work/broken"
+    sed -i "${line}d" "$work/broken/$(basename "$file")"
+    library "$work/broken" "$work/broken.so"
+    if run "$work/broken.so" >"$work/log" 2>&1; then
+      echo "without the barrier of $file:$line nothing fails" >&2
+      missed=1
+    else
+      echo "without the barrier of $file:$line: caught"
+    fi
+  done
+done
+exit $missed

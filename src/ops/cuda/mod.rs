@@ -1,0 +1,198 @@
+//! A CUDA device as a launcher: our kernels by the driver, products of matrices by cuBLASLt, one stream.
+//!
+//! Everything is in the order of the stream; only [`Launcher::read`] waits. Loads the fatbins that build.rs
+//! made; knows no operation.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CudaDevice, DType, Result, bail};
+use cudarc::driver::{CudaStream, DriverError, result, sys};
+
+use self::product::Products;
+use super::launch::{Launch, Launcher, Product};
+
+mod product;
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// A launch that wants more shared memory than this must say so to the driver first.
+const USUAL_SHARED_BYTES: u32 = 48 << 10;
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    shared_bytes: u32,
+}
+
+/// One device. The stream is candle's, so that tensors and kernels follow each other.
+pub struct Driver {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<(&'static str, &'static [DType]), Function>>,
+    products: Products,
+    arrays: Mutex<Arrays>,
+}
+
+/// Memory for a step's arrays: on the host where the device can fetch it, and on the device.
+#[derive(Default)]
+struct Arrays {
+    host: Vec<u32>,
+    device: Option<cudarc::driver::CudaSlice<u32>>,
+}
+
+// SAFETY: handles of the driver may be used by any thread that has bound the context, which each call does.
+unsafe impl Send for Driver {}
+// SAFETY: as above; what changes is behind a lock.
+unsafe impl Sync for Driver {}
+
+fn driver(what: &str) -> impl Fn(DriverError) -> candle_core::Error + '_ {
+    move |e| candle_core::Error::Msg(format!("{what}: {e:?}")).bt()
+}
+
+impl Driver {
+    /// # Errors
+    /// Kernels that the driver does not take: it is older than the toolkit they were made with.
+    pub fn new(device: &CudaDevice) -> Result<Driver> {
+        let stream = device.cuda_stream();
+        stream.context().bind_to_thread().map_err(driver("the CUDA context"))?;
+        let mut modules = Vec::new();
+        for image in FATBINS {
+            // The driver wants an image aligned.
+            let aligned: Vec<u64> = image
+                .chunks(8)
+                .map(|chunk| {
+                    let mut word = [0; 8];
+                    word[..chunk.len()].copy_from_slice(chunk);
+                    u64::from_ne_bytes(word)
+                })
+                .collect();
+            // SAFETY: a whole fatbin, as nvcc wrote it.
+            let module = unsafe { result::module::load_data(aligned.as_ptr().cast()) };
+            modules.push(module.map_err(driver("loading the kernels"))?);
+        }
+        let products = Products::new(&stream)?;
+        Ok(Driver {
+            device: device.clone(),
+            stream,
+            modules,
+            functions: Mutex::default(),
+            products,
+            arrays: Mutex::default(),
+        })
+    }
+
+    fn function(&self, launch: &Launch) -> Result<Function> {
+        let mut all = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.get(&(launch.kernel, launch.types)).copied();
+        let mut function = match known {
+            Some(function) => function,
+            None => Function { handle: self.look_up(launch)?, shared_bytes: USUAL_SHARED_BYTES },
+        };
+        if launch.shared_bytes > function.shared_bytes {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the handle is of a loaded module.
+            let done = unsafe {
+                result::function::set_function_attribute(
+                    function.handle,
+                    attribute,
+                    launch.shared_bytes as i32,
+                )
+            };
+            done.map_err(|e| {
+                let problem =
+                    format!("{}: {} bytes of shared memory: {e:?}", launch.kernel, launch.shared_bytes);
+                candle_core::Error::Msg(problem)
+            })?;
+            function.shared_bytes = launch.shared_bytes;
+        } else if known.is_some() {
+            return Ok(function);
+        }
+        all.insert((launch.kernel, launch.types), function);
+        Ok(function)
+    }
+
+    fn look_up(&self, launch: &Launch) -> Result<sys::CUfunction> {
+        let name = launch.name();
+        let Ok(text) = CString::new(name.clone()) else { bail!("a kernel named {name:?}") };
+        for module in &self.modules {
+            // SAFETY: the modules are loaded until `drop`.
+            if let Ok(function) = unsafe { result::module::get_function(*module, text.clone()) } {
+                return Ok(function);
+            }
+        }
+        bail!("there is no kernel {name}")
+    }
+}
+
+impl Launcher for Driver {
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        self.stream.context().bind_to_thread().map_err(driver(launch.kernel))?;
+        let function = self.function(launch)?;
+        let mut pointers: [*mut c_void; _] = launch.arguments.pointers();
+        let [x, y, z] = launch.grid;
+        // SAFETY: the caller's promise about the arguments; their number is the kernel's own.
+        let done = unsafe {
+            result::launch_kernel(
+                function.handle,
+                (x, y, z),
+                (launch.threads, 1, 1),
+                launch.shared_bytes,
+                self.stream.cu_stream(),
+                &mut pointers,
+            )
+        };
+        done.map_err(driver(launch.kernel))
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(driver("product"))?;
+        // SAFETY: the caller's promise.
+        unsafe { self.products.run(product, &self.stream) }
+    }
+
+    fn mirror(&self, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {
+        let mut memory = self.arrays.lock().unwrap_or_else(PoisonError::into_inner);
+        let Arrays { host, device } = &mut *memory;
+        host.clear();
+        arrays.iter().for_each(|array| host.extend_from_slice(array));
+        if device.as_ref().is_none_or(|d| d.len() < host.len()) {
+            let length = host.len().max(1).next_power_of_two();
+            // SAFETY: written below before anything reads it.
+            *device = Some(unsafe { self.device.alloc::<u32>(length) }?);
+        }
+        let Some(device) = device else { bail!("no memory for a step's arrays") };
+        let length = host.len();
+        self.stream
+            .memcpy_htod(&host[..length], &mut device.slice_mut(..length))
+            .map_err(driver("a step's arrays"))?;
+        let (mut address, _guard) = cudarc::driver::DevicePtr::device_ptr(&*device, &self.stream);
+        for (array, to) in arrays.iter().zip(addresses) {
+            *to = address;
+            address += size_of_val(*array) as u64;
+        }
+        Ok(())
+    }
+
+    unsafe fn read(&self, from: u64, to: &mut [f32]) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(driver("reading"))?;
+        // SAFETY: the caller's promise; `to` is not used before the stream is through.
+        unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(driver("reading"))?;
+        self.stream.synchronize().map_err(driver("the device"))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.stream.synchronize();
+        for module in &self.modules {
+            // SAFETY: loaded by `new`; nothing runs any more.
+            let _ = unsafe { result::module::unload(*module) };
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Who runs an operation: a pool of threads and, where there is a device with kernels, its launcher.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, bail};
+
+use super::launch::Launcher;
+use super::pool::Pool;
+
+/// What there is of CUDA.
+pub mod cuda {
+    use candle_core::{Result, bail};
+
+    /// GPUs that this process may use.
+    ///
+    /// # Errors
+    /// A build without CUDA, a driver that does not start.
+    #[cfg(feature = "cuda")]
+    pub fn count() -> Result<usize> {
+        match cudarc::driver::CudaContext::device_count() {
+            Ok(count) => Ok(usize::try_from(count).unwrap_or(0)),
+            Err(error) => bail!("CUDA's driver: {error:?}"),
+        }
+    }
+
+    /// Bytes of a GPU that are free, and all.
+    ///
+    /// # Errors
+    /// As [`count`].
+    #[cfg(feature = "cuda")]
+    pub fn memory(ordinal: usize) -> Result<(u64, u64)> {
+        let context = cudarc::driver::CudaContext::new(ordinal).and_then(|c| c.mem_get_info());
+        match context {
+            Ok((free, total)) => Ok((free as u64, total as u64)),
+            Err(error) => bail!("cuda:{ordinal}: {error:?}"),
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn count() -> Result<usize> {
+        bail!("this build has no CUDA (cargo build --features cuda)")
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn memory(_: usize) -> Result<(u64, u64)> {
+        count().map(|_| (0, 0))
+    }
+}
+
+/// One device's means. Cheap to clone.
+#[derive(Clone)]
+pub struct Exec {
+    pub pool: Arc<Pool>,
+    /// Operations that have a kernel are launched here.
+    pub launcher: Option<Arc<dyn Launcher>>,
+    /// Where tensors lie.
+    pub device: Device,
+}
+
+impl From<Arc<Pool>> for Exec {
+    fn from(pool: Arc<Pool>) -> Exec {
+        Exec { pool, launcher: None, device: Device::Cpu }
+    }
+}
+
+impl Exec {
+    /// The processor, with so many threads.
+    pub fn cpu(threads: usize) -> Exec {
+        Arc::new(Pool::new(threads)).into()
+    }
+
+    /// A CUDA device by its number, with a pool for what is left to the host.
+    ///
+    /// # Errors
+    /// A build without CUDA, no such device, a driver that does not take the kernels.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize, pool: Arc<Pool>) -> Result<Exec> {
+        let device = candle_core::CudaDevice::new_with_stream(ordinal)?;
+        // SAFETY: all tensors of this device are made and used on its one stream.
+        unsafe { device.disable_event_tracking() };
+        let launcher = Arc::new(super::cuda::Driver::new(&device)?);
+        Ok(Exec { pool, launcher: Some(launcher), device: Device::Cuda(device) })
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn cuda(_: usize, _: Arc<Pool>) -> Result<Exec> {
+        cuda::count().and_then(|_| bail!("no CUDA"))
+    }
+
+    /// What launches this operation's kernel.
+    ///
+    /// # Errors
+    /// A tensor on a device and no launcher for it.
+    pub fn launcher(&self, operation: &str) -> Result<&dyn Launcher> {
+        match &self.launcher {
+            Some(launcher) => Ok(&**launcher),
+            None => bail!("{operation}: a tensor on a device that nothing here launches kernels on"),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Running an operation's kernel from `ops/cuda`: what a launch and a product of matrices are, and who carries
+//! them out: CUDA's driver, or, to test the kernels' logic, a library of the host made from the same source.
+//!
+//! Addresses are those of the launcher's memory. Nothing here knows a tensor's meaning.
+
+use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
+
+use super::weight::WeightType;
+
+/// Bytes and number of a launch's arguments at most.
+const ARGUMENT_BYTES: usize = 160;
+const MOST_ARGUMENTS: usize = 12;
+
+/// A kernel's arguments, each copied as it is.
+#[derive(Debug, Clone)]
+pub struct Arguments {
+    /// Aligned for every type that a kernel takes.
+    words: [u64; ARGUMENT_BYTES / 8],
+    begins: [u8; MOST_ARGUMENTS],
+    count: usize,
+    used: usize,
+}
+
+/// A number, an address or a `repr(C)` struct of these.
+///
+/// # Safety
+/// The type has no padding and is laid out as the kernel's parameter is.
+pub unsafe trait Argument: Copy {}
+// SAFETY: numbers, as C has them.
+unsafe impl Argument for u32 {}
+// SAFETY: as above.
+unsafe impl Argument for f32 {}
+// SAFETY: an address of 64 bits.
+unsafe impl Argument for u64 {}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Arguments { words: [0; ARGUMENT_BYTES / 8], begins: [0; MOST_ARGUMENTS], count: 0, used: 0 }
+    }
+}
+
+impl Arguments {
+    /// # Panics
+    /// With more than a launch can hold: a kernel's parameters are known when it is written.
+    #[must_use]
+    pub fn with<T: Argument>(mut self, argument: T) -> Arguments {
+        let begin = self.used.next_multiple_of(align_of::<T>());
+        assert!(
+            begin + size_of::<T>() <= ARGUMENT_BYTES && self.count < MOST_ARGUMENTS,
+            "too many arguments"
+        );
+        // SAFETY: in range by the assertion, aligned by `begin`; T is plain (`Argument`).
+        unsafe { self.words.as_mut_ptr().cast::<u8>().add(begin).cast::<T>().write(argument) };
+        self.begins[self.count] = begin as u8;
+        (self.count, self.used) = (self.count + 1, begin + size_of::<T>());
+        self
+    }
+
+    /// Pointers to each argument, as `cuLaunchKernel` takes them; the first `len()` count.
+    pub fn pointers(&self) -> [*mut std::ffi::c_void; MOST_ARGUMENTS] {
+        let base = self.words.as_ptr().cast::<u8>();
+        std::array::from_fn(|i| base.wrapping_add(usize::from(self.begins[i])).cast_mut().cast())
+    }
+
+    pub fn len(&self) -> usize {
+        self.count
+    }
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// One kernel over a grid of blocks.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The kernel's name without its element types.
+    pub kernel: &'static str,
+    /// They follow the name: `rms_norm_bf16`.
+    pub types: &'static [DType],
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: u32,
+    pub arguments: Arguments,
+}
+
+/// `dst[rows, n] (+)= src[rows, k] · weight[n, k]ᵀ + bias[n]` in f32 accumulation.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// f32, rows `dst_stride` apart.
+    pub dst: u64,
+    pub dst_stride: usize,
+    pub src: u64,
+    pub src_type: DType,
+    pub weight: u64,
+    pub weight_type: WeightType,
+    /// f32; 0 for none.
+    pub bias: u64,
+    pub rows: usize,
+    pub n: usize,
+    pub k: usize,
+    pub accumulate: bool,
+}
+
+/// Carries out launches in the order they come.
+pub trait Launcher: Send + Sync {
+    /// # Safety
+    /// The arguments are the kernel's own, and point to memory of this launcher that is large enough and not
+    /// used otherwise until the launch is done.
+    unsafe fn launch(&self, launch: &Launch) -> Result<()>;
+
+    /// # Safety
+    /// As for [`Launcher::launch`].
+    unsafe fn product(&self, product: &Product) -> Result<()>;
+
+    /// Puts a step's arrays where kernels can read them; the addresses hold until the next step's.
+    fn mirror(&self, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()>;
+
+    /// Copies numbers to the host when all that was launched before is done.
+    ///
+    /// # Safety
+    /// `from` is an address of the launcher's memory with so many numbers.
+    unsafe fn read(&self, from: u64, to: &mut [f32]) -> Result<()>;
+}
+
+impl Launch {
+    /// The name in the source of the kernels.
+    pub fn name(&self) -> String {
+        let types = self.types.iter().map(|t| format!("_{}", t.as_str()));
+        self.kernel.to_string() + &types.collect::<String>()
+    }
+}
+
+/// An array of a step as the host has it, and where its copy lies for kernels.
+#[derive(Debug, Clone, Copy)]
+pub struct Mirrored<'a, T> {
+    pub host: &'a [T],
+    pub address: u64,
+}
+
+impl<'a, T> From<&'a [T]> for Mirrored<'a, T> {
+    /// For what works on the host's own memory.
+    fn from(host: &'a [T]) -> Self {
+        Mirrored { host, address: host.as_ptr() as u64 }
+    }
+}
+
+/// Where the elements of a contiguous tensor lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub address: u64,
+    pub elements: usize,
+    pub dtype: DType,
+}
+
+impl Place {
+    pub fn of_cpu(storage: &CpuStorage, layout: &Layout) -> Result<Place> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a kernel works on contiguous tensors, and this is {layout:?}")
+        };
+        let (base, dtype) = match storage {
+            CpuStorage::F32(v) => (v[start..end].as_ptr() as u64, DType::F32),
+            CpuStorage::F16(v) => (v[start..end].as_ptr() as u64, DType::F16),
+            CpuStorage::BF16(v) => (v[start..end].as_ptr() as u64, DType::BF16),
+            _ => bail!("a kernel works on f32, f16 and bf16"),
+        };
+        Ok(Place { address: base, elements: end - start, dtype })
+    }
+
+    #[cfg(feature = "cuda")]
+    pub fn of_cuda(storage: &CudaStorage, layout: &Layout) -> Result<Place> {
+        use candle_core::cuda_backend::CudaStorageSlice as Slice;
+        use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("a kernel works on contiguous tensors, and this is {layout:?}")
+        };
+        let stream = storage.device.cuda_stream();
+        // Everything is on this one stream, so its order is guard enough.
+        let (base, dtype) = match &storage.slice {
+            Slice::F32(s) => (s.device_ptr(&stream).0, DType::F32),
+            Slice::F16(s) => (s.device_ptr(&stream).0, DType::F16),
+            Slice::BF16(s) => (s.device_ptr(&stream).0, DType::BF16),
+            _ => bail!("a kernel works on f32, f16 and bf16"),
+        };
+        Ok(Place { address: base + (start * dtype.size_in_bytes()) as u64, elements: end - start, dtype })
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn of_cuda(_: &CudaStorage, _: &Layout) -> Result<Place> {
+        bail!("this build has no CUDA")
+    }
+
+    pub fn of_tensor(tensor: &Tensor) -> Result<Place> {
+        let (storage, layout) = tensor.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => Place::of_cpu(storage, layout),
+            Storage::Cuda(storage) => Place::of_cuda(storage, layout),
+            Storage::Metal(_) => bail!("there are no kernels for that device"),
+        }
+    }
+
+    /// # Errors
+    /// Names the operation when there are fewer elements than it is to touch.
+    pub fn holds(self, elements: usize, operation: &str) -> Result<Place> {
+        match self.elements >= elements {
+            true => Ok(self),
+            false => bail!("{operation}: {elements} elements of a tensor of {}", self.elements),
+        }
+    }
+
+    pub fn is(self, dtype: DType, operation: &str) -> Result<Place> {
+        match self.dtype == dtype {
+            true => Ok(self),
+            false => bail!("{operation}: a tensor of {:?} where {dtype:?} is needed", self.dtype),
+        }
+    }
+}
+
+/// The element type as a kernel's name spells it, once for each.
+pub fn types(dtype: DType) -> Result<&'static [DType]> {
+    match dtype {
+        DType::F32 => Ok(&[DType::F32]),
+        DType::F16 => Ok(&[DType::F16]),
+        DType::BF16 => Ok(&[DType::BF16]),
+        other => bail!("there are no kernels for {other:?}"),
+    }
+}
