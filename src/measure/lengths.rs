@@ -81,7 +81,8 @@ impl FromStr for Lengths {
     fn from_str(text: &str) -> Result<Lengths, String> {
         let wrong = || format!("{text:?} is not a length: fixed:N, uniform:A,B or lognormal:MEAN,SD");
         let (kind, numbers) = text.split_once(':').unwrap_or(("fixed", text));
-        let numbers: Vec<f64> = numbers.split(',').filter_map(|n| n.trim().parse().ok()).collect();
+        let numbers = numbers.split(',').map(|n| n.trim().parse().map_err(|_| wrong()));
+        let numbers = numbers.collect::<Result<Vec<f64>, String>>()?;
         let whole = |x: f64| (x >= 1.0 && x.fract() == 0.0 && x <= 1e7).then_some(x as usize);
         let lengths = match (kind, numbers.as_slice()) {
             ("fixed", [n]) => whole(*n).map(Lengths::Fixed),
@@ -125,9 +126,18 @@ mod tests {
 
     #[test]
     fn what_is_no_length_is_refused() {
-        for text in
-            ["", "fixed:0", "fixed:1.5", "uniform:5,4", "uniform:5", "lognormal:0,1", "normal:5,1", "x"]
-        {
+        for text in [
+            "",
+            "fixed:0",
+            "fixed:1.5",
+            "uniform:5,4",
+            "uniform:5",
+            "lognormal:0,1",
+            "normal:5,1",
+            "x",
+            "fixed:5,x",
+            "uniform:a,5,6",
+        ] {
             assert!(text.parse::<Lengths>().unwrap_err().contains("fixed:N"), "{text}");
         }
         assert_eq!("128".parse(), Ok(Lengths::Fixed(128)));

@@ -128,7 +128,8 @@ impl Tally {
     pub fn record(&self) {
         let mut state = self.state();
         state.recording = true;
-        state.records = Records::default();
+        // Requests that run already were cut when they were made.
+        state.records = Records { cut: state.records.cut, ..Records::default() };
     }
 
     /// What was kept; nothing more is.
@@ -442,6 +443,14 @@ mod tests {
         let patient = Tally::new(Clock::fake(), BusyTime::default(), false);
         (0..FAILURES_IN_A_ROW).for_each(|_| patient.end(fail()));
         assert_eq!(patient.given_up(), None);
+    }
+
+    #[test]
+    fn requests_cut_before_the_windows_stay_cut() {
+        let tally = Tally::new(Clock::fake(), BusyTime::default(), true);
+        tally.state().records.cut = 3;
+        tally.record();
+        assert_eq!(tally.take().cut, 3);
     }
 
     #[test]

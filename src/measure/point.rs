@@ -13,6 +13,8 @@ use crate::power::monitor::SpanEnergy;
 /// Rates of the two halves of a point that differ by more than this share are flagged.
 const STEADY: f64 = 0.10;
 const WINDOWS_TO_JUDGE: usize = 6;
+/// An open load of which less than this share ends has outrun its target.
+const KEPT_UP: f64 = 0.8;
 /// A counter and samples of power, one a second, differ by less than this share on a sound board...
 const DISAGREEMENT: f64 = 0.05;
 /// ...over so many seconds.
@@ -167,6 +169,10 @@ fn flags(setup: &Setup, windows: &[Window], tokens: &[u64], records: &Records) -
         let apart = disagreement(windows, &board).unwrap_or(0.0);
         let text = format!("{}: instantaneous power {:+.0} % off the meter", board.meter, apart * 100.0);
         flag(apart.abs() > DISAGREEMENT, text);
+    }
+    let ended = records.requests as f64 / windows.iter().map(|w| w.seconds).sum::<f64>();
+    if let Some(asked) = setup.requests_per_second.filter(|asked| ended < KEPT_UP * asked) {
+        flag(true, format!("of {asked} requests a second {ended:.2} ended: the target did not keep up"));
     }
     flag(!setup.settled, "the power was not steady before the windows".into());
     flag(drifts(windows, tokens), "the rate was not steady".into());

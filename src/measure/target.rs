@@ -30,6 +30,8 @@ const WORDS: [&str; 16] = [
 const FIRST_ANSWER: Duration = Duration::from_secs(120);
 /// Under load a request may wait in a queue; one that hears nothing for so long has failed.
 const SILENCE: Duration = Duration::from_secs(600);
+/// Tokenizers differ, and templates add tokens; but a usage above this many times the request is none.
+const MOST_TIMES_ASKED: usize = 16;
 /// Longest piece of an error's body that is repeated.
 const ERROR_CHARS: usize = 300;
 
@@ -277,6 +279,13 @@ impl Server {
             counts = usage(&chunk).or(counts);
         }
         let counts: Counts = counts.ok_or("the answer ended without its usage: tokens cannot be counted")?;
+        let most = [ask.input_tokens, ask.output_tokens.max(chunks)].map(|n| MOST_TIMES_ASKED * n + 1000);
+        if counts.input_tokens > most[0] || counts.output_tokens > most[1] {
+            return Err(format!(
+                "its usage says {} input and {} output tokens where {} and {} were asked for",
+                counts.input_tokens, counts.output_tokens, ask.input_tokens, ask.output_tokens
+            ));
+        }
         came(counts.output_tokens);
         Ok(counts)
     }
@@ -412,6 +421,19 @@ mod tests {
     async fn a_server_that_says_nothing_is_not_waited_for_for_ever() {
         let never = within(Duration::from_millis(1), std::future::pending::<Result<(), String>>()).await;
         assert!(never.unwrap_err().starts_with("said nothing for"));
+    }
+
+    #[tokio::test]
+    async fn a_usage_that_cannot_be_is_no_count() {
+        let url = server(|_| {
+            events(&[
+                r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4600000000}}"#,
+                "[DONE]",
+            ])
+        })
+        .await;
+        let error = Server::open(&url, None, None).await.err().unwrap().to_string();
+        assert!(error.contains("4600000000 output tokens where 8 and 4 were asked"), "{error}");
     }
 
     #[tokio::test]

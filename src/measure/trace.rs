@@ -34,6 +34,9 @@ pub fn read(path: &Path) -> Result<Vec<Arrival>, TraceError> {
     }
 }
 
+/// From the first arrival to the last.
+const LONGEST_SECONDS: f64 = 366.0 * 86_400.0;
+
 /// Arrivals in order of time.
 ///
 /// # Errors
@@ -68,7 +71,13 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Arrival>, TraceError> {
         .map(|a| a.seconds)
         .ok_or_else(|| TraceError::File { file: file.into(), problem: "holds no arrival".into() })?;
     arrivals.iter_mut().for_each(|a| a.seconds -= first);
-    Ok(arrivals)
+    match arrivals.last() {
+        Some(last) if last.seconds > LONGEST_SECONDS => Err(TraceError::File {
+            file: file.into(),
+            problem: format!("its arrivals lie {:e} seconds apart, more than a year", last.seconds),
+        }),
+        _ => Ok(arrivals),
+    }
 }
 
 /// Which columns hold time, input and output tokens.
@@ -104,6 +113,13 @@ mod tests {
         let round = |s: f64| (s * 1e4).round() / 1e4;
         let parsed = parse("t.csv", text).unwrap();
         parsed.iter().map(|a| (round(a.seconds), a.input_tokens, a.output_tokens)).collect()
+    }
+
+    #[test]
+    fn arrivals_that_never_come_are_refused() {
+        for text in ["0,1,1\n1e300,1,1", "-1e300,1,1\n0,1,1"] {
+            assert!(parse("t.csv", text).unwrap_err().to_string().contains("more than a year"));
+        }
     }
 
     #[test]

@@ -185,6 +185,8 @@ impl Instruments {
     }
 
     fn window(&self, tally: &Tally, length: Duration) -> Result<Window, Interrupted> {
+        // What ran before belongs to no window; watts that follow utilisation would book it here.
+        tally.tell_busy();
         let span = self.monitor.as_ref().map(|m| m.open_span());
         let begun = self.clock.now();
         let before = tally.tokens();

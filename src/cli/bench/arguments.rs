@@ -108,6 +108,7 @@ pub fn plan(matches: &ArgMatches, takes: Takes) -> anyhow::Result<Plan> {
     };
     let known: &[u32] = if quick { &QUICK_CONCURRENCIES } else { &CONCURRENCIES };
     let concurrencies = match list(matches, "concurrency", 1.0, 4096.0)? {
+        Some(all) if all.iter().any(|n| n.fract() != 0.0) => bail!("--concurrency takes whole numbers"),
         Some(all) => all.into_iter().map(|n| n as u32).collect(),
         None => known.iter().copied().filter(|c| *c <= takes.most_at_once).collect(),
     };

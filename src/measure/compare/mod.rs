@@ -213,10 +213,16 @@ fn of_pair(
     if (x - y).abs() > SAME_LENGTH * x.max(y) {
         flags.push(format!("mean answers of unlike length: A {x:.0} tokens, B {y:.0}"));
     }
-    let make = |metric, first: Estimate, second: Estimate, gain: Option<f64>, scope: (&str, &str)| {
+    let make = |metric: Metric, first: Estimate, second: Estimate, gain: Option<f64>, scope: (&str, &str)| {
         let known = |e: Estimate| e.low < e.high;
         let error_known = known(first) && known(second);
-        let ratio = quotient(second, first, gain.unwrap_or(0.0))?;
+        // Nothing where there was something is the worst regression, not a point to leave out.
+        let nothing = metric.higher_is_better() && first.value > 0.0 && second.value <= 0.0;
+        let ratio = match quotient(second, first, gain.unwrap_or(0.0)) {
+            Some(ratio) => ratio,
+            None if nothing => Estimate::exact(0.0),
+            None => return None,
+        };
         Some(Ratio {
             point: label(a),
             metric,
@@ -227,7 +233,7 @@ fn of_pair(
             gain_added: gain.is_some(),
             method: scope.0.into(),
             boundary: scope.1.into(),
-            regressed: error_known && is_regression(metric, ratio, max_regression),
+            regressed: nothing || error_known && is_regression(metric, ratio, max_regression),
             flags: flags.clone(),
         })
     };
@@ -267,7 +273,7 @@ fn is_regression(metric: Metric, ratio: Estimate, threshold: f64) -> bool {
 
 /// Geometric mean; errors of points are independent, gains of instruments are common to all.
 fn mean(metric: Metric, ratios: &[Ratio]) -> Option<Mean> {
-    let of: Vec<&Ratio> = ratios.iter().filter(|r| r.metric == metric).collect();
+    let of: Vec<&Ratio> = ratios.iter().filter(|r| r.metric == metric && r.ratio.value > 0.0).collect();
     if of.is_empty() {
         return None;
     }
@@ -410,6 +416,11 @@ mod tests {
         let c = compare(&report(1.0), &slow, FIVE).unwrap();
         assert!(find(&c, "1 at once", Metric::TtftP50).regressed);
         assert!(!compare(&slow, &report(1.0), FIVE).unwrap().regressed, "faster is no regression");
+        let mut dead = report(1.0);
+        dead.points[0].output_tokens_per_second = Estimate::exact(0.0);
+        dead.points[0].energy[0].tokens_per_joule = None;
+        let c = compare(&report(1.0), &dead, FIVE).unwrap();
+        assert!(c.regressed && find(&c, "1 at once", Metric::TokensPerSecond).ratio.value == 0.0);
     }
 
     #[test]
