@@ -13,6 +13,7 @@ use super::baseline::Baseline;
 use super::lengths::Random;
 use crate::clock::{BusyTime, Clock};
 use crate::error::printable;
+use crate::http_client::shown;
 use crate::service::{Delta, Service};
 use crate::wire::client::{Client, Response};
 use crate::wire::fields::UnknownParameters;
@@ -32,6 +33,8 @@ const FIRST_ANSWER: Duration = Duration::from_secs(120);
 const SILENCE: Duration = Duration::from_secs(600);
 /// Tokenizers differ, and templates add tokens; but a usage above this many times the request is none.
 const MOST_TIMES_ASKED: usize = 16;
+/// Characters of what a server calls itself.
+pub const MOST_OF_A_NAME: usize = 100;
 /// Longest piece of an error's body that is repeated.
 const ERROR_CHARS: usize = 300;
 
@@ -220,7 +223,8 @@ impl Server {
         let fail = |problem: String| TargetError::Failed { target: url.into(), problem };
         let base = url.trim_end_matches('/').trim_end_matches("/v1");
         let client = Client::new(base).map_err(|e| fail(e.to_string()))?.with_api_key(key);
-        let url = url.to_string();
+        // In reports and messages without what may be secret in it.
+        let url = shown(url);
         let (software, context) = (None, None);
         let mut server = Server { client, url, model, software, context, ids: true, ignores_eos: true };
         within(FIRST_ANSWER, server.look()).await.map_err(fail)?;
@@ -242,7 +246,7 @@ impl Server {
         let bytes = answer.bytes().await.map_err(|e| e.to_string())?;
         let models: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let text = |path: &str| models.pointer(path).and_then(Value::as_str).map(str::to_owned);
-        self.software = text("/data/0/owned_by").or(header);
+        self.software = text("/data/0/owned_by").or(header).map(|name| printable(&name, MOST_OF_A_NAME));
         let context = models.pointer("/data/0/max_model_len").and_then(Value::as_u64);
         self.context = context.and_then(|n| usize::try_from(n).ok());
         self.model = self.model.take().or_else(|| text("/data/0/id"));

@@ -19,6 +19,7 @@ pub struct Cap {
     device: Device<'static>,
     before: u32,
     pub enforced: Watts,
+    in_force: bool,
 }
 
 /// Sets the limit of one board.
@@ -58,7 +59,7 @@ fn set_with(nvml: &'static Nvml, board: u32, watts: Watts) -> Result<Cap, PowerE
         }
     })?;
     // From here on dropping it puts the old limit back.
-    let mut cap = Cap { meter, device, before, enforced: watts };
+    let mut cap = Cap { meter, device, before, enforced: watts, in_force: true };
     let enforced = cap.device.enforced_power_limit();
     let enforced = enforced.map_err(|e| failed(&cap.meter, "nvmlDeviceGetEnforcedPowerLimit", &e))?;
     cap.enforced = Watts(f64::from(enforced) * 1e-3);
@@ -71,9 +72,24 @@ fn set_with(nvml: &'static Nvml, board: u32, watts: Watts) -> Result<Cap, PowerE
     Ok(cap)
 }
 
+impl Cap {
+    /// Puts the old limit back.
+    ///
+    /// # Errors
+    /// A board that does not take it; dropping tries once more.
+    pub fn restore(&mut self) -> Result<(), PowerError> {
+        let done = self.device.set_power_management_limit(self.before);
+        done.map_err(|e| failed(&self.meter, "nvmlDeviceSetPowerManagementLimit", &e))?;
+        self.in_force = false;
+        Ok(())
+    }
+}
+
 impl Drop for Cap {
     fn drop(&mut self) {
-        if let Err(error) = self.device.set_power_management_limit(self.before) {
+        if self.in_force
+            && let Err(error) = self.restore()
+        {
             let watts = f64::from(self.before) * 1e-3;
             tracing::error!(meter = %self.meter, %error, watts, "the power limit could not be put back");
         }

@@ -144,9 +144,18 @@ fn without_secrets(arguments: impl Iterator<Item = String>) -> Vec<String> {
         if argument.starts_with("--api-key=") {
             return "--api-key=***".into();
         }
-        without_credentials(&argument)
+        without_query(&without_credentials(&argument))
     };
     arguments.map(shown).collect()
+}
+
+/// A URL's query may hold a token: `http:http://pdu/x?…#path`.
+fn without_query(text: &str) -> String {
+    let Some(begin) = text.find("://").and_then(|at| Some(at + text[at..].find('?')?)) else {
+        return text.into();
+    };
+    let end = text[begin..].find('#').map_or(text.len(), |at| begin + at);
+    format!("{}?…{}", &text[..begin], &text[end..])
 }
 
 async fn signals(stop: CancellationToken) {
@@ -163,12 +172,11 @@ async fn signals(stop: CancellationToken) {
 mod tests {
     #[test]
     fn secrets_stay_out_of_the_report() {
-        let line =
-            "hashwatt bench --api-key abc --api-key=abc --url http://h:1 --meter http:http://me:pw@pdu/x#w";
+        let line = "hashwatt bench --api-key abc --api-key=abc --url http://h:1/?k=v --meter http:http://me:pw@pdu/x?t=1#w";
         let shown = super::without_secrets(line.split(' ').map(String::from)).join(" ");
         assert_eq!(
             shown,
-            "hashwatt bench --api-key *** --api-key=*** --url http://h:1 --meter http:http://***@pdu/x#w"
+            "hashwatt bench --api-key *** --api-key=*** --url http://h:1/?… --meter http:http://***@pdu/x?…#w"
         );
     }
 }

@@ -14,11 +14,13 @@ use crate::cli::{assemble, devices, machine};
 use crate::clock::{BusyTime, Clock};
 use crate::config::Config;
 use crate::engine::worker::Limits;
+use crate::error::printable;
+use crate::http_client::shown;
 use crate::measure::baseline::Baseline;
 use crate::measure::hardware::sha256;
 use crate::measure::report::{self, Setting};
 use crate::measure::sweep::Controls;
-use crate::measure::target::{Sequential, Server, Target, check_meter_sees};
+use crate::measure::target::{MOST_OF_A_NAME, Sequential, Server, Target, check_meter_sees, is_here};
 use crate::model::Checkpoint;
 use crate::model::checkpoint::SYNTHETIC_SEED;
 use crate::model::decoder::Precision;
@@ -62,7 +64,10 @@ pub fn open(
         (None, Some(name)) => bail!("--baseline {name}: there is candle-transformers"),
         (None, None) => in_process(config, clock)?,
     };
-    subject.controls.power_cap = Some(power_cap());
+    // A limit of this host's boards is none of a server elsewhere.
+    if matches.get_one::<String>("url").is_none_or(|url| is_here(url)) {
+        subject.controls.power_cap = Some(power_cap());
+    }
     Ok(subject)
 }
 
@@ -150,7 +155,13 @@ fn server(
     let named = matches.get_one::<String>("url-model").cloned();
     let server = runtime.block_on(Server::open(url, config.api_key.clone(), named))?;
     if !server.ignores_eos {
-        notes.push(format!("{url} does not take ignore_eos: answers end where the model ends them"));
+        notes.push(format!("{} does not take ignore_eos: answers end where the model ends them", shown(url)));
+    }
+    if !is_here(url) {
+        notes.push(
+            "the server is on another host: hardware and fingerprint are of the machine that sent the load"
+                .into(),
+        );
     }
     let most_at_once = MOST_AT_ONCE_OF_A_SERVER;
     Ok(Subject {
@@ -159,8 +170,11 @@ fn server(
         busy,
         monitor,
         notes,
-        model: report::Model { id: server.model.clone().unwrap_or_default(), ..report::Model::default() },
-        described: report::Target::Url { url: url.into(), server: server.software.clone() },
+        model: report::Model {
+            id: printable(&server.model.clone().unwrap_or_default(), MOST_OF_A_NAME),
+            ..report::Model::default()
+        },
+        described: report::Target::Url { url: shown(url), server: server.software.clone() },
         target: Arc::new(Target::Url(server)),
     })
 }
@@ -216,11 +230,23 @@ pub fn boards() -> Vec<report::Gpu> {
 fn power_cap() -> Box<dyn Fn(Option<f64>) -> Result<(), String>> {
     let in_force: RefCell<Vec<Cap>> = RefCell::default();
     Box::new(move |watts| {
-        in_force.borrow_mut().clear();
+        let mut in_force = in_force.borrow_mut();
+        let put_back: Vec<String> =
+            in_force.iter_mut().filter_map(|cap| cap.restore().err()).map(|e| e.to_string()).collect();
+        in_force.clear();
+        if !put_back.is_empty() {
+            return Err(put_back.join("; "));
+        }
         let Some(watts) = watts else { return Ok(()) };
         for board in nvml::boards(None).map_err(|e| e.to_string())? {
-            let cap = caps::set(None, board.index, Watts(watts)).map_err(|e| e.to_string())?;
-            in_force.borrow_mut().push(cap);
+            match caps::set(None, board.index, Watts(watts)) {
+                Ok(cap) => in_force.push(cap),
+                Err(error) => {
+                    // All boards or none: a point is of one limit.
+                    in_force.clear();
+                    return Err(error.to_string());
+                }
+            }
         }
         Ok(())
     })
