@@ -324,7 +324,8 @@ impl Decoder {
         let plan =
             AttentionPlan { spans: input.spans, block_tables: input.block_tables, tiles: input.tiles, rows };
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let attend = PagedAttention { plan, kv, heads, kv_heads, head_dim, scale, on };
+        let scratch = Some(&ws.attention_scratch);
+        let attend = PagedAttention { plan, kv, heads, kv_heads, head_dim, scale, scratch, on };
         ws.attention.inplace_op2(&ws.qkv, &attend)?;
         layer.o.product(&ws.residual, &ws.attention, rows, true, on)
     }

@@ -6,6 +6,7 @@
 use candle_core::Result;
 
 use crate::ops::launch::{Launcher, Mirrored};
+use crate::ops::paged_attention::Tile;
 pub use crate::ops::paged_attention::{AttentionSpan, BLOCK_SIZE};
 
 /// The rows of one step.
@@ -22,7 +23,7 @@ pub struct StepInput {
     /// Block ids of all sequences, one table after another; spans hold their offsets.
     pub block_tables: Vec<u32>,
     /// The spans cut for kernels; made at launch where there are any.
-    pub tiles: Vec<[u32; 2]>,
+    pub tiles: Vec<Tile>,
     /// Rows that need logits, ascending.
     pub logit_rows: Vec<u32>,
     /// Rows whose token is not known on the host yet: (row, index of the token among the previous
@@ -69,7 +70,7 @@ pub struct StepView<'a> {
     pub slots: Mirrored<'a, u32>,
     pub spans: Mirrored<'a, AttentionSpan>,
     pub block_tables: Mirrored<'a, u32>,
-    pub tiles: Mirrored<'a, [u32; 2]>,
+    pub tiles: Mirrored<'a, Tile>,
     pub logit_rows: Mirrored<'a, u32>,
 }
 

@@ -13,7 +13,7 @@ use super::kv_cache::KvCache;
 use super::workspace::{Capacity, Workspace};
 use crate::ops::exec::Exec;
 use crate::ops::launch::Place;
-use crate::ops::paged_attention;
+use crate::ops::paged_attention::Cutting;
 use crate::ops::pool::Pool;
 
 /// Runs steps of one model on one device.
@@ -96,7 +96,7 @@ impl Runner {
         }
         if self.on.launcher.is_some() {
             let spec = self.decoder.spec();
-            paged_attention::tiles(&input.spans, spec.heads, spec.kv_heads, &mut input.tiles);
+            Cutting::new(spec.heads, spec.kv_heads).cut(&input.spans, &mut input.tiles);
         }
         self.forwards += 1;
         let view = input.view(self.on.launcher.as_deref())?;

@@ -6,6 +6,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::spec::DecoderSpec;
+use crate::ops::paged_attention::kernels;
 
 /// Row counts a workspace has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Workspace {
     pub qkv: Tensor,
     /// x `[rows, heads × head_dim]`.
     pub attention: Tensor,
+    /// What attention's kernels leave for each other, f32.
+    pub attention_scratch: Tensor,
     /// Gate and up side by side, f32 `[rows, 2 × intermediate]`.
     pub gate_up: Tensor,
     /// x `[rows, intermediate]`.
@@ -49,6 +52,8 @@ impl Workspace {
             angles: make(r, spec.head_dim, f)?,
             qkv: make(r, spec.q_width() + 2 * spec.kv_width(), f)?,
             attention: make(r, spec.q_width(), x)?,
+            // Zeroed pages of the host cost memory only when first written.
+            attention_scratch: kernels::scratch(spec.heads, spec.kv_heads, spec.head_dim, device)?,
             gate_up: make(r, 2 * spec.intermediate, f)?,
             activated: make(r, spec.intermediate, x)?,
             selected: make(l, spec.hidden, f)?,

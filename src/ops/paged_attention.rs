@@ -6,12 +6,15 @@
 //! and values are in the cache already (`kv_write`).
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
 
 use super::cpu::attention::{self, BLOCK, CacheElement, Group, MAX_HEAD_DIM, MAX_QUERIES, Queries, Shape};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
-use super::launch::{Argument, Arguments, Launch, Launcher, Mirrored, Place};
+use super::launch::{Mirrored, Place};
+pub use kernels::{Cutting, Tile};
+
+pub mod kernels;
 
 /// Tokens of a cache block.
 pub const BLOCK_SIZE: usize = BLOCK;
@@ -39,44 +42,15 @@ impl AttentionSpan {
     }
 }
 
-/// As `ops/cuda/attention.cu` has them.
-const KERNEL_THREADS: u32 = 128;
-const KERNEL_KEYS: usize = 64;
-const KERNEL_PAD: usize = 8;
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct KernelShape {
-    heads: u32,
-    kv_heads: u32,
-    dim: u32,
-    stride: u32,
-    heads_of_block: u32,
-    rows_of_block: u32,
-    scale: f32,
-}
-
-// SAFETY: seven numbers of four bytes, no padding.
-unsafe impl Argument for KernelShape {}
-
 /// What attention needs to know of a step: built once, used by every layer.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionPlan<'a> {
     /// In the order of their rows, which do not overlap.
     pub spans: Mirrored<'a, AttentionSpan>,
     pub block_tables: Mirrored<'a, u32>,
-    /// What [`tiles`] makes of the spans; for kernels only.
-    pub tiles: Mirrored<'a, [u32; 2]>,
+    /// What [`Cutting::cut`] makes of the spans, and perhaps [`PADDING`](kernels::PADDING) after it; for kernels only.
+    pub tiles: Mirrored<'a, Tile>,
     pub rows: usize,
-}
-
-/// Cuts spans into the rows of a kernel's blocks: (span, first row in it), those that see most first.
-pub fn tiles(spans: &[AttentionSpan], heads: usize, kv_heads: usize, tiles: &mut Vec<[u32; 2]>) {
-    let step = Cut::new(heads / kv_heads).rows;
-    tiles.clear();
-    for (index, span) in spans.iter().enumerate() {
-        tiles.extend((0..span.rows).step_by(step).rev().map(|first| [index as u32, first]));
-    }
 }
 
 /// dst: `[capacity, heads · head_dim]` f32 or bf16; src: f32 `[capacity, ≥ heads · head_dim]`, each row beginning
@@ -93,6 +67,8 @@ pub struct PagedAttention<'a> {
     /// A multiple of 8, at most 256.
     pub head_dim: usize,
     pub scale: f32,
+    /// Of [`kernels::scratch`]; only kernels need it.
+    pub scratch: Option<&'a Tensor>,
     pub on: &'a Exec,
 }
 
@@ -168,6 +144,8 @@ pub(super) fn cache_blocks(layout: &Layout, kv_heads: usize, head_dim: usize) ->
 }
 
 impl PagedAttention<'_> {
+    const NAME: &'static str = "paged_attention";
+
     /// Where the step's rows lie in a tensor's storage, and their width.
     fn rows(
         &self,
@@ -185,55 +163,6 @@ impl PagedAttention<'_> {
                 self.head_dim
             ),
         }
-    }
-
-    fn launch_on(
-        &self,
-        launcher: &dyn Launcher,
-        (dst, dst_l): (Place, &Layout),
-        (queries, queries_l): (Place, &Layout),
-    ) -> Result<()> {
-        let (name, width) = (self.name(), self.heads * self.head_dim);
-        self.rows("destination", dst_l, |found| found == width)?;
-        let (_, stride) = self.rows("queries", queries_l, |found| found >= width)?;
-        self.check(cache_blocks(self.kv.layout(), self.kv_heads, self.head_dim)?.0)?;
-        let kv = Place::of_tensor(self.kv)?;
-        let dst = dst.holds(self.plan.rows * self.heads * self.head_dim, name)?.is(kv.dtype, name)?;
-        let queries = queries.holds(self.plan.rows * stride, name)?.is(DType::F32, name)?;
-        let cut = Cut::new(self.heads / self.kv_heads);
-        let blocks_of_tile = self.kv_heads * cut.group.div_ceil(cut.heads);
-        let shared_floats = MAX_QUERIES * (self.head_dim + KERNEL_KEYS + 3);
-        let keys = KERNEL_KEYS * (self.head_dim + KERNEL_PAD) * kv.dtype.size_in_bytes();
-        let launch = Launch {
-            kernel: name,
-            types: match kv.dtype {
-                DType::F32 => &[DType::F32, DType::F32],
-                DType::F16 => &[DType::F16, DType::F16],
-                DType::BF16 => &[DType::BF16, DType::BF16],
-                other => bail!("{name}: no kernel for a cache of {other:?}"),
-            },
-            grid: [self.plan.tiles.host.len() as u32, blocks_of_tile as u32, 1],
-            threads: KERNEL_THREADS,
-            shared_bytes: (shared_floats * size_of::<f32>() + keys) as u32,
-            arguments: Arguments::default()
-                .with(dst.address)
-                .with(queries.address)
-                .with(kv.address)
-                .with(self.plan.spans.address)
-                .with(self.plan.block_tables.address)
-                .with(self.plan.tiles.address)
-                .with(KernelShape {
-                    heads: self.heads as u32,
-                    kv_heads: self.kv_heads as u32,
-                    dim: self.head_dim as u32,
-                    stride: stride as u32,
-                    heads_of_block: cut.heads as u32,
-                    rows_of_block: cut.rows as u32,
-                    scale: self.scale,
-                }),
-        };
-        // SAFETY: `check` has seen the spans and their tables; the places hold the rows.
-        unsafe { launcher.launch(&launch) }
     }
 
     /// Everything that the kernels rely on without looking again.

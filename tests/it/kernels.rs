@@ -14,6 +14,8 @@ use libloading::Library;
 
 use crate::support::{Shape, Steps, decoder, llama, pool, prompt, qwen3};
 
+mod attention;
+
 const VARIABLE: &str = "HASHWATT_HOST_KERNELS";
 
 type Entry =

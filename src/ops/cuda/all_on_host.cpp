@@ -13,8 +13,8 @@ namespace activation_kernels {
 namespace rope_kernels {
 #include "rope.cu"
 }
-namespace attention_kernels {
-#include "attention.cu"
+namespace attention_split_kernels {
+#include "attention_split.cu"
 }
 extern "C" int hashwatt_launch(const char *name, const unsigned *grid, const unsigned *block, unsigned shared_bytes,
                                void **arguments) {

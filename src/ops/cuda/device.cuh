@@ -31,6 +31,16 @@ template <> __device__ inline float narrow<float>(float x) { return x; }
 
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
+constexpr float LOG2_E = 1.44269504f;
+
+struct alignas(16) Four {
+  float x[4];
+};
+// Eight neighbouring elements, read in one or two accesses of 16 bytes (eight bytes for elements of one).
+template <typename T> struct alignas(sizeof(T) * 8 < 16 ? sizeof(T) * 8 : 16) Eight {
+  T x[8];
+};
+template <typename T> __device__ inline Eight<T> eight(const T *from) { return *(const Eight<T> *)from; }
 
 // Sum over a warp, the same in every lane and in the same order whatever the data.
 __device__ inline float warp_sum(float x) {

@@ -2,9 +2,11 @@
 //
 // A block's threads are fibers on one host thread. Between two barriers each runs alone, in an order shuffled
 // anew each time, so that a missing __syncthreads or an exchange within a warp that not all lanes reach shows
-// as a wrong result or as "stuck". Blocks run one after another, in shuffled order, on shared memory full of
-// NaN. This shows a kernel's logic; it knows nothing of memory models, alignment or speed.
+// as a wrong result or as "stuck". A few blocks are under way at once, begun in shuffled order, on shared memory
+// full of NaN, and now and then a warp falls far behind, so that what blocks tell each other is tried as well.
+// This shows a kernel's logic; it knows nothing of memory models or speed.
 #pragma once
+#undef _FORTIFY_SOURCE // its longjmp knows one stack only
 
 #include <algorithm>
 #include <cmath>
@@ -15,12 +17,14 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <random>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 using std::max;
@@ -58,109 +62,186 @@ template <> inline bf16 narrow<bf16>(float x) {
 namespace on_host {
 
 constexpr unsigned LANES = 32;
-constexpr size_t STACK_BYTES = 256 << 10;
+constexpr uint32_t ALL = 0xffffffffu;
+constexpr unsigned WORDS = 6; // that a lane hands over at once, at most
+constexpr size_t STACK_BYTES = 128 << 10;
+constexpr unsigned AT_ONCE = 3; // blocks under way
 constexpr size_t SHARED_BYTES = 228 << 10;
+
+[[noreturn]] inline void stop(const char *why) {
+  fprintf(stderr, "on_host: %s\n", why);
+  abort();
+}
+
+// Sixteen bytes that a thread started to copy, from null to be zeroed, or the end of a group of these.
+struct Copy {
+  void *to;
+  const void *from;
+  bool closes;
+};
 
 enum class Waits { No, ForBlock, ForWarp, Done };
 
+struct Block;
+
 struct Fiber {
-  ucontext_t context;
-  std::vector<char> stack;
-  Waits waits;
-  unsigned exchanges; // of its warp, so far
+  Block *block;
+  unsigned flat; // its number in the block
   Index thread;
+  Waits waits;
+  unsigned behind;           // turns that it lets pass
+  unsigned exchanges;        // of its warp, so far
+  std::vector<Copy> copies;  // under way
+  std::unique_ptr<char[]> stack;
+  jmp_buf place;
+
+  void copy_all_but(unsigned groups) {
+    size_t end = copies.size();
+    for (unsigned seen = 0; end > 0; --end)
+      if (copies[end - 1].closes && seen++ == groups) break;
+    for (size_t i = 0; i < end; ++i)
+      if (!copies[i].closes) copies[i].from ? memcpy(copies[i].to, copies[i].from, 16) : memset(copies[i].to, 0, 16);
+    copies.erase(copies.begin(), copies.begin() + end);
+  }
 };
 
 // What lanes hand each other; two sets in turn, so that a fast lane does not overwrite what a slow one reads.
 struct Exchange {
   unsigned arrived[2] = {0, 0};
-  uint32_t values[2][LANES];
+  uint32_t values[2][LANES][WORDS];
+};
+
+struct Block {
+  Index index;
+  unsigned count = 0; // threads; 0 while there is no block here
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Exchange> warps;
+  alignas(64) char shared[SHARED_BYTES];
 };
 
 struct Machine {
-  ucontext_t scheduler;
-  std::vector<Fiber> fibers;
-  std::vector<Exchange> warps;
+  jmp_buf scheduler;
+  ucontext_t begin;
+  Block blocks[AT_ONCE];
   Fiber *running = nullptr;
   const std::function<void()> *body = nullptr;
-  Index block, grid, threads;
-  alignas(64) char shared[SHARED_BYTES];
+  Index grid, threads;
   std::mt19937 random{12345};
 
   void wait(Waits waits) {
     running->waits = waits;
-    swapcontext(&running->context, &scheduler);
+    if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
   }
 
   static void enter();
 
-  void run_block(unsigned count) {
-    if (fibers.size() < count) fibers.resize(count);
-    warps.assign((count + LANES - 1) / LANES, Exchange());
-    memset(shared, 0xff, sizeof shared);
+  // Runs a fiber until it waits.
+  void resume(Fiber &fiber) {
+    running = &fiber;
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.stack) _longjmp(fiber.place, 1);
+    fiber.stack.reset(new char[STACK_BYTES]);
+    getcontext(&begin);
+    begin.uc_stack.ss_sp = fiber.stack.get();
+    begin.uc_stack.ss_size = STACK_BYTES;
+    begin.uc_link = nullptr;
+    makecontext(&begin, (void (*)())enter, 0);
+    setcontext(&begin);
+  }
+
+  void start(Block &block, Index index, unsigned count, unsigned shared_bytes) {
+    block.index = index;
+    block.count = count;
+    block.warps.assign((count + LANES - 1) / LANES, Exchange());
+    memset(block.shared, 0xff, shared_bytes);
+    while (block.fibers.size() < count) block.fibers.emplace_back(new Fiber());
     for (unsigned i = 0; i < count; ++i) {
-      Fiber &fiber = fibers[i];
-      fiber.stack.resize(STACK_BYTES);
-      fiber.waits = Waits::No;
-      fiber.exchanges = 0;
+      Fiber &fiber = *block.fibers[i];
+      fiber.block = &block;
+      fiber.flat = i;
       fiber.thread = {i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y};
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.data();
-      fiber.context.uc_stack.ss_size = fiber.stack.size();
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, (void (*)())enter, 0);
-    }
-    std::vector<unsigned> order(count);
-    for (unsigned i = 0; i < count; ++i) order[i] = i;
-    for (;;) {
-      std::shuffle(order.begin(), order.end(), random);
-      bool ran = false;
-      for (unsigned i : order)
-        if (fibers[i].waits == Waits::No) {
-          ran = true;
-          running = &fibers[i];
-          swapcontext(&scheduler, &running->context);
-        }
-      if (ran) continue;
-      unsigned done = 0, at_barrier = 0;
-      for (unsigned i = 0; i < count; ++i) {
-        done += fibers[i].waits == Waits::Done;
-        at_barrier += fibers[i].waits == Waits::ForBlock;
-      }
-      if (done == count) return;
-      if (done + at_barrier == count) {
-        for (unsigned i = 0; i < count; ++i)
-          if (fibers[i].waits == Waits::ForBlock) fibers[i].waits = Waits::No;
-        continue;
-      }
-      fprintf(stderr, "on_host: block (%u, %u) is stuck: lanes wait for others that do not come\n", block.x, block.y);
-      abort();
+      fiber.waits = Waits::No;
+      fiber.behind = fiber.exchanges = 0;
+      fiber.copies.clear();
     }
   }
 
-  // Hands over a value and waits until every lane of the warp has done so; the set of values it went to.
-  unsigned exchange(unsigned mask, uint32_t value) {
-    if (mask != 0xffffffffu) {
-      fprintf(stderr, "on_host: exchanges of some lanes only are not known here\n");
-      abort();
+  // Lets a block go on whose threads all wait at its barrier, or ends it.
+  void at_barrier(Block &block) {
+    unsigned done = 0, waiting = 0;
+    for (unsigned i = 0; i < block.count; ++i) {
+      done += block.fibers[i]->waits == Waits::Done;
+      waiting += block.fibers[i]->waits == Waits::ForBlock;
     }
-    const unsigned flat = running - fibers.data(), lane = flat % LANES;
-    Exchange &warp = warps[flat / LANES];
+    if (done + waiting < block.count) return;
+    if (waiting == 0) {
+      block.count = 0;
+      return;
+    }
+    for (unsigned i = 0, behind = 0; i < block.count; ++i) {
+      if (i % LANES == 0) behind = random() % 16 == 0 ? 24 : 0;
+      Fiber &fiber = *block.fibers[i];
+      fiber.behind = behind;
+      if (fiber.waits == Waits::ForBlock) fiber.waits = Waits::No;
+    }
+  }
+
+  void run(const std::vector<Index> &all, unsigned count, unsigned shared_bytes) {
+    size_t next = 0;
+    std::vector<Fiber *> order;
+    bool changed = true;
+    for (;;) {
+      bool under_way = false, ran = false;
+      for (Block &block : blocks) {
+        if (block.count != 0) at_barrier(block);
+        if (block.count == 0 && next < all.size()) {
+          start(block, all[next++], count, shared_bytes);
+          changed = true;
+        }
+        under_way |= block.count != 0;
+      }
+      if (!under_way) return;
+      if (changed) {
+        order.clear();
+        for (Block &block : blocks)
+          for (unsigned i = 0; i < block.count; ++i) order.push_back(block.fibers[i].get());
+        changed = false;
+      }
+      std::shuffle(order.begin(), order.end(), random);
+      for (Fiber *fiber : order)
+        if (fiber->waits == Waits::No) {
+          ran = true;
+          if (fiber->behind > 0) --fiber->behind;
+          else resume(*fiber);
+        }
+      if (!ran) stop("a block is stuck: lanes wait for others that do not come");
+    }
+  }
+
+  unsigned lane() const { return running->flat % LANES; }
+
+  // Hands over some words and waits until every lane of the warp has done so; the set of values they went to.
+  unsigned exchange(unsigned mask, const uint32_t *words, unsigned count) {
+    if (mask != ALL) stop("exchanges of some lanes only are not known here");
+    Block &block = *running->block;
+    const unsigned first = running->flat / LANES * LANES;
+    Exchange &warp = block.warps[first / LANES];
     const unsigned set = running->exchanges++ % 2;
-    warp.values[set][lane] = value;
-    warp.arrived[set] |= 1u << lane;
-    if ((warp.arrived[set] & mask) == mask) {
+    memcpy(warp.values[set][lane()], words, count * sizeof *words);
+    warp.arrived[set] |= 1u << lane();
+    if (warp.arrived[set] == ALL) {
       warp.arrived[set] = 0;
-      for (unsigned i = flat - lane; i < std::min<size_t>(fibers.size(), flat - lane + LANES); ++i)
-        if (fibers[i].waits == Waits::ForWarp) fibers[i].waits = Waits::No;
+      for (unsigned i = first; i < first + LANES; ++i)
+        if (block.fibers[i]->waits == Waits::ForWarp) block.fibers[i]->waits = Waits::No;
     } else {
       wait(Waits::ForWarp);
     }
     return set;
   }
+  unsigned exchange(unsigned mask, uint32_t value) { return exchange(mask, &value, 1); }
 
-  uint32_t value_of(unsigned set, unsigned lane) const {
-    return warps[(running - fibers.data()) / LANES].values[set][lane % LANES];
+  const uint32_t *values_of(unsigned set, unsigned lane) const {
+    return running->block->warps[running->flat / LANES].values[set][lane % LANES];
   }
 };
 
@@ -170,10 +251,11 @@ inline Machine &machine() {
 }
 
 inline void Machine::enter() {
-  Machine &self = machine();
-  (*self.body)();
-  self.running->waits = Waits::Done;
-  swapcontext(&self.running->context, &self.scheduler);
+  // A fiber is kept for the blocks that follow.
+  for (Machine &self = machine();;) {
+    (*self.body)();
+    self.wait(Waits::Done);
+  }
 }
 
 using Entry = std::function<void(void **)>;
@@ -193,21 +275,30 @@ template <typename... A> bool add(const char *name, void (*kernel)(A...)) {
 } // namespace on_host
 
 #define threadIdx (on_host::machine().running->thread)
-#define blockIdx (on_host::machine().block)
+#define blockIdx (on_host::machine().running->block->index)
 #define blockDim (on_host::machine().threads)
 #define gridDim (on_host::machine().grid)
-inline char *shared() { return on_host::machine().shared; }
+inline char *shared() { return on_host::machine().running->block->shared; }
 inline void __syncthreads() { on_host::machine().wait(on_host::Waits::ForBlock); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { on_host::machine().exchange(mask, 0); }
 inline float __shfl_xor_sync(unsigned mask, float x, int with) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
   on_host::Machine &m = on_host::machine();
-  const unsigned lane = (m.running - m.fibers.data()) % on_host::LANES, set = m.exchange(mask, bits);
-  bits = m.value_of(set, lane ^ with);
-  memcpy(&x, &bits, sizeof x);
+  const unsigned set = m.exchange(mask, bits);
+  memcpy(&x, m.values_of(set, m.lane() ^ with), sizeof x);
   return x;
 }
+inline uint32_t __shfl_sync(unsigned mask, uint32_t x, int from) {
+  on_host::Machine &m = on_host::machine();
+  return *m.values_of(m.exchange(mask, x), from);
+}
+inline unsigned atomicAdd(unsigned *to, unsigned more) {
+  const unsigned before = *to;
+  *to = before + more;
+  return before;
+}
+inline void __threadfence() {} // memory is one here
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 #define KERNEL(name, ...)                                                                                             \
@@ -232,9 +323,6 @@ extern "C" inline int launch_on_host(const char *name, const unsigned *grid, con
     for (unsigned y = 0; y < grid[1]; ++y)
       for (unsigned x = 0; x < grid[0]; ++x) blocks.push_back({x, y, z});
   std::shuffle(blocks.begin(), blocks.end(), m.random);
-  for (Index block_index : blocks) {
-    m.block = block_index;
-    m.run_block(block[0] * block[1] * block[2]);
-  }
+  m.run(blocks, block[0] * block[1] * block[2], shared_bytes);
   return 0;
 }

@@ -122,7 +122,16 @@ impl World {
             rows,
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let op = PagedAttention { plan, kv: &self.cache, heads, kv_heads, head_dim, scale, on: pool };
+        let op = PagedAttention {
+            plan,
+            kv: &self.cache,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            scratch: None,
+            on: pool,
+        };
         dst.inplace_op2(&q, &PagedAttentionOn { op, isa }).unwrap();
         let all: Vec<f32> = dst.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert!(all[rows * width..].iter().all(|x| x.is_nan()), "rows beyond the step were written");
@@ -293,6 +302,7 @@ fn what_does_not_fit_is_an_error() {
         kv_heads: 2,
         head_dim: 32,
         scale: 1.0,
+        scratch: None,
         on: &pool,
     };
     t(2, 128).inplace_op2(&t(2, 128), &good).unwrap();
