@@ -321,8 +321,13 @@ impl Decoder {
         let norms = layer.head_norms.as_ref().map(|weights| (weights, s.norm_eps));
         let turn = Rope { rows, heads, kv_heads, head_dim, norms, on };
         rope::rope_kv_write(&ws.qkv, &ws.angles, kv, &turn, input.slots)?;
-        let plan =
-            AttentionPlan { spans: input.spans, block_tables: input.block_tables, tiles: input.tiles, rows };
+        let plan = AttentionPlan {
+            spans: input.spans,
+            block_tables: input.block_tables,
+            tiles: input.tiles,
+            split_tiles: input.split_tiles,
+            rows,
+        };
         let scale = 1.0 / (head_dim as f32).sqrt();
         let scratch = Some(&ws.attention_scratch);
         let attend = PagedAttention { plan, kv, heads, kv_heads, head_dim, scale, scratch, on };

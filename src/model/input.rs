@@ -24,6 +24,8 @@ pub struct StepInput {
     pub block_tables: Vec<u32>,
     /// The spans cut for kernels; made at launch where there are any.
     pub tiles: Vec<Tile>,
+    /// How many of these are for the kernel of decode.
+    pub split_tiles: usize,
     /// Rows that need logits, ascending.
     pub logit_rows: Vec<u32>,
     /// Rows whose token is not known on the host yet: (row, index of the token among the previous
@@ -41,6 +43,7 @@ impl StepInput {
             spans: Vec::with_capacity(sequences),
             block_tables: Vec::with_capacity(blocks),
             tiles: Vec::new(),
+            split_tiles: 0,
             logit_rows: Vec::with_capacity(logit_rows),
             pending: Vec::with_capacity(sequences),
         }
@@ -53,6 +56,7 @@ impl StepInput {
         self.spans.clear();
         self.block_tables.clear();
         self.tiles.clear();
+        self.split_tiles = 0;
         self.logit_rows.clear();
         self.pending.clear();
     }
@@ -71,6 +75,7 @@ pub struct StepView<'a> {
     pub spans: Mirrored<'a, AttentionSpan>,
     pub block_tables: Mirrored<'a, u32>,
     pub tiles: Mirrored<'a, Tile>,
+    pub split_tiles: usize,
     pub logit_rows: Mirrored<'a, u32>,
 }
 
@@ -87,6 +92,7 @@ impl StepInput {
             spans: self.spans.as_slice().into(),
             block_tables: self.block_tables.as_slice().into(),
             tiles: self.tiles.as_slice().into(),
+            split_tiles: self.split_tiles,
             logit_rows: self.logit_rows.as_slice().into(),
         };
         if let Some(launcher) = launcher {

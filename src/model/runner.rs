@@ -95,8 +95,10 @@ impl Runner {
             input.tokens[row as usize] = self.sampled[index as usize];
         }
         if self.on.launcher.is_some() {
-            let spec = self.decoder.spec();
-            Cutting::new(spec.heads, spec.kv_heads).cut(&input.spans, &mut input.tiles);
+            let (spec, cache) = (self.decoder.spec(), self.decoder.activations());
+            let invariant = self.on.batch_invariant;
+            let cutting = Cutting::new(spec.heads, spec.kv_heads, spec.head_dim, cache, invariant);
+            input.split_tiles = cutting.cut(&input.spans, &mut input.tiles);
         }
         self.forwards += 1;
         let view = input.view(self.on.launcher.as_deref())?;

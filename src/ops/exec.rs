@@ -55,11 +55,13 @@ pub struct Exec {
     pub launcher: Option<Arc<dyn Launcher>>,
     /// Where tensors lie.
     pub device: Device,
+    /// Operations by kernels give a row the same bits whatever step it is in, prompt or not. (The CPU's do always.)
+    pub batch_invariant: bool,
 }
 
 impl From<Arc<Pool>> for Exec {
     fn from(pool: Arc<Pool>) -> Exec {
-        Exec { pool, launcher: None, device: Device::Cpu }
+        Exec { pool, launcher: None, device: Device::Cpu, batch_invariant: false }
     }
 }
 
@@ -79,7 +81,7 @@ impl Exec {
         // SAFETY: all tensors of this device are made and used on its one stream.
         unsafe { device.disable_event_tracking() };
         let launcher = Arc::new(super::cuda::Driver::new(&device)?);
-        Ok(Exec { pool, launcher: Some(launcher), device: Device::Cuda(device) })
+        Ok(Exec { pool, launcher: Some(launcher), device: Device::Cuda(device), batch_invariant: false })
     }
 
     #[cfg(not(feature = "cuda"))]

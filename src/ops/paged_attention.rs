@@ -50,6 +50,8 @@ pub struct AttentionPlan<'a> {
     pub block_tables: Mirrored<'a, u32>,
     /// What [`Cutting::cut`] makes of the spans, and perhaps [`PADDING`](kernels::PADDING) after it; for kernels only.
     pub tiles: Mirrored<'a, Tile>,
+    /// How many of these are the split kernel's, padding included.
+    pub split_tiles: usize,
     pub rows: usize,
 }
 

@@ -4,7 +4,7 @@
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, bail};
+use candle_core::{DType, Result, bail};
 use half::{bf16, f16};
 use hashwatt::model::decoder::Precision;
 use hashwatt::ops::exec::Exec;
@@ -12,7 +12,7 @@ use hashwatt::ops::launch::{Launch, Launcher, Product};
 use hashwatt::ops::weight::WeightType;
 use libloading::Library;
 
-use crate::support::{Shape, Steps, decoder, llama, pool, prompt, qwen3};
+use crate::support::{Shape, Steps, decoder, llama, prompt, qwen3};
 
 mod attention;
 
@@ -92,7 +92,8 @@ fn kernels() -> Option<Exec> {
     };
     // SAFETY: the library only registers its kernels when it is loaded.
     let library = unsafe { Library::new(path) }.unwrap();
-    Some(Exec { pool: pool(1), launcher: Some(Arc::new(Host(library))), device: Device::Cpu })
+    let launcher: Arc<dyn Launcher> = Arc::new(Host(library));
+    Some(Exec { launcher: Some(launcher), ..Exec::cpu(1) })
 }
 
 /// Largest difference of any logit, as a share of the largest logit.

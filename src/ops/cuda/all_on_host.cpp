@@ -1,6 +1,7 @@
 // All kernels as one library of the host: see on_host.h.
 #define HASHWATT_ON_HOST
-#include "device.cuh"
+#include "attention.cuh"
+#include "mma.cuh"
 namespace gather_kernels {
 #include "gather.cu"
 }
@@ -15,6 +16,9 @@ namespace rope_kernels {
 }
 namespace attention_split_kernels {
 #include "attention_split.cu"
+}
+namespace attention_prefill_kernels {
+#include "attention_prefill.cu"
 }
 extern "C" int hashwatt_launch(const char *name, const unsigned *grid, const unsigned *block, unsigned shared_bytes,
                                void **arguments) {

@@ -5,20 +5,14 @@
 // K/V head over one chunk: all query heads of the group share one reading of K and V. A row of one chunk is
 // written at once; of several, each block leaves a maximum, a sum and an accumulator in f32, and the last block
 // to finish adds them up in the order of the chunks. One kernel, so one node of a graph.
-#include "device.cuh"
+#include "attention.cuh"
 
-constexpr u32 BLOCK_SIZE = 16;   // positions of a cache block, as in ops/paged_attention.rs
 constexpr u32 KEYS = 256;        // taken between two barriers; chunks are multiples of it
 constexpr u32 CHUNKS = 64;       // of a row at most
 constexpr u32 WARPS = 8;         // of a block: no fewer than QUERIES
 constexpr u32 THREADS = WARPS * WARP;
 constexpr u32 FLIGHT = 4;        // rows of K or V that a lane has under way at once
 constexpr u32 PADDING = ~0u;     // as a tile's span: nothing to do
-
-// As AttentionSpan in ops/paged_attention.rs.
-struct Span {
-  u32 first_row, rows, first_position, block_table;
-};
 
 // As SplitTile there: rows of a span that have the same number of chunks, and which of these.
 struct Tile {
@@ -277,8 +271,8 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
 }
 
 #define ATTENTION_SPLIT(name, QUERIES, O, T)                                                                          \
-  KERNEL(name, O *dst, const float *queries, const T *cache, const Span *spans, const u32 *tables, const Tile *tiles, \
-         u32 *counters, float *partials, Shape shape) {                                                               \
+  BOUNDED_KERNEL(THREADS, 8 / QUERIES, name, O *dst, const float *queries, const T *cache, const Span *spans,         \
+                 const u32 *tables, const Tile *tiles, u32 *counters, float *partials, Shape shape) {                 \
     attention_split<QUERIES>(dst, queries, cache, spans, tables, tiles, counters, partials, shape);                   \
   }
 ATTENTION_SPLIT(attention_split_4_f32_f32, 4, float, float)

@@ -13,6 +13,9 @@
 typedef __nv_bfloat16 bf16;
 typedef __half f16;
 #define KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
+// For so many threads, of which the registers of a multiprocessor are to hold so many blocks.
+#define BOUNDED_KERNEL(threads, blocks, name, ...)                                                                    \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 __device__ inline char *shared() {
   extern __shared__ __align__(16) char dynamic_shared[];
   return dynamic_shared;

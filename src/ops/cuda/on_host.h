@@ -305,6 +305,7 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
   void name(__VA_ARGS__);                                                                                             \
   static const bool name##_is_known = on_host::add(#name, name);                                                      \
   void name(__VA_ARGS__)
+#define BOUNDED_KERNEL(threads, blocks, name, ...) KERNEL(name, __VA_ARGS__)
 
 // As cuLaunchKernel; 1 where there is no such kernel, 2 where it asks for more than a device has.
 extern "C" inline int launch_on_host(const char *name, const unsigned *grid, const unsigned *block, unsigned shared_bytes,

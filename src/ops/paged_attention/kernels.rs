@@ -1,7 +1,8 @@
 //! Attention by kernels: spans → tiles, and the launches over these.
 //!
 //! A row of decode is one tile a chunk of its keys (`ops/cuda/attention_split.cu`). How a row's keys are cut into
-//! chunks is a function of their number alone, so a row's bits do not depend on the step it is in. Knows no CUDA.
+//! chunks is a function of their number alone, so a row's bits do not depend on the step it is in. Rows of a
+//! prompt go to the tensor cores (`attention_prefill.cu`). Knows no CUDA.
 
 use candle_core::{DType, Layout, Result, Tensor, bail};
 
@@ -13,6 +14,15 @@ const SPLIT_THREADS: u32 = 256;
 const SPLIT_WARPS: usize = 8;
 const SPLIT_KEYS: usize = 256;
 const SPLIT_CHUNKS: usize = 64;
+
+/// As `ops/cuda/attention_prefill.cu` has them.
+const PREFILL_THREADS: u32 = 256;
+const PREFILL_QUERIES: usize = 128;
+const PREFILL_PAD: usize = 8;
+
+/// Rows of a span up to which the split kernel takes it: it reads K and V again every few rows, but fills the
+/// chip however few rows there are, as the verification of drafts wants it.
+const SPLIT_ROWS: u32 = 8;
 
 /// Tiles of a launch of the split kernel at most: what the scratch has room for. A step of more takes several
 /// launches; a captured one, whose tiles change from replay to replay, must stay within one.
@@ -33,15 +43,29 @@ pub struct Cutting {
     heads: usize,
     parts: usize,
     kv_heads: usize,
+    /// Query heads of a block of the prefill kernel, if there is one for these heads.
+    prefill_heads: Option<usize>,
 }
 
 impl Cutting {
-    /// `heads` is a multiple of `kv_heads`, which is not 0.
-    pub fn new(heads: usize, kv_heads: usize) -> Cutting {
+    /// `heads` is a multiple of `kv_heads`, which is not 0; `cache` is the type of keys and values. With
+    /// `batch_invariant` one kernel takes every row, so that a row is the same whether it comes with a prompt or
+    /// alone.
+    pub fn new(
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        cache: DType,
+        batch_invariant: bool,
+    ) -> Cutting {
         let group = heads / kv_heads;
         let queries = if group <= 4 { 4 } else { 8 };
         let parts = group.div_ceil(queries);
-        Cutting { queries, heads: group.div_ceil(parts), parts, kv_heads }
+        let prefill = !batch_invariant
+            && matches!(cache, DType::F16 | DType::BF16)
+            && matches!(head_dim, 64 | 96 | 128 | 256);
+        let prefill_heads = prefill.then(|| group.div_ceil(group.div_ceil(PREFILL_QUERIES)));
+        Cutting { queries, heads: group.div_ceil(parts), parts, kv_heads, prefill_heads }
     }
 
     /// Keys of a chunk of a row that sees `seen`: 256, and twice as many each time that 64 chunks are not enough.
@@ -53,12 +77,16 @@ impl Cutting {
         SPLIT_KEYS * seen.div_ceil(SPLIT_KEYS * SPLIT_CHUNKS).next_power_of_two()
     }
 
-    /// The spans' rows as tiles: (span, first row in it, rows · 2¹⁶ + chunk, keys of a chunk). Those of a row's
-    /// chunks follow each other.
-    pub fn cut(&self, spans: &[AttentionSpan], tiles: &mut Vec<Tile>) {
+    /// The spans' rows as tiles, those of the split kernel first; returns how many these are.
+    ///
+    /// They are (span, first row in it, rows · 2¹⁶ + chunk, keys of a chunk), and those of a row's chunks follow
+    /// each other. The prefill kernel's are (span, first row in it, 0, 0), those that see most first.
+    pub fn cut(&self, spans: &[AttentionSpan], tiles: &mut Vec<Tile>) -> usize {
         tiles.clear();
+        let step = self.prefill_heads.map(|heads| PREFILL_QUERIES / heads);
+        let goes_to_prefill = |span: &AttentionSpan| step.is_some() && span.rows > SPLIT_ROWS;
         let rows_of_block = self.queries / self.heads;
-        for (index, span) in spans.iter().enumerate() {
+        for (index, span) in spans.iter().enumerate().filter(|(_, span)| !goes_to_prefill(span)) {
             let (rows, mut row) = (span.rows as usize, 0);
             while row < rows {
                 let seen = span.first_position as usize + row + 1;
@@ -71,6 +99,12 @@ impl Cutting {
                 row += count;
             }
         }
+        let split = tiles.len();
+        for (index, span) in spans.iter().enumerate().filter(|(_, span)| goes_to_prefill(span)) {
+            let firsts = (0..span.rows).step_by(step.unwrap_or(1)).rev();
+            tiles.extend(firsts.map(|first| [index as u32, first, 0, 0]));
+        }
+        split
     }
 
     /// Blocks of a tile.
@@ -108,12 +142,27 @@ struct SplitShape {
 // SAFETY: seven numbers of four bytes, no padding.
 unsafe impl Argument for SplitShape {}
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PrefillShape {
+    heads: u32,
+    kv_heads: u32,
+    stride: u32,
+    heads_of_block: u32,
+    rows_of_block: u32,
+    scale: f32,
+}
+
+// SAFETY: six numbers of four bytes, no padding.
+unsafe impl Argument for PrefillShape {}
+
 /// Where an operation's tensors lie.
 struct Places {
     dst: Place,
     queries: Place,
     kv: Place,
     stride: usize,
+    types: &'static [DType],
 }
 
 impl PagedAttention<'_> {
@@ -133,19 +182,87 @@ impl PagedAttention<'_> {
         if !stride.is_multiple_of(4) || [dst, queries, kv].iter().any(|p| !p.address.is_multiple_of(16)) {
             bail!("{name}: kernels want rows of queries ({stride} floats) and tensors that begin at 16 bytes")
         }
-        let places = Places { dst, queries, kv, stride };
-        self.split(launcher, &places)
-    }
-
-    fn split(&self, launcher: &dyn Launcher, places: &Places) -> Result<()> {
-        let cutting = Cutting::new(self.heads, self.kv_heads);
-        let (counters, partials) = self.scratch_for(&cutting)?;
-        let types: &[DType] = match places.kv.dtype {
+        // Scores are compared before they are scaled.
+        if self.scale.is_nan() || self.scale <= 0.0 {
+            bail!("{name}: a scale of {}", self.scale)
+        }
+        let types: &'static [DType] = match kv.dtype {
             DType::F32 => &[DType::F32, DType::F32],
             DType::F16 => &[DType::F16, DType::F16],
             DType::BF16 => &[DType::BF16, DType::BF16],
-            other => bail!("{}: no kernel for a cache of {other:?}", Self::NAME),
+            other => bail!("{name}: no kernel for a cache of {other:?}"),
         };
+        let places = Places { dst, queries, kv, stride, types };
+        let invariant = self.on.batch_invariant;
+        let cutting = Cutting::new(self.heads, self.kv_heads, self.head_dim, kv.dtype, invariant);
+        let tiles = self.plan.tiles.host;
+        let Some((split, prefill)) = tiles.split_at_checked(self.plan.split_tiles) else {
+            bail!("{name}: {} tiles of {} are for the split kernel", self.plan.split_tiles, tiles.len())
+        };
+        self.split(launcher, &places, &cutting, split)?;
+        self.prefill(launcher, &places, &cutting, prefill)
+    }
+
+    fn prefill(
+        &self,
+        launcher: &dyn Launcher,
+        places: &Places,
+        cutting: &Cutting,
+        tiles: &[Tile],
+    ) -> Result<()> {
+        if tiles.is_empty() {
+            return Ok(());
+        }
+        let (kernel, keys) = match self.head_dim {
+            64 => ("attention_prefill_64", 64),
+            96 => ("attention_prefill_96", 64),
+            128 => ("attention_prefill_128", 64),
+            256 => ("attention_prefill_256", 32),
+            other => bail!("{}: no prefill kernel for heads of {other}", Self::NAME),
+        };
+        let Some(heads) = cutting.prefill_heads else {
+            bail!("{}: tiles for a prefill kernel that is not to be used", Self::NAME)
+        };
+        let parts = (self.heads / self.kv_heads).div_ceil(heads);
+        let rows = keys * (self.head_dim + PREFILL_PAD);
+        let before = self.plan.split_tiles * size_of::<Tile>();
+        let launch = Launch {
+            kernel,
+            types: places.types,
+            grid: [tiles.len() as u32, (self.kv_heads * parts) as u32, 1],
+            threads: PREFILL_THREADS,
+            shared_bytes: (4 * rows * places.kv.dtype.size_in_bytes()) as u32,
+            arguments: Arguments::default()
+                .with(places.dst.address)
+                .with(places.queries.address)
+                .with(places.kv.address)
+                .with(self.plan.spans.address)
+                .with(self.plan.block_tables.address)
+                .with(self.plan.tiles.address + before as u64)
+                .with(PrefillShape {
+                    heads: self.heads as u32,
+                    kv_heads: self.kv_heads as u32,
+                    stride: places.stride as u32,
+                    heads_of_block: heads as u32,
+                    rows_of_block: (PREFILL_QUERIES / heads) as u32,
+                    scale: self.scale,
+                }),
+        };
+        // SAFETY: `check` has seen the spans and their tables, which the tiles are made of; the places hold the rows.
+        unsafe { launcher.launch(&launch) }
+    }
+
+    fn split(
+        &self,
+        launcher: &dyn Launcher,
+        places: &Places,
+        cutting: &Cutting,
+        tiles: &[Tile],
+    ) -> Result<()> {
+        if tiles.is_empty() {
+            return Ok(());
+        }
+        let (counters, partials) = self.scratch_for(cutting)?;
         let shape = SplitShape {
             heads: self.heads as u32,
             kv_heads: self.kv_heads as u32,
@@ -156,13 +273,12 @@ impl PagedAttention<'_> {
             scale: self.scale,
         };
         let shared = cutting.queries * (2 * SPLIT_KEYS + SPLIT_WARPS * self.head_dim + 2) * size_of::<f32>();
-        let mut tiles = self.plan.tiles.host;
-        let mut address = self.plan.tiles.address;
+        let (mut tiles, mut address) = (tiles, self.plan.tiles.address);
         while !tiles.is_empty() {
             let (now, later) = tiles.split_at(launch_of(tiles));
             let launch = Launch {
                 kernel: if cutting.queries == 4 { "attention_split_4" } else { "attention_split_8" },
-                types,
+                types: places.types,
                 grid: [now.len() as u32, cutting.width() as u32, 1],
                 threads: SPLIT_THREADS,
                 shared_bytes: shared as u32,
@@ -206,5 +322,7 @@ pub fn scratch(
     head_dim: usize,
     device: &candle_core::Device,
 ) -> Result<Tensor> {
-    Tensor::zeros(Cutting::new(heads, kv_heads).scratch(head_dim), DType::F32, device)
+    // The split kernel's part depends on neither the type nor the mode.
+    let cutting = Cutting::new(heads, kv_heads, head_dim, DType::F32, true);
+    Tensor::zeros(cutting.scratch(head_dim), DType::F32, device)
 }

@@ -119,6 +119,7 @@ impl World {
             spans: spans.as_slice().into(),
             block_tables: self.tables.as_slice().into(),
             tiles: [].as_slice().into(),
+            split_tiles: 0,
             rows,
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -295,6 +296,7 @@ fn what_does_not_fit_is_an_error() {
             spans: spans.as_slice().into(),
             block_tables: w.tables.as_slice().into(),
             tiles: [].as_slice().into(),
+            split_tiles: 0,
             rows: 2,
         },
         kv: &w.cache,

@@ -98,13 +98,15 @@ impl World {
         };
         let dst = Tensor::full(64f32, (count + 2, width), &Device::Cpu).unwrap().to_dtype(dst).unwrap();
         let mut tiles = Vec::new();
-        Cutting::new(heads, kv_heads).cut(&spans, &mut tiles);
-        tiles.extend(vec![PADDING; padding]);
+        let cutting = Cutting::new(heads, kv_heads, head_dim, self.dtype, on.batch_invariant);
+        let split_tiles = cutting.cut(&spans, &mut tiles) + padding;
+        tiles.splice(split_tiles - padding..split_tiles - padding, vec![PADDING; padding]);
         let scratch = scratch(heads, kv_heads, head_dim, &Device::Cpu).unwrap();
         let plan = AttentionPlan {
             spans: spans.as_slice().into(),
             block_tables: self.tables.as_slice().into(),
             tiles: tiles.as_slice().into(),
+            split_tiles,
             rows: count,
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -185,10 +187,28 @@ fn decode_over_a_long_context_is_the_cpus() {
     compare(&on, dims, DType::F32, &lengths, &[(0, lengths[0] - 1, lengths[0])], 0);
 }
 
+/// Chunks of prompts, beginning anywhere in a block, of several sequences beside rows of decode.
+#[test]
+fn prefill_is_the_cpus() {
+    let Some(on) = kernels() else { return };
+    for (heads, kv_heads, head_dim) in [(4, 2, 64), (7, 1, 96), (4, 1, 128), (2, 2, 256), (16, 1, 64)] {
+        let dims = Dims { heads, kv_heads, head_dim };
+        for dtype in HALVES {
+            let pieces = [(0, 5, 85), (1, 3, 12), (2, 255, 256), (1, 20, 20), (2, 246, 257)];
+            compare(&on, dims, dtype, &[85, 20, 257], &pieces, 2);
+        }
+    }
+    let dims = Dims { heads: 1, kv_heads: 1, head_dim: 64 };
+    compare(&on, dims, DType::BF16, &[600], &[(0, 440, 600)], 0);
+    // Kernels of prefill are for these types and sizes only; others are rows like any.
+    compare(&on, Dims { head_dim: 32, ..dims }, DType::BF16, &[40], &[(0, 1, 40)], 0);
+    compare(&on, dims, DType::F32, &[40], &[(0, 1, 40)], 0);
+}
+
 /// A row's bits are the same alone, beside its neighbours, in company and behind any cut.
 #[test]
 fn a_rows_bits_are_its_own() {
-    let Some(on) = kernels() else { return };
+    let Some(on) = kernels().map(|on| Exec { batch_invariant: true, ..on }) else { return };
     for (heads, head_dim) in [(1, 64), (3, 96)] {
         let dims = Dims { heads, kv_heads: 1, head_dim };
         let world = World::new(dims, &[300, 40], DType::BF16);

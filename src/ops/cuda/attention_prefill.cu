@@ -1,0 +1,180 @@
+// Attention of a prompt's rows on tensor cores (FlashAttention-2, Dao 2023) over the paged cache.
+//
+// A block takes 128 query vectors: rows of one sequence by the query heads of one K/V head, so that a short chunk
+// of a prompt fills it too. A warp has 16 of them, their queries and results in registers. Keys and values come
+// in tiles counted from position 0, the next one under way while one is worked on. Queries and weights are rounded
+// to the cache's type, sums are f32. A row's result does not depend on who shares its block: what it does not see
+// adds exact zeros.
+#include "attention.cuh"
+#include "mma.cuh"
+
+constexpr u32 WARPS = 8;
+constexpr u32 THREADS = WARPS * WARP;
+constexpr u32 PAD = 8; // elements between rows: ldmatrix' eight rows then fall into different banks
+
+// Rows of a span from `first` on, as many as fit.
+struct Tile {
+  u32 span, first, unused[2];
+};
+
+struct Shape {
+  u32 heads, kv_heads, stride; // stride: floats from one row of queries to the next
+  u32 heads_of_block, rows_of_block;
+  float scale; // more than 0
+};
+
+// blockIdx.x: the tile; blockIdx.y: K/V head, then the part of its query heads.
+// queries: f32 [rows, stride], turned; cache: T [blocks, 2, kv_heads, BLOCK_SIZE, DIM]; dst: T [rows, heads, DIM].
+// shared: T [2 (in turn), 2 (K, V), KEYS, DIM + PAD].
+template <typename T, u32 DIM, u32 KEYS>
+__device__ void attention_prefill(T *dst, const float *queries, const T *cache, const Span *spans, const u32 *tables,
+                                  const Tile *tiles, Shape shape) {
+  constexpr u32 ROW = DIM + PAD, STEPS = DIM / 16, PIECES = DIM / 8; // a piece: 16 bytes
+  const Tile tile = tiles[blockIdx.x];
+  const Span span = spans[tile.span];
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const u32 group = shape.heads / shape.kv_heads, parts = (group + shape.heads_of_block - 1) / shape.heads_of_block;
+  const u32 kv_head = blockIdx.y / parts, part = blockIdx.y % parts;
+  const u32 heads = min(shape.heads_of_block, group - part * shape.heads_of_block);
+  const u32 first_head = kv_head * group + part * shape.heads_of_block;
+  const u32 rows = min(shape.rows_of_block, span.rows - tile.first), count = rows * heads;
+  const u32 first_row = span.first_row + tile.first, first_position = span.first_position + tile.first;
+  const u32 seen = first_position + rows;
+  const u32 *table = tables + span.block_table;
+  T *staged = (T *)shared();
+
+  auto fetch = [&](u32 first, u32 turn) {
+    T *keys = staged + turn * 2 * KEYS * ROW, *values = keys + KEYS * ROW;
+    for (u32 n = threadIdx.x; n < KEYS * PIECES; n += THREADS) {
+      const u32 j = n / PIECES, at = n % PIECES * 8, position = first + j;
+      const bool there = position < seen; // else zero: what has no weight must not be NaN
+      const size_t block = there ? table[position / BLOCK_SIZE] : 0;
+      const T *from = cache + ((block * 2 * shape.kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * DIM + at;
+      copy_ahead(keys + j * ROW + at, from, there);
+      copy_ahead(values + j * ROW + at, from + size_t(shape.kv_heads) * BLOCK_SIZE * DIM, there);
+    }
+    close_copies();
+  };
+  fetch(0, 0);
+
+  // This lane's two query vectors of the warp's sixteen: vector i is row i / heads, head i % heads.
+  const u32 vector[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
+  const bool has_any = warp * 16 < count;
+  const u32 from_position = first_position + warp * 16 / heads;
+  const u32 last_position = min(first_position + (warp * 16 + 15) / heads, seen - 1);
+  auto place = [&](u32 i) {
+    return size_t(first_row + i / heads) * shape.heads + first_head + i % heads; // of a head in the step
+  };
+  u32 query[STEPS][4];
+#pragma unroll
+  for (u32 half = 0; half < 2; ++half) {
+    const u32 i = vector[half];
+    const bool there = i < count;
+    const float *q = queries + size_t(first_row + i / heads) * shape.stride + (first_head + i % heads) * DIM;
+#pragma unroll
+    for (u32 s = 0; s < STEPS; ++s)
+#pragma unroll
+      for (u32 side = 0; side < 2; ++side) {
+        const Pair<float> x = there ? *(const Pair<float> *)(q + s * 16 + side * 8 + 2 * (lane % 4)) : Pair<float>{};
+        query[s][2 * side + half] = pack<T>(x.x[0], x.x[1]);
+      }
+  }
+
+  const float scale = shape.scale * LOG2_E;
+  float result[PIECES][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  for (u32 first = 0, turn = 0; first < seen; first += KEYS, turn ^= 1) {
+    await_copies<0>();
+    __syncthreads();
+    if (first + KEYS < seen) fetch(first + KEYS, turn ^ 1);
+    if (!has_any || first > last_position) continue;
+    const T *keys = staged + turn * 2 * KEYS * ROW, *values = keys + KEYS * ROW;
+
+    // score[n]: the lane's vectors by keys 8n + 2(lane % 4), + 1.
+    float score[KEYS / 8][4] = {};
+#pragma unroll
+    for (u32 s = 0; s < STEPS; ++s)
+#pragma unroll
+      for (u32 n = 0; n < KEYS / 16; ++n) {
+        u32 b[4];
+        load_matrices(b, keys + (n * 16 + lane / 16 * 8 + lane % 8) * ROW + s * 16 + lane / 8 % 2 * 8);
+        multiply<T>(score[2 * n], query[s], b[0], b[1]);
+        multiply<T>(score[2 * n + 1], query[s], b[2], b[3]);
+      }
+    if (first + KEYS > from_position + 1)
+#pragma unroll
+      for (u32 n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e)
+          if (first + n * 8 + 2 * (lane % 4) + e % 2 > first_position + vector[e / 2] / heads) score[n][e] = -INFINITY;
+
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+      float now = maximum[half];
+#pragma unroll
+      for (u32 n = 0; n < KEYS / 8; ++n) now = fmaxf(now, fmaxf(score[n][2 * half], score[n][2 * half + 1]));
+      // The four lanes of a vector.
+      now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 1));
+      now = fmaxf(now, __shfl_xor_sync(ALL_LANES, now, 2));
+      const float factor = quick_exp2((maximum[half] - now) * scale);
+      maximum[half] = now;
+      float added = 0.0f;
+#pragma unroll
+      for (u32 n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+        for (u32 e = 2 * half; e < 2 * half + 2; ++e) {
+          score[n][e] = quick_exp2(fmaf(score[n][e], scale, -now * scale));
+          added += score[n][e];
+        }
+      sum[half] = fmaf(sum[half], factor, added);
+#pragma unroll
+      for (u32 n = 0; n < PIECES; ++n) {
+        result[n][2 * half] *= factor;
+        result[n][2 * half + 1] *= factor;
+      }
+    }
+
+#pragma unroll
+    for (u32 s = 0; s < KEYS / 16; ++s) {
+      const u32 weight[4] = {pack<T>(score[2 * s][0], score[2 * s][1]), pack<T>(score[2 * s][2], score[2 * s][3]),
+                             pack<T>(score[2 * s + 1][0], score[2 * s + 1][1]),
+                             pack<T>(score[2 * s + 1][2], score[2 * s + 1][3])};
+#pragma unroll
+      for (u32 n = 0; n < STEPS; ++n) {
+        u32 b[4];
+        load_matrices_transposed(b, values + (s * 16 + lane / 8 % 2 * 8 + lane % 8) * ROW + n * 16 + lane / 16 * 8);
+        multiply<T>(result[2 * n], weight, b[0], b[1]);
+        multiply<T>(result[2 * n + 1], weight, b[2], b[3]);
+      }
+    }
+    // No barrier: the next tile's copies go to the half that was read before this turn's barrier.
+  }
+
+#pragma unroll
+  for (u32 half = 0; half < 2; ++half) {
+    float all = sum[half] + __shfl_xor_sync(ALL_LANES, sum[half], 1);
+    all += __shfl_xor_sync(ALL_LANES, all, 2);
+    if (vector[half] >= count) continue;
+    T *to = dst + place(vector[half]) * DIM + 2 * (lane % 4);
+    const float share = 1.0f / all;
+#pragma unroll
+    for (u32 n = 0; n < PIECES; ++n) {
+      const Pair<T> two = {narrow<T>(result[n][2 * half] * share), narrow<T>(result[n][2 * half + 1] * share)};
+      *(Pair<T> *)(to + n * 8) = two;
+    }
+  }
+}
+
+// 64 keys of up to 128 dimensions, or 32 of 256, twice: at most 68 KiB, which every architecture has.
+#define ATTENTION_PREFILL(name, T, DIM, KEYS)                                                                         \
+  BOUNDED_KERNEL(THREADS, 1, name, T *dst, const float *queries, const T *cache, const Span *spans,                   \
+                 const u32 *tables, const Tile *tiles, Shape shape) {                                                 \
+    attention_prefill<T, DIM, KEYS>(dst, queries, cache, spans, tables, tiles, shape);                                \
+  }
+ATTENTION_PREFILL(attention_prefill_64_f16_f16, f16, 64, 64)
+ATTENTION_PREFILL(attention_prefill_96_f16_f16, f16, 96, 64)
+ATTENTION_PREFILL(attention_prefill_128_f16_f16, f16, 128, 64)
+ATTENTION_PREFILL(attention_prefill_256_f16_f16, f16, 256, 32)
+ATTENTION_PREFILL(attention_prefill_64_bf16_bf16, bf16, 64, 64)
+ATTENTION_PREFILL(attention_prefill_96_bf16_bf16, bf16, 96, 64)
+ATTENTION_PREFILL(attention_prefill_128_bf16_bf16, bf16, 128, 64)
+ATTENTION_PREFILL(attention_prefill_256_bf16_bf16, bf16, 256, 32)
