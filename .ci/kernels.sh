@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The CUDA kernels without a device: their unchanged source compiled for the host, run behind the operations
-# against the CPU's own, and run again with each barrier removed, which must fail.   Usage: kernels.sh
+# against the CPU's own, and run again with each barrier, and each wait for copies under way, removed, which must
+# fail.   Usage: kernels.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v g++ >/dev/null || { apt-get update -qq && apt-get install -y -qq g++; }
@@ -16,8 +17,8 @@ library src/ops/cuda "$work/kernels.so"
 run "$work/kernels.so"
 
 missed=0
-for file in src/ops/cuda/*.cu src/ops/cuda/device.cuh; do
-  for line in $(grep -n '^ *__syncthreads();' "$file" | cut -d: -f1); do
+for file in src/ops/cuda/*.cu src/ops/cuda/*.cuh; do
+  for line in $(grep -nE '^ *(__syncthreads\(\)|__syncwarp\(\)|await_copies<[A-Z0-9]+>\(\));' "$file" | cut -d: -f1); do
     rm -rf "$work/broken" && cp -r src/ops/cuda "$work/broken"
     sed -i "${line}d" "$work/broken/$(basename "$file")"
     library "$work/broken" "$work/broken.so"

@@ -11,7 +11,6 @@ constexpr u32 KEYS = 256;        // taken between two barriers; chunks are multi
 constexpr u32 CHUNKS = 64;       // of a row at most
 constexpr u32 WARPS = 8;         // of a block: no fewer than QUERIES
 constexpr u32 THREADS = WARPS * WARP;
-constexpr u32 FLIGHT = 4;        // rows of K or V that a lane has under way at once
 constexpr u32 PADDING = ~0u;     // as a tile's span: nothing to do
 
 // As SplitTile there: rows of a span that have the same number of chunks, and which of these.
@@ -21,19 +20,12 @@ struct Tile {
 
 struct Shape {
   u32 heads, kv_heads, dim, stride; // stride: floats from one row of queries to the next
-  u32 heads_of_block, lanes;        // lanes that share a key: a power of two, 8 elements each
+  u32 heads_of_block, lanes;        // lanes that share a key, 8 elements each: a power of two, no fewer than QUERIES
   float scale;
 };
 
-// Adds up each x[i] over neighbouring `lanes` lanes. The sum of x[i] is then what lane i (of each lanes) returns
-// where there are at least N; where there are fewer, every x[i] holds it.
+// Adds up each x[i] over `lanes` neighbouring lanes, no fewer than N: the i-th of each N returns the sum of x[i].
 template <u32 N> __device__ inline float sum_of_lane(float (&x)[N], u32 lane, u32 lanes) {
-  if (lanes < N) {
-    for (u32 bit = lanes / 2; bit > 0; bit /= 2)
-#pragma unroll
-      for (u32 i = 0; i < N; ++i) x[i] += __shfl_xor_sync(ALL_LANES, x[i], bit);
-    return x[0];
-  }
   // Lanes hand over the half that they do not keep: N - 1 exchanges and not N * log2(N).
 #pragma unroll
   for (u32 n = N / 2; n > 0; n /= 2) {
@@ -59,7 +51,7 @@ __device__ inline void merge(O *dst, const float *partial, size_t step, float (*
     for (u32 c = lane; c < chunks; c += WARP) maximum = fmaxf(maximum, marks[c * step]);
     maximum = warp_max(maximum);
     for (u32 c = lane; c < chunks; c += WARP) {
-      const float share = exp2f(marks[c * step] - maximum);
+      const float share = quick_exp2(marks[c * step] - maximum);
       factor[warp][c] = share;
       sum += share * marks[c * step + 1];
     }
@@ -69,16 +61,15 @@ __device__ inline void merge(O *dst, const float *partial, size_t step, float (*
   __syncthreads();
   for (u32 n = 4 * thread; n < count * dim; n += 4 * THREADS) {
     const u32 i = n / dim;
-    float x[4] = {};
+    Four x = {};
 #pragma unroll 8
     for (u32 c = 0; c < chunks; ++c) {
       const Four part = *(const Four *)(partial + c * step + n);
 #pragma unroll
-      for (u32 e = 0; e < 4; ++e) x[e] = fmaf(factor[i][c], part.x[e], x[e]);
+      for (u32 e = 0; e < 4; ++e) x.x[e] = fmaf(factor[i][c], part.x[e], x.x[e]);
     }
     const size_t row = first_row + i / heads, head = first_head + i % heads;
-#pragma unroll
-    for (u32 e = 0; e < 4; ++e) dst[(row * shape.heads + head) * dim + n % dim + e] = narrow<O>(x[e]);
+    store(dst + (row * shape.heads + head) * dim + n % dim, x);
   }
 }
 
@@ -105,6 +96,8 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   // Lane `place` of a key has its dimensions d .. d + 8; a warp takes `together` keys at once.
   const u32 lanes = shape.lanes, together = WARP / lanes, place = lane % lanes, d = place * 8;
   const bool mine = d < dim;
+  const u32 last_key = first_position + place / heads; // that query `place` sees
+  constexpr u32 FLIGHT = sizeof(T) < 4 ? 4 : 2; // keys that a lane has under way at once
   const T *k_head = cache + size_t(kv_head) * BLOCK_SIZE * dim + d;
   const T *v_head = k_head + size_t(shape.kv_heads) * BLOCK_SIZE * dim;
   const size_t block_step = size_t(2) * shape.kv_heads * BLOCK_SIZE * dim;
@@ -140,6 +133,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
 #pragma unroll
           for (u32 e = 0; e < 8; ++e) query[i][e] = q.x[e];
         }
+#pragma unroll 1
       for (u32 step = 0; step < lanes; step += FLIGHT) {
         Eight<T> k[FLIGHT];
         fetch(k_head, step, k);
@@ -152,21 +146,18 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
 #pragma unroll
             for (u32 i = 0; i < QUERIES; ++i) dot[i] = fmaf(query[i][e], x, dot[i]);
           }
-          const float mine_alone = sum_of_lane(dot, lane, lanes);
-          const u32 j = key(step + u);
-          auto put = [&](u32 i, float x) {
-            const bool sees = i < count && first + j <= first_position + i / heads;
-            if (j < KEYS) weight[j * QUERIES + i] = sees ? x * (shape.scale * LOG2_E) : -INFINITY;
-          };
-          if (lanes >= QUERIES) {
-            if (place < QUERIES) put(place, mine_alone);
-          } else if (place == 0) {
-#pragma unroll
-            for (u32 i = 0; i < QUERIES; ++i) put(i, dot[i]);
+          const float score = sum_of_lane(dot, lane, lanes);
+          const u32 j = key(step + u), i = place;
+          if (i < QUERIES && j < KEYS) {
+            const bool sees = first + j <= last_key;
+            weight[j * QUERIES + i] = i >= count ? 0.0f : sees ? score * (shape.scale * LOG2_E) : -INFINITY;
           }
         }
       }
     }
+    // The first values are under way while the weights are made.
+    Eight<T> v[FLIGHT];
+    fetch(v_head, 0, v);
     __syncthreads();
 
     // A warp a query: e^(score - maximum) in the place of the score. Every row sees the first of its keys here, or
@@ -181,11 +172,11 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
       now = warp_max(now);
 #pragma unroll
       for (u32 n = 0; n < KEYS / WARP; ++n) {
-        const float p = exp2f(score[n] - now);
+        const float p = quick_exp2(score[n] - now);
         weight[(n * WARP + lane) * QUERIES + warp] = p;
         added += p;
       }
-      const float scale = exp2f(maximum - now);
+      const float scale = quick_exp2(maximum - now);
       maximum = now;
       sum = fmaf(sum, scale, warp_sum(added));
       if (lane == 0) factor[warp] = scale;
@@ -197,9 +188,9 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
       if (i < count)
 #pragma unroll
         for (u32 e = 0; e < 8; ++e) result[i][e] *= factor[i];
+#pragma unroll 1
     for (u32 step = 0; step < lanes; step += FLIGHT) {
-      Eight<T> v[FLIGHT];
-      fetch(v_head, step, v);
+      if (step > 0) fetch(v_head, step, v);
 #pragma unroll
       for (u32 u = 0; u < FLIGHT; ++u) {
         const u32 j = key(step + u);
@@ -208,12 +199,14 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
 #pragma unroll
         for (u32 e = 0; e < 8; ++e) x[e] = widen(v[u].x[e]);
 #pragma unroll
-        for (u32 i = 0; i < QUERIES; ++i) {
+        for (u32 i = 0; i < QUERIES; i += 4) {
+          const Four w = *(const Four *)(weight + j * QUERIES + i);
           // What a query may not see has no weight, and must not reach it as infinity or NaN either.
-          const float w = i < count ? weight[j * QUERIES + i] : 0.0f;
-          if (w != 0.0f)
 #pragma unroll
-            for (u32 e = 0; e < 8; ++e) result[i][e] = fmaf(w, x[e], result[i][e]);
+          for (u32 k = 0; k < 4; ++k)
+            if (w.x[k] != 0.0f)
+#pragma unroll
+              for (u32 e = 0; e < 8; ++e) result[i + k][e] = fmaf(w.x[k], x[e], result[i + k][e]);
         }
       }
     }
@@ -221,12 +214,15 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   }
 
 #pragma unroll
-  for (u32 i = 0; i < QUERIES; ++i)
+  for (u32 i = 0; i < QUERIES; ++i) {
+    Eight<float> x;
 #pragma unroll
     for (u32 e = 0; e < 8; ++e) {
-      for (u32 bit = lanes; bit < WARP; bit *= 2) result[i][e] += __shfl_xor_sync(ALL_LANES, result[i][e], bit);
-      if (lane < lanes && mine) sums[(warp * QUERIES + i) * dim + d + e] = result[i][e];
+      x.x[e] = result[i][e];
+      for (u32 bit = lanes; bit < WARP; bit *= 2) x.x[e] += __shfl_xor_sync(ALL_LANES, x.x[e], bit);
     }
+    if (lane < lanes && mine) *(Eight<float> *)(sums + (warp * QUERIES + i) * dim + d) = x;
+  }
   const u32 chunks = (seen + tile.keys - 1) / tile.keys;
   // All chunks of a row have slots beside each other; a slot ends with maximum and sum of each query.
   const size_t slot = size_t(QUERIES) * (dim + 2), step = gridDim.y * slot;
@@ -249,10 +245,13 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
     }
     const u32 i = n / dim;
     const size_t row = first_row + i / heads, head = first_head + i % heads;
-    if (chunks > 1) *(Four *)(own + n) = x;
-    else
+    if (chunks > 1) {
+      *(Four *)(own + n) = x;
+      continue;
+    }
 #pragma unroll
-      for (u32 e = 0; e < 4; ++e) dst[(row * shape.heads + head) * dim + n % dim + e] = narrow<O>(x.x[e] / total[i]);
+    for (u32 e = 0; e < 4; ++e) x.x[e] /= total[i];
+    store(dst + (row * shape.heads + head) * dim + n % dim, x);
   }
   if (chunks == 1) return;
 

@@ -22,6 +22,11 @@ __device__ inline char *shared() {
 }
 __device__ inline float widen(bf16 x) { return __bfloat162float(x); }
 __device__ inline float widen(f16 x) { return __half2float(x); }
+// 2^x to two units in the last place; 0 where that is less than the smallest normal number.
+__device__ inline float quick_exp2(float x) {
+  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
 template <typename T> __device__ inline T narrow(float x);
 template <> __device__ inline bf16 narrow<bf16>(float x) { return __float2bfloat16_rn(x); }
 template <> __device__ inline f16 narrow<f16>(float x) { return __float2half_rn(x); }
@@ -39,6 +44,16 @@ constexpr float LOG2_E = 1.44269504f;
 struct alignas(16) Four {
   float x[4];
 };
+// Two or four neighbouring elements, stored at once.
+template <typename T> struct alignas(sizeof(T) * 2) Pair {
+  T x[2];
+};
+template <typename T> struct alignas(sizeof(T) * 4) Quad {
+  T x[4];
+};
+template <typename T> __device__ inline void store(T *to, const Four &x) {
+  *(Quad<T> *)to = {narrow<T>(x.x[0]), narrow<T>(x.x[1]), narrow<T>(x.x[2]), narrow<T>(x.x[3])};
+}
 // Eight neighbouring elements, read in one or two accesses of 16 bytes (eight bytes for elements of one).
 template <typename T> struct alignas(sizeof(T) * 8 < 16 ? sizeof(T) * 8 : 16) Eight {
   T x[8];

@@ -6,11 +6,6 @@
 #pragma once
 #include "device.cuh"
 
-// Two neighbouring elements, stored at once.
-template <typename T> struct alignas(sizeof(T) * 2) Pair {
-  T x[2];
-};
-
 #ifdef HASHWATT_ON_HOST
 #include "mma_on_host.h"
 #else
@@ -57,11 +52,6 @@ template <> __device__ inline u32 pack<bf16>(float first, float second) {
 template <> __device__ inline u32 pack<f16>(float first, float second) {
   const __half2 both = __floats2half2_rn(first, second);
   return *(const u32 *)&both;
-}
-
-__device__ inline float quick_exp2(float x) {
-  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
-  return x;
 }
 
 // Starts to copy 16 bytes of global memory to shared memory, or to zero these where there is nothing; `from` is

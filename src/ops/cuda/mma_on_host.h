@@ -48,7 +48,6 @@ template <typename T> inline u32 pack(float first, float second) {
   memcpy(&word, both, sizeof word);
   return word;
 }
-inline float quick_exp2(float x) { return exp2f(x); }
 
 inline void copy_ahead(void *to, const void *from, bool there) {
   if (uintptr_t(to) % 16 != 0 || uintptr_t(from) % 16 != 0) on_host::stop("a copy is not aligned to 16 bytes");

@@ -269,7 +269,7 @@ impl PagedAttention<'_> {
             dim: self.head_dim as u32,
             stride: places.stride as u32,
             heads_of_block: cutting.heads as u32,
-            lanes: (self.head_dim / 8).next_power_of_two() as u32,
+            lanes: (self.head_dim / 8).next_power_of_two().max(cutting.queries) as u32,
             scale: self.scale,
         };
         let shared = cutting.queries * (2 * SPLIT_KEYS + SPLIT_WARPS * self.head_dim + 2) * size_of::<f32>();

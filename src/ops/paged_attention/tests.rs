@@ -326,3 +326,55 @@ fn what_does_not_fit_is_an_error() {
     assert!(t(2, 128).inplace_op2(&t(1, 128), &good).is_err());
     assert!(t(2, 64).inplace_op2(&t(2, 128), &good).is_err());
 }
+
+/// Every row has every chunk of its keys in exactly one tile of the split kernel, or is in one of prefill's.
+#[test]
+fn tiles_cover_the_rows_once() {
+    let spans =
+        [(1u32, 0u32), (0, 7), (1, 255), (1, 256), (9, 250), (300, 16), (8, 64 * 256 - 4), (1, 40_000)];
+    let mut row = 0;
+    let spans = spans.map(|(rows, first_position)| {
+        row += rows;
+        AttentionSpan { first_row: row - rows, rows, first_position, block_table: 0 }
+    });
+    for (heads, kv_heads) in [(8, 8), (8, 4), (12, 4), (28, 4), (16, 1), (71, 1), (200, 1)] {
+        for (cache, invariant) in [(DType::BF16, false), (DType::BF16, true), (DType::F32, false)] {
+            let cutting = Cutting::new(heads, kv_heads, 128, cache, invariant);
+            let mut tiles = vec![];
+            let split = cutting.cut(&spans, &mut tiles);
+            let mut chunks = vec![vec![]; row as usize];
+            for (i, [span, first, rows_chunk, keys]) in tiles[..split].iter().enumerate() {
+                let (span, rows, chunk) = (spans[*span as usize], rows_chunk >> 16, rows_chunk & 0xffff);
+                assert!(rows > 0 && keys.is_multiple_of(256) && chunk < 64);
+                assert!(chunk == 0 || tiles[i - 1][2] + 1 == *rows_chunk, "a row's chunks follow each other");
+                for row in *first..first + rows {
+                    let seen = span.first_position + row + 1;
+                    assert!(chunk < seen.div_ceil(*keys), "a chunk beyond what the row sees");
+                    assert_eq!(seen.div_ceil(*keys), (span.first_position + first + 1).div_ceil(*keys));
+                    chunks[(span.first_row + row) as usize].push((chunk, *keys));
+                }
+            }
+            for span in spans {
+                for row in 0..span.rows {
+                    let found = &chunks[(span.first_row + row) as usize];
+                    if cache == DType::BF16 && !invariant && span.rows > 8 {
+                        assert!(found.is_empty());
+                        continue;
+                    }
+                    let seen = span.first_position + row + 1;
+                    let keys = found[0].1;
+                    let want: Vec<_> = (0..seen.div_ceil(keys)).map(|chunk| (chunk, keys)).collect();
+                    assert_eq!(*found, want, "{heads}/{kv_heads} row {row} of {span:?}");
+                    assert!(keys == 256 || seen.div_ceil(keys) > 32, "longer chunks than needed");
+                }
+            }
+            let mut prefill: Vec<_> = tiles[split..].iter().map(|t| (t[0], t[1])).collect();
+            prefill.sort_unstable();
+            let step = 128 / (heads / kv_heads).min(100) as u32;
+            let want = if cache == DType::BF16 && !invariant { vec![(4, 9), (5, 300)] } else { vec![] };
+            let want =
+                want.into_iter().flat_map(|(i, rows)| (0..rows).step_by(step as usize).map(move |r| (i, r)));
+            assert_eq!(prefill, want.collect::<Vec<_>>());
+        }
+    }
+}
