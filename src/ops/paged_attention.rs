@@ -11,6 +11,7 @@ use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp2, Layout, Result, St
 use super::cpu::attention::{self, BLOCK, CacheElement, Group, MAX_HEAD_DIM, MAX_QUERIES, Queries, Shape};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
+use super::kv_write::{CacheScales, fp8};
 use super::launch::{Argument, Arguments, Launch, Launcher, Mirrored, Place};
 
 /// Tokens of a cache block.
@@ -54,9 +55,11 @@ struct KernelShape {
     heads_of_block: u32,
     rows_of_block: u32,
     scale: f32,
+    k_scale: f32,
+    v_scale: f32,
 }
 
-// SAFETY: seven numbers of four bytes, no padding.
+// SAFETY: nine numbers of four bytes, no padding.
 unsafe impl Argument for KernelShape {}
 
 /// What attention needs to know of a step: built once, used by every layer.
@@ -86,8 +89,9 @@ pub fn tiles(spans: &[AttentionSpan], heads: usize, kv_heads: usize, tiles: &mut
 #[derive(Clone, Copy)]
 pub struct PagedAttention<'a> {
     pub plan: AttentionPlan<'a>,
-    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, f32 or bf16; K at 0, V at 1.
+    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, f32, bf16 or FP8; K at 0, V at 1.
     pub kv: &'a Tensor,
+    pub scales: CacheScales,
     pub heads: usize,
     pub kv_heads: usize,
     /// A multiple of 8, at most 256.
@@ -148,6 +152,8 @@ impl InplaceOp2 for PagedAttentionOn<'_> {
             (CpuStorage::F32(dst), CpuStorage::BF16(kv)) => self.attend(&mut dst[d], q, &kv[start..]),
             (CpuStorage::BF16(dst), CpuStorage::F32(kv)) => self.attend(&mut dst[d], q, &kv[start..]),
             (CpuStorage::BF16(dst), CpuStorage::BF16(kv)) => self.attend(&mut dst[d], q, &kv[start..]),
+            (CpuStorage::F32(dst), CpuStorage::F8E4M3(kv)) => self.attend(&mut dst[d], q, fp8(&kv[start..])),
+            (CpuStorage::BF16(dst), CpuStorage::F8E4M3(kv)) => self.attend(&mut dst[d], q, fp8(&kv[start..])),
             (dst, kv) => bail!("paged_attention: no {:?} from a {:?} cache", dst.dtype(), kv.dtype()),
         }
         Ok(())
@@ -198,7 +204,7 @@ impl PagedAttention<'_> {
         let (_, stride) = self.rows("queries", queries_l, |found| found >= width)?;
         self.check(cache_blocks(self.kv.layout(), self.kv_heads, self.head_dim)?.0)?;
         let kv = Place::of_tensor(self.kv)?;
-        let dst = dst.holds(self.plan.rows * self.heads * self.head_dim, name)?.is(kv.dtype, name)?;
+        let dst = dst.holds(self.plan.rows * self.heads * self.head_dim, name)?;
         let queries = queries.holds(self.plan.rows * stride, name)?.is(DType::F32, name)?;
         let cut = Cut::new(self.heads / self.kv_heads);
         let blocks_of_tile = self.kv_heads * cut.group.div_ceil(cut.heads);
@@ -206,11 +212,14 @@ impl PagedAttention<'_> {
         let keys = KERNEL_KEYS * (self.head_dim + KERNEL_PAD) * kv.dtype.size_in_bytes();
         let launch = Launch {
             kernel: name,
-            types: match kv.dtype {
-                DType::F32 => &[DType::F32, DType::F32],
-                DType::F16 => &[DType::F16, DType::F16],
-                DType::BF16 => &[DType::BF16, DType::BF16],
-                other => bail!("{name}: no kernel for a cache of {other:?}"),
+            types: match (dst.dtype, kv.dtype) {
+                (DType::F32, DType::F32) => &[DType::F32, DType::F32],
+                (DType::F16, DType::F16) => &[DType::F16, DType::F16],
+                (DType::BF16, DType::BF16) => &[DType::BF16, DType::BF16],
+                (DType::F32, DType::F8E4M3) => &[DType::F32, DType::F8E4M3],
+                (DType::F16, DType::F8E4M3) => &[DType::F16, DType::F8E4M3],
+                (DType::BF16, DType::F8E4M3) => &[DType::BF16, DType::F8E4M3],
+                (dst, kv) => bail!("{name}: no kernel for {dst:?} from a cache of {kv:?}"),
             },
             grid: [self.plan.tiles.host.len() as u32, blocks_of_tile as u32, 1],
             threads: KERNEL_THREADS,
@@ -230,6 +239,8 @@ impl PagedAttention<'_> {
                     heads_of_block: cut.heads as u32,
                     rows_of_block: cut.rows as u32,
                     scale: self.scale,
+                    k_scale: self.scales.k,
+                    v_scale: self.scales.v,
                 }),
         };
         // SAFETY: `check` has seen the spans and their tables; the places hold the rows.
@@ -271,9 +282,9 @@ fn table<'a>(plan: &AttentionPlan<'a>, span: &AttentionSpan) -> Option<&'a [u32]
 
 impl PagedAttentionOn<'_> {
     fn attend<T: CacheElement, O: Element>(&self, dst: &mut [O], q: Queries<'_>, cache: &[T]) {
-        let PagedAttention { plan, heads, kv_heads, head_dim, scale, on, .. } = self.op;
+        let PagedAttention { plan, heads, kv_heads, head_dim, scale, scales, on, .. } = self.op;
         let pool = &on.pool;
-        let shape = Shape { heads, kv_heads, head_dim, scale };
+        let shape = Shape { heads, kv_heads, head_dim, scale: scale * scales.k, v_scale: scales.v };
         let cut = Cut::new(heads / kv_heads);
         let dst = SharedMut::new(dst);
         let mut tasks = 0;

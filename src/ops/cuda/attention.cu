@@ -18,6 +18,7 @@ struct Shape {
   u32 heads, kv_heads, dim, stride; // stride: floats from one row of queries to the next
   u32 heads_of_block, rows_of_block;
   float scale;
+  float k_scale, v_scale; // of what is stored; ones but for a cache of FP8
 };
 
 // A block takes `rows_of_block` rows of one sequence by `heads_of_block` query heads of one K/V head.
@@ -40,6 +41,7 @@ __device__ void paged_attention(O *dst, const float *queries, const T *cache, co
   const u32 first_row = span.first_row + skipped, first_head = kv_head * group + cut * shape.heads_of_block;
   const u32 first_position = span.first_position + skipped, seen = first_position + rows;
   const u32 *table = tables + span.block_table;
+  const float scale_of_scores = shape.scale * shape.k_scale;
 
   float *query = (float *)shared();
   float *weight = query + QUERIES * dim;
@@ -74,7 +76,7 @@ __device__ void paged_attention(O *dst, const float *queries, const T *cache, co
       if (first + j <= first_position + i / heads) {
         score = 0.0f;
         for (u32 d = 0; d < dim; ++d) score += query[i * dim + d] * widen(key[j * (dim + PAD) + d]);
-        score *= shape.scale;
+        score *= scale_of_scores;
       }
       weight[n] = score;
     }
@@ -124,7 +126,7 @@ __device__ void paged_attention(O *dst, const float *queries, const T *cache, co
     for (u32 i = 0; i < QUERIES; ++i)
       if (i < count && d < dim) {
         const size_t row = first_row + i / heads, head = first_head + i % heads;
-        dst[(row * shape.heads + head) * dim + d] = narrow<O>(result[i][part] / sum[i]);
+        dst[(row * shape.heads + head) * dim + d] = narrow<O>(result[i][part] * (shape.v_scale / sum[i]));
       }
   }
 }
@@ -137,3 +139,6 @@ __device__ void paged_attention(O *dst, const float *queries, const T *cache, co
 PAGED_ATTENTION(paged_attention_f32_f32, float, float)
 PAGED_ATTENTION(paged_attention_f16_f16, f16, f16)
 PAGED_ATTENTION(paged_attention_bf16_bf16, bf16, bf16)
+PAGED_ATTENTION(paged_attention_f32_f8e4m3, float, fp8)
+PAGED_ATTENTION(paged_attention_f16_f8e4m3, f16, fp8)
+PAGED_ATTENTION(paged_attention_bf16_f8e4m3, bf16, fp8)
