@@ -14,6 +14,7 @@ use super::workspace::Workspace;
 use crate::ops::activation::SiluMul;
 use crate::ops::exec::Exec;
 use crate::ops::gather::{Gather, SelectRows};
+use crate::ops::kv_write::CacheScales;
 use crate::ops::linear::Linear;
 use crate::ops::paged_attention::{AttentionPlan, PagedAttention};
 use crate::ops::rms_norm::RmsNorm;
@@ -47,6 +48,8 @@ struct Layer {
     post_attention_norm: Weight,
     gate_up: Projection,
     down: Projection,
+    /// Of what an FP8 cache stores.
+    cache_scales: CacheScales,
 }
 
 /// A loaded model. Immutable; replicas on one host share it.
@@ -169,6 +172,7 @@ impl Loader<'_> {
             post_attention_norm: self.norm(n.post_attention_norm, l, s.hidden)?,
             gate_up: self.projection(l, &gate_up, s.hidden, s.mlp_bias)?,
             down: self.projection(l, &[(n.down, s.hidden)], s.intermediate, s.mlp_bias)?,
+            cache_scales: CacheScales::ONE,
         })
     }
 
@@ -251,6 +255,7 @@ impl Decoder {
                 post_attention_norm: one(&layer.post_attention_norm)?,
                 gate_up: projection(&layer.gate_up)?,
                 down: projection(&layer.down)?,
+                cache_scales: layer.cache_scales,
             })
         };
         let embedding = one(&self.embedding)?;
@@ -319,7 +324,11 @@ impl Decoder {
         ws.normed.inplace_op2(&ws.residual, &self.norm(&layer.input_norm, rows, on))?;
         layer.qkv.product(&ws.qkv, &ws.normed, rows, false, on)?;
         let norms = layer.head_norms.as_ref().map(|weights| (weights, s.norm_eps));
-        let turn = Rope { rows, heads, kv_heads, head_dim, norms, on };
+        let scales = match kv.dtype() {
+            DType::F8E4M3 => layer.cache_scales,
+            _ => CacheScales::ONE,
+        };
+        let turn = Rope { rows, heads, kv_heads, head_dim, norms, scales, on };
         rope::rope_kv_write(&ws.qkv, &ws.angles, kv, &turn, input.slots)?;
         let plan = AttentionPlan {
             spans: input.spans,
@@ -330,7 +339,7 @@ impl Decoder {
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
         let scratch = Some(&ws.attention_scratch);
-        let attend = PagedAttention { plan, kv, heads, kv_heads, head_dim, scale, scratch, on };
+        let attend = PagedAttention { plan, kv, scales, heads, kv_heads, head_dim, scale, scratch, on };
         ws.attention.inplace_op2(&ws.qkv, &attend)?;
         layer.o.product(&ws.residual, &ws.attention, rows, true, on)
     }

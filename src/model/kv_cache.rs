@@ -20,6 +20,10 @@ impl KvCache {
         Ok(KvCache { layers, blocks })
     }
 
+    pub fn dtype(&self) -> DType {
+        self.layers[0].dtype()
+    }
+
     pub fn layer(&self, index: usize) -> &Tensor {
         &self.layers[index]
     }

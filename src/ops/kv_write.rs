@@ -4,10 +4,22 @@
 //! `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, rounded to its type. Knows slots, not sequences.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, bail};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, WithDType, bail};
 
 use super::cpu::Element;
+use super::cpu::fp8::F8E4M3;
 use super::paged_attention::{BLOCK_SIZE, cache_blocks};
+
+/// What a layer's stored keys and values are to be multiplied by: stored = x / scale. Ones but for FP8.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CacheScales {
+    pub k: f32,
+    pub v: f32,
+}
+
+impl CacheScales {
+    pub const ONE: CacheScales = CacheScales { k: 1.0, v: 1.0 };
+}
 
 /// Row i of K and V goes to `slots[i]` = block · [`BLOCK_SIZE`] + offset in the block. src: f32 `[capacity,
 /// ≥ column + 2 · kv_heads · head_dim]`, the keys from `column` on, the values after them.
@@ -17,6 +29,7 @@ pub struct KvWrite<'a> {
     pub column: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub scales: CacheScales,
 }
 
 impl InplaceOp2 for KvWrite<'_> {
@@ -40,6 +53,7 @@ impl InplaceOp2 for KvWrite<'_> {
         match cache {
             CpuStorage::BF16(cache) => self.write(&mut cache[start..], src, stride),
             CpuStorage::F32(cache) => self.write(&mut cache[start..], src, stride),
+            CpuStorage::F8E4M3(cache) => self.write(fp8_mut(&mut cache[start..]), src, stride),
             other => bail!("kv_write: no cache of {:?}", other.dtype()),
         }
         Ok(())
@@ -71,16 +85,29 @@ impl KvWrite<'_> {
                 let k = &rows[row * stride + head * dim..][..dim];
                 let v = &rows[row * stride + (heads + head) * dim..][..dim];
                 let to = block * 2 * half + (head * BLOCK_SIZE + offset) * dim;
-                round(k, &mut cache[to..to + dim]);
-                round(v, &mut cache[to + half..to + half + dim]);
+                round(k, self.scales.k, &mut cache[to..to + dim]);
+                round(v, self.scales.v, &mut cache[to + half..to + half + dim]);
             }
         }
     }
 }
 
-fn round<T: Element>(from: &[f32], to: &mut [T]) {
+/// Candle's FP8 numbers as ours.
+pub(super) fn fp8<T: WithDType>(all: &[T]) -> &[F8E4M3] {
+    assert_eq!(T::DTYPE, DType::F8E4M3, "called with candle's FP8 alone");
+    // SAFETY: both types are a byte that holds an e4m3 number.
+    unsafe { std::slice::from_raw_parts(all.as_ptr().cast(), all.len()) }
+}
+
+fn fp8_mut<T: WithDType>(all: &mut [T]) -> &mut [F8E4M3] {
+    assert_eq!(T::DTYPE, DType::F8E4M3, "called with candle's FP8 alone");
+    // SAFETY: as above; every byte is a number to both.
+    unsafe { std::slice::from_raw_parts_mut(all.as_mut_ptr().cast(), all.len()) }
+}
+
+fn round<T: Element>(from: &[f32], scale: f32, to: &mut [T]) {
     for (t, f) in to.iter_mut().zip(from) {
-        *t = T::narrow(*f);
+        *t = T::narrow(*f / scale);
     }
 }
 

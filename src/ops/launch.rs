@@ -161,7 +161,8 @@ impl Place {
             CpuStorage::F32(v) => (v[start..end].as_ptr() as u64, DType::F32),
             CpuStorage::F16(v) => (v[start..end].as_ptr() as u64, DType::F16),
             CpuStorage::BF16(v) => (v[start..end].as_ptr() as u64, DType::BF16),
-            _ => bail!("a kernel works on f32, f16 and bf16"),
+            CpuStorage::F8E4M3(v) => (v[start..end].as_ptr() as u64, DType::F8E4M3),
+            _ => bail!("a kernel works on f32, f16, bf16 and FP8"),
         };
         Ok(Place { address: base, elements: end - start, dtype })
     }
@@ -179,7 +180,8 @@ impl Place {
             Slice::F32(s) => (s.device_ptr(&stream).0, DType::F32),
             Slice::F16(s) => (s.device_ptr(&stream).0, DType::F16),
             Slice::BF16(s) => (s.device_ptr(&stream).0, DType::BF16),
-            _ => bail!("a kernel works on f32, f16 and bf16"),
+            Slice::F8E4M3(s) => (s.device_ptr(&stream).0, DType::F8E4M3),
+            _ => bail!("a kernel works on f32, f16, bf16 and FP8"),
         };
         Ok(Place { address: base + (start * dtype.size_in_bytes()) as u64, elements: end - start, dtype })
     }
@@ -221,6 +223,7 @@ pub fn types(dtype: DType) -> Result<&'static [DType]> {
         DType::F32 => Ok(&[DType::F32]),
         DType::F16 => Ok(&[DType::F16]),
         DType::BF16 => Ok(&[DType::BF16]),
+        DType::F8E4M3 => Ok(&[DType::F8E4M3]),
         other => bail!("there are no kernels for {other:?}"),
     }
 }

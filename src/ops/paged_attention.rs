@@ -11,6 +11,7 @@ use candle_core::{CpuStorage, CudaStorage, InplaceOp2, Layout, Result, Storage, 
 use super::cpu::attention::{self, BLOCK, CacheElement, Group, MAX_HEAD_DIM, MAX_QUERIES, Queries, Shape};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
+use super::kv_write::{CacheScales, fp8};
 use super::launch::{Mirrored, Place};
 pub use kernels::{Cutting, Tile};
 
@@ -62,8 +63,9 @@ pub struct AttentionPlan<'a> {
 #[derive(Clone, Copy)]
 pub struct PagedAttention<'a> {
     pub plan: AttentionPlan<'a>,
-    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, f32 or bf16; K at 0, V at 1.
+    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, f32, bf16 or FP8; K at 0, V at 1.
     pub kv: &'a Tensor,
+    pub scales: CacheScales,
     pub heads: usize,
     pub kv_heads: usize,
     /// A multiple of 8, at most 256.
@@ -126,6 +128,8 @@ impl InplaceOp2 for PagedAttentionOn<'_> {
             (CpuStorage::F32(dst), CpuStorage::BF16(kv)) => self.attend(&mut dst[d], q, &kv[start..]),
             (CpuStorage::BF16(dst), CpuStorage::F32(kv)) => self.attend(&mut dst[d], q, &kv[start..]),
             (CpuStorage::BF16(dst), CpuStorage::BF16(kv)) => self.attend(&mut dst[d], q, &kv[start..]),
+            (CpuStorage::F32(dst), CpuStorage::F8E4M3(kv)) => self.attend(&mut dst[d], q, fp8(&kv[start..])),
+            (CpuStorage::BF16(dst), CpuStorage::F8E4M3(kv)) => self.attend(&mut dst[d], q, fp8(&kv[start..])),
             (dst, kv) => bail!("paged_attention: no {:?} from a {:?} cache", dst.dtype(), kv.dtype()),
         }
         Ok(())
@@ -202,9 +206,9 @@ fn table<'a>(plan: &AttentionPlan<'a>, span: &AttentionSpan) -> Option<&'a [u32]
 
 impl PagedAttentionOn<'_> {
     fn attend<T: CacheElement, O: Element>(&self, dst: &mut [O], q: Queries<'_>, cache: &[T]) {
-        let PagedAttention { plan, heads, kv_heads, head_dim, scale, on, .. } = self.op;
+        let PagedAttention { plan, heads, kv_heads, head_dim, scale, scales, on, .. } = self.op;
         let pool = &on.pool;
-        let shape = Shape { heads, kv_heads, head_dim, scale };
+        let shape = Shape { heads, kv_heads, head_dim, scale: scale * scales.k, v_scale: scales.v };
         let cut = Cut::new(heads / kv_heads);
         let dst = SharedMut::new(dst);
         let mut tasks = 0;

@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 
 use super::exec::Exec;
-use super::kv_write::KvWrite;
+use super::kv_write::{CacheScales, KvWrite};
 use super::launch::{self, Argument, Arguments, Launch, Launcher, Mirrored, Place};
 use super::paged_attention::{BLOCK_SIZE, cache_blocks};
 use super::rms_norm::inverse_rms;
@@ -89,14 +89,14 @@ pub fn rope_kv_write(
     op: &Rope<'_>,
     slots: Mirrored<'_, u32>,
 ) -> Result<()> {
-    let Rope { heads, kv_heads, head_dim, .. } = *op;
+    let Rope { heads, kv_heads, head_dim, scales, .. } = *op;
     match &op.on.launcher {
         Some(launcher) => op.launch(&**launcher, qkv, angles, cache, slots),
         None => {
             qkv.inplace_op2(angles, op)?;
             cache.inplace_op2(
                 qkv,
-                &KvWrite { slots: slots.host, column: heads * head_dim, kv_heads, head_dim },
+                &KvWrite { slots: slots.host, column: heads * head_dim, kv_heads, head_dim, scales },
             )
         }
     }
@@ -123,6 +123,8 @@ pub struct Rope<'a> {
     pub head_dim: usize,
     /// Weights `[head_dim]` for queries and keys, and epsilon, of the norm each head gets first.
     pub norms: Option<(&'a [Weight; 2], f32)>,
+    /// Of what is stored; turning knows nothing of them.
+    pub scales: CacheScales,
     pub on: &'a Exec,
 }
 
@@ -172,7 +174,9 @@ impl Rope<'_> {
                     dim: self.head_dim as u32,
                 })
                 .with(stride as u32)
-                .with(self.norms.map_or(0.0, |(_, eps)| eps)),
+                .with(self.norms.map_or(0.0, |(_, eps)| eps))
+                .with(self.scales.k)
+                .with(self.scales.v),
         };
         // SAFETY: places hold the rows and slots lie in the cache, as checked. The kernel writes to `qkv` and
         // `cache`, which nobody else touches while a step runs.

@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::attention_scalar::Plain;
+use super::fp8::F8E4M3;
 use super::{Element, Isa, SharedMut};
 #[cfg(target_arch = "x86_64")]
 use super::{attention_avx2::Avx2, attention_avx512::Avx512};
@@ -33,6 +34,8 @@ pub struct Shape {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub scale: f32,
+    /// Of the stored values: what is accumulated is multiplied by it.
+    pub v_scale: f32,
 }
 
 /// Query rows; each begins with its heads and is `stride` long.
@@ -141,6 +144,14 @@ impl CacheElement for half::bf16 {
     type Avx2 = Avx2<half::bf16>;
 }
 
+impl CacheElement for F8E4M3 {
+    type Scalar = Plain<F8E4M3>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = Avx512<F8E4M3>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = Avx2<F8E4M3>;
+}
+
 /// Computes a group. q: `[rows, stride]`, dst: `[rows, heads · head_dim]`, cache: `[blocks, 2, kv_heads,
 /// BLOCK, head_dim]`.
 ///
@@ -224,7 +235,7 @@ unsafe fn attend_with<K: Kernels, O: Element>(
         }
     }
     for i in 0..queries {
-        let inverse = 1.0 / work.softmax[i].sum;
+        let inverse = shape.v_scale / work.softmax[i].sum;
         for d in 0..dim {
             // SAFETY: acc is written for all queries; the place lies within dst and is ours alone.
             unsafe {

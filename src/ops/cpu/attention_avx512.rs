@@ -13,6 +13,7 @@ use super::Element;
 use super::attention::{BLOCK, Kernels, Mix, Softmax, TILE, TILE_BLOCKS};
 use super::avx512::{Wide, exp, first, join_quarters, sum_quarters};
 use super::dot_avx512::{Bf16Pairs, Product, Widened};
+use super::fp8::F8E4M3;
 
 const LANES: usize = 16;
 
@@ -33,6 +34,11 @@ impl Stored for bf16 {
 impl Stored for f32 {
     type Query = f32;
     type Score = Widened<f32, f32>;
+}
+
+impl Stored for F8E4M3 {
+    type Query = f32;
+    type Score = Widened<F8E4M3, f32>;
 }
 
 impl<T: Stored> Kernels for Avx512<T> {

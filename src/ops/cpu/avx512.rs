@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::attention_scalar::{EXP_LOW, EXP_TERMS, LN2_HIGH, LN2_LOW};
+use super::fp8::F8E4M3;
 
 /// An element type that loads as sixteen f32.
 pub trait Wide: Copy {
@@ -60,6 +61,19 @@ impl Wide for f16 {
     }
 }
 
+impl Wide for F8E4M3 {
+    #[inline(always)]
+    unsafe fn load(p: *const F8E4M3) -> __m512 {
+        // SAFETY: the caller's promises.
+        unsafe { widen_fp8(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(p: *const F8E4M3, n: usize) -> __m512 {
+        // SAFETY: the mask lets no lane beyond n be read.
+        unsafe { widen_fp8(_mm_maskz_loadu_epi8(first(n), p.cast())) }
+    }
+}
+
 /// The mask of the first `n` < 16 lanes.
 #[inline(always)]
 pub fn first(n: usize) -> __mmask16 {
@@ -70,6 +84,19 @@ pub fn first(n: usize) -> __mmask16 {
 #[target_feature(enable = "avx512f")]
 fn widen(x: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+/// By way of f16, whose exponents are 8 higher: its subnormals cost nothing to convert.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn widen_fp8(x: __m128i) -> __m512 {
+    let x = _mm256_cvtepu8_epi16(x);
+    let magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
+    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(x, _mm256_set1_epi16(0x80)));
+    let nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
+    let nan = _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00));
+    let half = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16::<7>(magnitude), sign), nan);
+    _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0))
 }
 
 /// Sums of four vectors, one in each lane of every quarter; the quarters are still apart.

@@ -3,7 +3,7 @@
 // A block takes 128 query vectors: rows of one sequence by the query heads of one K/V head, so that a short chunk
 // of a prompt fills it too. A warp has 16 of them, their queries and results in registers. Keys and values come
 // in tiles counted from position 0, the next one under way while one is worked on. Queries and weights are rounded
-// to the cache's type, sums are f32. A row's result does not depend on who shares its block: what it does not see
+// to two bytes as the result is, sums are f32; keys and values of FP8 become such in shared memory. A row's result does not depend on who shares its block: what it does not see
 // adds exact zeros.
 #include "attention.cuh"
 #include "mma.cuh"
@@ -20,16 +20,19 @@ struct Tile {
 struct Shape {
   u32 heads, kv_heads, stride; // stride: floats from one row of queries to the next
   u32 heads_of_block, rows_of_block;
-  float scale; // more than 0
+  float scale, k_scale, v_scale; // of scores, and of what is stored: ones but for a cache of FP8; more than 0
 };
 
 // blockIdx.x: the tile; blockIdx.y: K/V head, then the part of its query heads.
-// queries: f32 [rows, stride], turned; cache: T [blocks, 2, kv_heads, BLOCK_SIZE, DIM]; dst: T [rows, heads, DIM].
-// shared: T [2 (in turn), 2 (K, V), KEYS, DIM + PAD].
-template <typename T, u32 DIM, u32 KEYS>
-__device__ void attention_prefill(T *dst, const float *queries, const T *cache, const Span *spans, const u32 *tables,
+// queries: f32 [rows, stride], turned; cache: C [blocks, 2, kv_heads, BLOCK_SIZE, DIM]; dst: T [rows, heads, DIM].
+// shared: T [2 (in turn), 2 (K, V), KEYS, DIM + PAD], or where C is not T, T [2, KEYS, DIM + PAD] and then
+// C [2 (in turn), 2, KEYS, DIM].
+template <u32 DIM, u32 KEYS, typename T, typename C>
+__device__ void attention_prefill(T *dst, const float *queries, const C *cache, const Span *spans, const u32 *tables,
                                   const Tile *tiles, Shape shape) {
-  constexpr u32 ROW = DIM + PAD, STEPS = DIM / 16, PIECES = DIM / 8; // a piece: 16 bytes
+  constexpr bool CONVERTS = sizeof(C) < sizeof(T);
+  constexpr u32 ROW = DIM + PAD, STEPS = DIM / 16;
+  constexpr u32 COPIED_ROW = CONVERTS ? DIM : ROW, PIECE = 16 / sizeof(C), PIECES = DIM / PIECE;
   const Tile tile = tiles[blockIdx.x];
   const Span span = spans[tile.span];
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -42,16 +45,17 @@ __device__ void attention_prefill(T *dst, const float *queries, const T *cache, 
   const u32 seen = first_position + rows;
   const u32 *table = tables + span.block_table;
   T *staged = (T *)shared();
+  C *copied = (C *)(staged + (CONVERTS ? 2 * KEYS * ROW : 0));
 
   auto fetch = [&](u32 first, u32 turn) {
-    T *keys = staged + turn * 2 * KEYS * ROW, *values = keys + KEYS * ROW;
+    C *keys = copied + turn * 2 * KEYS * COPIED_ROW, *values = keys + KEYS * COPIED_ROW;
     for (u32 n = threadIdx.x; n < KEYS * PIECES; n += THREADS) {
-      const u32 j = n / PIECES, at = n % PIECES * 8, position = first + j;
+      const u32 j = n / PIECES, at = n % PIECES * PIECE, position = first + j;
       const bool there = position < seen; // else zero: what has no weight must not be NaN
       const size_t block = there ? table[position / BLOCK_SIZE] : 0;
-      const T *from = cache + ((block * 2 * shape.kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * DIM + at;
-      copy_ahead(keys + j * ROW + at, from, there);
-      copy_ahead(values + j * ROW + at, from + size_t(shape.kv_heads) * BLOCK_SIZE * DIM, there);
+      const C *from = cache + ((block * 2 * shape.kv_heads + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE) * DIM + at;
+      copy_ahead(keys + j * COPIED_ROW + at, from, there);
+      copy_ahead(values + j * COPIED_ROW + at, from + size_t(shape.kv_heads) * BLOCK_SIZE * DIM, there);
     }
     close_copies();
   };
@@ -80,14 +84,25 @@ __device__ void attention_prefill(T *dst, const float *queries, const T *cache, 
       }
   }
 
-  const float scale = shape.scale * LOG2_E;
-  float result[PIECES][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+  const float scale = shape.scale * shape.k_scale * LOG2_E;
+  float result[DIM / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
   for (u32 first = 0, turn = 0; first < seen; first += KEYS, turn ^= 1) {
     await_copies<0>();
     __syncthreads();
     if (first + KEYS < seen) fetch(first + KEYS, turn ^ 1);
+    const T *keys = staged + (CONVERTS ? 0 : turn * 2 * KEYS * ROW), *values = keys + KEYS * ROW;
+    if constexpr (CONVERTS) {
+      const C *from = copied + turn * 2 * KEYS * DIM;
+      for (u32 n = 8 * threadIdx.x; n < 2 * KEYS * DIM; n += 8 * THREADS) {
+        const Eight<C> x = eight(from + n);
+        Eight<T> y;
+#pragma unroll
+        for (u32 e = 0; e < 8; ++e) y.x[e] = narrow<T>(widen(x.x[e]));
+        *(Eight<T> *)(staged + n / DIM * ROW + n % DIM) = y;
+      }
+      __syncthreads();
+    }
     if (!has_any || first > last_position) continue;
-    const T *keys = staged + turn * 2 * KEYS * ROW, *values = keys + KEYS * ROW;
 
     // score[n]: the lane's vectors by keys 8n + 2(lane % 4), + 1.
     float score[KEYS / 8][4] = {};
@@ -127,7 +142,7 @@ __device__ void attention_prefill(T *dst, const float *queries, const T *cache, 
         }
       sum[half] = fmaf(sum[half], factor, added);
 #pragma unroll
-      for (u32 n = 0; n < PIECES; ++n) {
+      for (u32 n = 0; n < DIM / 8; ++n) {
         result[n][2 * half] *= factor;
         result[n][2 * half + 1] *= factor;
       }
@@ -155,9 +170,9 @@ __device__ void attention_prefill(T *dst, const float *queries, const T *cache, 
     all += __shfl_xor_sync(ALL_LANES, all, 2);
     if (vector[half] >= count) continue;
     T *to = dst + place(vector[half]) * DIM + 2 * (lane % 4);
-    const float share = 1.0f / all;
+    const float share = shape.v_scale / all;
 #pragma unroll
-    for (u32 n = 0; n < PIECES; ++n) {
+    for (u32 n = 0; n < DIM / 8; ++n) {
       const Pair<T> two = {narrow<T>(result[n][2 * half] * share), narrow<T>(result[n][2 * half + 1] * share)};
       *(Pair<T> *)(to + n * 8) = two;
     }
@@ -165,16 +180,24 @@ __device__ void attention_prefill(T *dst, const float *queries, const T *cache, 
 }
 
 // 64 keys of up to 128 dimensions, or 32 of 256, twice: at most 68 KiB, which every architecture has.
-#define ATTENTION_PREFILL(name, T, DIM, KEYS)                                                                         \
-  BOUNDED_KERNEL(THREADS, 1, name, T *dst, const float *queries, const T *cache, const Span *spans,                   \
+#define ATTENTION_PREFILL(name, DIM, KEYS, T, C)                                                                      \
+  BOUNDED_KERNEL(THREADS, 1, name, T *dst, const float *queries, const C *cache, const Span *spans,                   \
                  const u32 *tables, const Tile *tiles, Shape shape) {                                                 \
-    attention_prefill<T, DIM, KEYS>(dst, queries, cache, spans, tables, tiles, shape);                                \
+    attention_prefill<DIM, KEYS>(dst, queries, cache, spans, tables, tiles, shape);                                   \
   }
-ATTENTION_PREFILL(attention_prefill_64_f16_f16, f16, 64, 64)
-ATTENTION_PREFILL(attention_prefill_96_f16_f16, f16, 96, 64)
-ATTENTION_PREFILL(attention_prefill_128_f16_f16, f16, 128, 64)
-ATTENTION_PREFILL(attention_prefill_256_f16_f16, f16, 256, 32)
-ATTENTION_PREFILL(attention_prefill_64_bf16_bf16, bf16, 64, 64)
-ATTENTION_PREFILL(attention_prefill_96_bf16_bf16, bf16, 96, 64)
-ATTENTION_PREFILL(attention_prefill_128_bf16_bf16, bf16, 128, 64)
-ATTENTION_PREFILL(attention_prefill_256_bf16_bf16, bf16, 256, 32)
+ATTENTION_PREFILL(attention_prefill_64_f16_f16, 64, 64, f16, f16)
+ATTENTION_PREFILL(attention_prefill_96_f16_f16, 96, 64, f16, f16)
+ATTENTION_PREFILL(attention_prefill_128_f16_f16, 128, 64, f16, f16)
+ATTENTION_PREFILL(attention_prefill_256_f16_f16, 256, 32, f16, f16)
+ATTENTION_PREFILL(attention_prefill_64_bf16_bf16, 64, 64, bf16, bf16)
+ATTENTION_PREFILL(attention_prefill_96_bf16_bf16, 96, 64, bf16, bf16)
+ATTENTION_PREFILL(attention_prefill_128_bf16_bf16, 128, 64, bf16, bf16)
+ATTENTION_PREFILL(attention_prefill_256_bf16_bf16, 256, 32, bf16, bf16)
+ATTENTION_PREFILL(attention_prefill_64_f16_f8e4m3, 64, 64, f16, fp8)
+ATTENTION_PREFILL(attention_prefill_96_f16_f8e4m3, 96, 64, f16, fp8)
+ATTENTION_PREFILL(attention_prefill_128_f16_f8e4m3, 128, 64, f16, fp8)
+ATTENTION_PREFILL(attention_prefill_256_f16_f8e4m3, 256, 32, f16, fp8)
+ATTENTION_PREFILL(attention_prefill_64_bf16_f8e4m3, 64, 64, bf16, fp8)
+ATTENTION_PREFILL(attention_prefill_96_bf16_f8e4m3, 96, 64, bf16, fp8)
+ATTENTION_PREFILL(attention_prefill_128_bf16_f8e4m3, 128, 64, bf16, fp8)
+ATTENTION_PREFILL(attention_prefill_256_bf16_f8e4m3, 256, 32, bf16, fp8)

@@ -21,7 +21,7 @@ struct Tile {
 struct Shape {
   u32 heads, kv_heads, dim, stride; // stride: floats from one row of queries to the next
   u32 heads_of_block, lanes;        // lanes that share a key, 8 elements each: a power of two, no fewer than QUERIES
-  float scale;
+  float scale, k_scale, v_scale; // of scores, and of what is stored: ones but for a cache of FP8
 };
 
 // Adds up each x[i] over `lanes` neighbouring lanes, no fewer than N: the i-th of each N returns the sum of x[i].
@@ -56,7 +56,7 @@ __device__ inline void merge(O *dst, const float *partial, size_t step, float (*
       sum += share * marks[c * step + 1];
     }
     sum = warp_sum(sum);
-    for (u32 c = lane; c < chunks; c += WARP) factor[warp][c] /= sum;
+    for (u32 c = lane; c < chunks; c += WARP) factor[warp][c] *= shape.v_scale / sum;
   }
   __syncthreads();
   for (u32 n = 4 * thread; n < count * dim; n += 4 * THREADS) {
@@ -105,6 +105,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   float *weights = (float *)shared();                            // [2, KEYS, QUERIES], in turn
   float *sums = weights + 2 * KEYS * QUERIES;                    // [WARPS, QUERIES, dim]
   float *factor = sums + WARPS * QUERIES * dim, *total = factor + QUERIES;
+  const float scale = shape.scale * shape.k_scale * LOG2_E;
   float maximum = -INFINITY, sum = 0.0f;                         // of query `warp`
   float result[QUERIES][8] = {};
 
@@ -150,7 +151,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
           const u32 j = key(step + u), i = place;
           if (i < QUERIES && j < KEYS) {
             const bool sees = first + j <= last_key;
-            weight[j * QUERIES + i] = i >= count ? 0.0f : sees ? score * (shape.scale * LOG2_E) : -INFINITY;
+            weight[j * QUERIES + i] = i >= count ? 0.0f : sees ? score * scale : -INFINITY;
           }
         }
       }
@@ -176,10 +177,10 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
         weight[(n * WARP + lane) * QUERIES + warp] = p;
         added += p;
       }
-      const float scale = quick_exp2(maximum - now);
+      const float before = quick_exp2(maximum - now);
       maximum = now;
-      sum = fmaf(sum, scale, warp_sum(added));
-      if (lane == 0) factor[warp] = scale;
+      sum = fmaf(sum, before, warp_sum(added));
+      if (lane == 0) factor[warp] = before;
     }
     __syncthreads();
 
@@ -250,7 +251,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
       continue;
     }
 #pragma unroll
-    for (u32 e = 0; e < 4; ++e) x.x[e] /= total[i];
+    for (u32 e = 0; e < 4; ++e) x.x[e] *= shape.v_scale / total[i];
     store(dst + (row * shape.heads + head) * dim + n % dim, x);
   }
   if (chunks == 1) return;
@@ -280,3 +281,9 @@ ATTENTION_SPLIT(attention_split_4_f16_f16, 4, f16, f16)
 ATTENTION_SPLIT(attention_split_8_f16_f16, 8, f16, f16)
 ATTENTION_SPLIT(attention_split_4_bf16_bf16, 4, bf16, bf16)
 ATTENTION_SPLIT(attention_split_8_bf16_bf16, 8, bf16, bf16)
+ATTENTION_SPLIT(attention_split_4_f32_f8e4m3, 4, float, fp8)
+ATTENTION_SPLIT(attention_split_8_f32_f8e4m3, 8, float, fp8)
+ATTENTION_SPLIT(attention_split_4_f16_f8e4m3, 4, f16, fp8)
+ATTENTION_SPLIT(attention_split_8_f16_f8e4m3, 8, f16, fp8)
+ATTENTION_SPLIT(attention_split_4_bf16_f8e4m3, 4, bf16, fp8)
+ATTENTION_SPLIT(attention_split_8_bf16_f8e4m3, 8, bf16, fp8)

@@ -10,8 +10,10 @@
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 typedef __nv_bfloat16 bf16;
 typedef __half f16;
+typedef __nv_fp8_e4m3 fp8; // in kernels' names f8e4m3
 #define KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
 // For so many threads, of which the registers of a multiprocessor are to hold so many blocks.
 #define BOUNDED_KERNEL(threads, blocks, name, ...)                                                                    \
@@ -22,6 +24,7 @@ __device__ inline char *shared() {
 }
 __device__ inline float widen(bf16 x) { return __bfloat162float(x); }
 __device__ inline float widen(f16 x) { return __half2float(x); }
+__device__ inline float widen(fp8 x) { return float(x); }
 // 2^x to two units in the last place; 0 where that is less than the smallest normal number.
 __device__ inline float quick_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
@@ -30,6 +33,8 @@ __device__ inline float quick_exp2(float x) {
 template <typename T> __device__ inline T narrow(float x);
 template <> __device__ inline bf16 narrow<bf16>(float x) { return __float2bfloat16_rn(x); }
 template <> __device__ inline f16 narrow<f16>(float x) { return __float2half_rn(x); }
+// To the nearest, ties to even; beyond 448 it is 448, NaN stays NaN.
+template <> __device__ inline fp8 narrow<fp8>(float x) { return fp8(x); }
 #endif
 
 typedef unsigned int u32;

@@ -43,6 +43,9 @@ typedef _Float16 f16;
 struct bf16 {
   uint16_t bits;
 };
+struct fp8 { // e4m3: 4 bits of exponent, 3 of mantissa, NaN at 0x7f and 0xff, no infinity
+  uint8_t bits;
+};
 inline float widen(bf16 x) {
   uint32_t bits = uint32_t(x.bits) << 16;
   float value;
@@ -50,6 +53,13 @@ inline float widen(bf16 x) {
   return value;
 }
 inline float widen(f16 x) { return float(x); }
+inline float widen(fp8 x) {
+  const int exponent = x.bits >> 3 & 15, mantissa = x.bits & 7;
+  const float value = exponent == 15 && mantissa == 7 ? NAN
+                      : exponent == 0                 ? ldexpf(mantissa, -9)
+                                                      : ldexpf(8 + mantissa, exponent - 10);
+  return x.bits & 0x80 ? -value : value;
+}
 template <typename T> T narrow(float x);
 template <> inline f16 narrow<f16>(float x) { return f16(x); }
 template <> inline bf16 narrow<bf16>(float x) {
@@ -57,6 +67,18 @@ template <> inline bf16 narrow<bf16>(float x) {
   memcpy(&bits, &x, sizeof bits);
   if (x != x) return {uint16_t(bits >> 16 | 0x40)};
   return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+template <> inline fp8 narrow<fp8>(float x) {
+  if (x != x) return {0x7f};
+  const float magnitude = std::min(fabsf(x), 448.0f);
+  int exponent;
+  frexpf(magnitude, &exponent);
+  // Numbers lie this far apart here; nearbyint rounds ties to even.
+  const float apart = ldexpf(1.0f, max(exponent - 4, -9));
+  const float rounded = nearbyintf(magnitude / apart) * apart;
+  uint8_t bits = 0;
+  while (bits < 0x7e && widen(fp8{bits}) < rounded) ++bits;
+  return {uint8_t(bits | (std::signbit(x) ? 0x80 : 0))};
 }
 
 namespace on_host {

@@ -25,9 +25,10 @@ struct Heads {
 // qkv: f32 [rows, stride], turned in place where it holds queries; angles: f32 [rows, dim];
 // cache: T [blocks, 2, keys, BLOCK_SIZE, dim], written where slots[row] = block * BLOCK_SIZE + offset says.
 // norms: weights [dim] of the norm that each query and key head gets first, or null.
+// What is stored is divided by k_scale or v_scale: ones but for a cache of FP8.
 template <typename T>
 __device__ void rope_kv_write(float *qkv, T *cache, const float *angles, const u32 *slots, const float *q_norm,
-                              const float *k_norm, Heads heads, u32 stride, float eps) {
+                              const float *k_norm, Heads heads, u32 stride, float eps, float k_scale, float v_scale) {
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   const u32 row = blockIdx.x, half = heads.dim / 2;
   const float *cosines = angles + size_t(row) * heads.dim, *sines = cosines + half;
@@ -60,22 +61,20 @@ __device__ void rope_kv_write(float *qkv, T *cache, const float *angles, const u
         x[i] = low;
         x[half + i] = high;
       } else {
-        place[i] = narrow<T>(low);
-        place[half + i] = narrow<T>(high);
+        const float stored = is_value ? v_scale : k_scale;
+        place[i] = narrow<T>(low / stored);
+        place[half + i] = narrow<T>(high / stored);
       }
     }
   }
 }
 
-KERNEL(rope_kv_write_f32, float *qkv, float *cache, const float *angles, const u32 *slots, const float *q_norm,
-       const float *k_norm, Heads heads, u32 stride, float eps) {
-  rope_kv_write(qkv, cache, angles, slots, q_norm, k_norm, heads, stride, eps);
-}
-KERNEL(rope_kv_write_f16, float *qkv, f16 *cache, const float *angles, const u32 *slots, const float *q_norm,
-       const float *k_norm, Heads heads, u32 stride, float eps) {
-  rope_kv_write(qkv, cache, angles, slots, q_norm, k_norm, heads, stride, eps);
-}
-KERNEL(rope_kv_write_bf16, float *qkv, bf16 *cache, const float *angles, const u32 *slots, const float *q_norm,
-       const float *k_norm, Heads heads, u32 stride, float eps) {
-  rope_kv_write(qkv, cache, angles, slots, q_norm, k_norm, heads, stride, eps);
-}
+#define ROPE_KV_WRITE(name, T)                                                                                        \
+  KERNEL(name, float *qkv, T *cache, const float *angles, const u32 *slots, const float *q_norm,                      \
+         const float *k_norm, Heads heads, u32 stride, float eps, float k_scale, float v_scale) {                     \
+    rope_kv_write(qkv, cache, angles, slots, q_norm, k_norm, heads, stride, eps, k_scale, v_scale);                   \
+  }
+ROPE_KV_WRITE(rope_kv_write_f32, float)
+ROPE_KV_WRITE(rope_kv_write_f16, f16)
+ROPE_KV_WRITE(rope_kv_write_bf16, bf16)
+ROPE_KV_WRITE(rope_kv_write_f8e4m3, fp8)

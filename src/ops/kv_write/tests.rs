@@ -20,7 +20,7 @@ fn rows_land_in_their_slots_and_nothing_else_changes() {
         let before = Tensor::full(f32::NAN, (4, column), &Device::Cpu).unwrap();
         let rows = Tensor::cat(&[&before, &row(0.0), &row(100.0)], 1).unwrap();
         let slots = [35u32, 0, 17];
-        let op = KvWrite { slots: &slots, column, kv_heads: heads, head_dim: dim };
+        let op = KvWrite { slots: &slots, column, kv_heads: heads, head_dim: dim, scales: CacheScales::ONE };
         cache.inplace_op2(&rows, &op).unwrap();
         let got: Vec<f32> = cache.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         for (i, got) in got.iter().enumerate() {
@@ -41,7 +41,12 @@ fn rounding_is_to_the_nearest_even() {
     let x = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.01 / 256.0, f32::INFINITY, -0.0, 3e38, 1e-40, 0.5];
     let k = Tensor::new(&[x], &Device::Cpu).unwrap();
     let rows = Tensor::cat(&[&k, &k], 1).unwrap();
-    cache.inplace_op2(&rows, &KvWrite { slots: &[1], column: 0, kv_heads: 1, head_dim: 8 }).unwrap();
+    cache
+        .inplace_op2(
+            &rows,
+            &KvWrite { slots: &[1], column: 0, kv_heads: 1, head_dim: 8, scales: CacheScales::ONE },
+        )
+        .unwrap();
     let got: Vec<half::bf16> = cache.flatten_all().unwrap().to_vec1().unwrap();
     for (i, x) in x.iter().enumerate() {
         assert_eq!(got[8 + i].to_bits(), half::bf16::from_f32(*x).to_bits(), "{x}");
@@ -50,10 +55,27 @@ fn rounding_is_to_the_nearest_even() {
 }
 
 #[test]
+fn fp8_is_stored_by_its_scale() {
+    let cache = Tensor::zeros((1, 2, 1, BLOCK_SIZE, 8), DType::F8E4M3, &Device::Cpu).unwrap();
+    let k = [0.0, 1.0, -3.0, 0.3, 1e9, -1e9, f32::NAN, 2e-3];
+    let k = Tensor::new(&[k], &Device::Cpu).unwrap();
+    let rows = Tensor::cat(&[&k, &k], 1).unwrap();
+    let scales = CacheScales { k: 0.5, v: 4.0 };
+    cache.inplace_op2(&rows, &KvWrite { slots: &[1], column: 0, kv_heads: 1, head_dim: 8, scales }).unwrap();
+    let got: Vec<f32> = cache.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let same = |got: &[f32], want: &[f32]| {
+        let alike = |(g, w): (&f32, &f32)| g == w || g.is_nan() && w.is_nan();
+        assert!(got.iter().zip(want).all(alike), "{got:?}, not {want:?}");
+    };
+    same(&got[8..16], &[0.0, 2.0, -6.0, 0.625, 448.0, -448.0, f32::NAN, 2.0 / 512.0]);
+    same(&got[128 + 8..128 + 16], &[0.0, 0.25, -0.75, 0.078_125, 448.0, -448.0, f32::NAN, 0.0]);
+}
+
+#[test]
 fn what_does_not_fit_is_an_error() {
     let cache = Tensor::zeros((2, 2, 1, BLOCK_SIZE, 8), DType::F32, &Device::Cpu).unwrap();
     let rows = Tensor::zeros((2, 16), DType::F32, &Device::Cpu).unwrap();
-    let op = KvWrite { slots: &[0, 31], column: 0, kv_heads: 1, head_dim: 8 };
+    let op = KvWrite { slots: &[0, 31], column: 0, kv_heads: 1, head_dim: 8, scales: CacheScales::ONE };
     cache.inplace_op2(&rows, &op).unwrap();
     assert!(cache.inplace_op2(&rows, &KvWrite { slots: &[0, 32], ..op }).is_err());
     assert!(cache.inplace_op2(&rows, &KvWrite { slots: &[0, 1, 2], ..op }).is_err());

@@ -48,21 +48,22 @@ pub struct Cutting {
 }
 
 impl Cutting {
-    /// `heads` is a multiple of `kv_heads`, which is not 0; `cache` is the type of keys and values. With
+    /// `heads` is a multiple of `kv_heads`, which is not 0; `activations` is the type that attention
+    /// writes, whatever the cache's. With
     /// `batch_invariant` one kernel takes every row, so that a row is the same whether it comes with a prompt or
     /// alone.
     pub fn new(
         heads: usize,
         kv_heads: usize,
         head_dim: usize,
-        cache: DType,
+        activations: DType,
         batch_invariant: bool,
     ) -> Cutting {
         let group = heads / kv_heads;
         let queries = if group <= 4 { 4 } else { 8 };
         let parts = group.div_ceil(queries);
         let prefill = !batch_invariant
-            && matches!(cache, DType::F16 | DType::BF16)
+            && matches!(activations, DType::F16 | DType::BF16)
             && matches!(head_dim, 64 | 96 | 128 | 256);
         let prefill_heads = prefill.then(|| group.div_ceil(group.div_ceil(PREFILL_QUERIES)));
         Cutting { queries, heads: group.div_ceil(parts), parts, kv_heads, prefill_heads }
@@ -137,9 +138,11 @@ struct SplitShape {
     heads_of_block: u32,
     lanes: u32,
     scale: f32,
+    k_scale: f32,
+    v_scale: f32,
 }
 
-// SAFETY: seven numbers of four bytes, no padding.
+// SAFETY: nine numbers of four bytes, no padding.
 unsafe impl Argument for SplitShape {}
 
 #[repr(C)]
@@ -151,9 +154,11 @@ struct PrefillShape {
     heads_of_block: u32,
     rows_of_block: u32,
     scale: f32,
+    k_scale: f32,
+    v_scale: f32,
 }
 
-// SAFETY: six numbers of four bytes, no padding.
+// SAFETY: eight numbers of four bytes, no padding.
 unsafe impl Argument for PrefillShape {}
 
 /// Where an operation's tensors lie.
@@ -177,7 +182,7 @@ impl PagedAttention<'_> {
         let (_, stride) = self.rows("queries", queries_l, |found| found >= width)?;
         self.check(cache_blocks(self.kv.layout(), self.kv_heads, self.head_dim)?.0)?;
         let kv = Place::of_tensor(self.kv)?;
-        let dst = dst.holds(self.plan.rows * width, name)?.is(kv.dtype, name)?;
+        let dst = dst.holds(self.plan.rows * width, name)?;
         let queries = queries.holds(self.plan.rows * stride, name)?.is(DType::F32, name)?;
         if !stride.is_multiple_of(4) || [dst, queries, kv].iter().any(|p| !p.address.is_multiple_of(16)) {
             bail!("{name}: kernels want rows of queries ({stride} floats) and tensors that begin at 16 bytes")
@@ -186,15 +191,18 @@ impl PagedAttention<'_> {
         if self.scale.is_nan() || self.scale <= 0.0 {
             bail!("{name}: a scale of {}", self.scale)
         }
-        let types: &'static [DType] = match kv.dtype {
-            DType::F32 => &[DType::F32, DType::F32],
-            DType::F16 => &[DType::F16, DType::F16],
-            DType::BF16 => &[DType::BF16, DType::BF16],
-            other => bail!("{name}: no kernel for a cache of {other:?}"),
+        let types: &'static [DType] = match (dst.dtype, kv.dtype) {
+            (DType::F32, DType::F32) => &[DType::F32, DType::F32],
+            (DType::F16, DType::F16) => &[DType::F16, DType::F16],
+            (DType::BF16, DType::BF16) => &[DType::BF16, DType::BF16],
+            (DType::F32, DType::F8E4M3) => &[DType::F32, DType::F8E4M3],
+            (DType::F16, DType::F8E4M3) => &[DType::F16, DType::F8E4M3],
+            (DType::BF16, DType::F8E4M3) => &[DType::BF16, DType::F8E4M3],
+            (dst, kv) => bail!("{name}: no kernel for {dst:?} from a cache of {kv:?}"),
         };
         let places = Places { dst, queries, kv, stride, types };
         let invariant = self.on.batch_invariant;
-        let cutting = Cutting::new(self.heads, self.kv_heads, self.head_dim, kv.dtype, invariant);
+        let cutting = Cutting::new(self.heads, self.kv_heads, self.head_dim, dst.dtype, invariant);
         let tiles = self.plan.tiles.host;
         let Some((split, prefill)) = tiles.split_at_checked(self.plan.split_tiles) else {
             bail!("{name}: {} tiles of {} are for the split kernel", self.plan.split_tiles, tiles.len())
@@ -224,14 +232,21 @@ impl PagedAttention<'_> {
             bail!("{}: tiles for a prefill kernel that is not to be used", Self::NAME)
         };
         let parts = (self.heads / self.kv_heads).div_ceil(heads);
-        let rows = keys * (self.head_dim + PREFILL_PAD);
+        let [padded, packed] =
+            [(self.head_dim + PREFILL_PAD) * places.dst.dtype.size_in_bytes(), self.head_dim]
+                .map(|row| keys * row);
+        // K and V twice in turn; of FP8 these are as they come, beside what they are converted to.
+        let shared = match places.kv.dtype {
+            DType::F8E4M3 => 4 * packed + 2 * padded,
+            _ => 4 * padded,
+        };
         let before = self.plan.split_tiles * size_of::<Tile>();
         let launch = Launch {
             kernel,
             types: places.types,
             grid: [tiles.len() as u32, (self.kv_heads * parts) as u32, 1],
             threads: PREFILL_THREADS,
-            shared_bytes: (4 * rows * places.kv.dtype.size_in_bytes()) as u32,
+            shared_bytes: shared as u32,
             arguments: Arguments::default()
                 .with(places.dst.address)
                 .with(places.queries.address)
@@ -246,6 +261,8 @@ impl PagedAttention<'_> {
                     heads_of_block: heads as u32,
                     rows_of_block: (PREFILL_QUERIES / heads) as u32,
                     scale: self.scale,
+                    k_scale: self.scales.k,
+                    v_scale: self.scales.v,
                 }),
         };
         // SAFETY: `check` has seen the spans and their tables, which the tiles are made of; the places hold the rows.
@@ -271,6 +288,8 @@ impl PagedAttention<'_> {
             heads_of_block: cutting.heads as u32,
             lanes: (self.head_dim / 8).next_power_of_two().max(cutting.queries) as u32,
             scale: self.scale,
+            k_scale: self.scales.k,
+            v_scale: self.scales.v,
         };
         let shared = cutting.queries * (2 * SPLIT_KEYS + SPLIT_WARPS * self.head_dim + 2) * size_of::<f32>();
         let (mut tiles, mut address) = (tiles, self.plan.tiles.address);

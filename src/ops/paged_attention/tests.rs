@@ -40,6 +40,7 @@ struct World {
     tables: Vec<u32>,
     offsets: Vec<u32>,
     cache: Tensor,
+    scales: CacheScales,
 }
 
 impl World {
@@ -88,8 +89,12 @@ impl World {
             }
         }
         let shape = (blocks, 2, dims.kv_heads, BLOCK_SIZE, dims.head_dim);
+        let scales = match kind {
+            DType::F8E4M3 => CacheScales { k: 0.75, v: 3.0 },
+            _ => CacheScales::ONE,
+        };
         let cache = Tensor::from_vec(data, shape, &Device::Cpu).unwrap().to_dtype(kind).unwrap();
-        World { dims, lengths: lengths.to_vec(), k, v, q, tables, offsets, cache }
+        World { dims, lengths: lengths.to_vec(), k, v, q, tables, offsets, cache, scales }
     }
 
     /// Runs the op on pieces (sequence, from, to) in this order; the rows' outputs, row after row.
@@ -126,6 +131,7 @@ impl World {
         let op = PagedAttention {
             plan,
             kv: &self.cache,
+            scales: self.scales,
             heads,
             kv_heads,
             head_dim,
@@ -149,6 +155,7 @@ impl World {
             let score = |t: usize| -> f64 {
                 let k = &self.k[s][at(t)..][..head_dim];
                 q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
+                    * f64::from(self.scales.k)
                     / (head_dim as f64).sqrt()
             };
             let scores: Vec<f64> = (0..=position).map(score).collect();
@@ -156,7 +163,7 @@ impl World {
             let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
             out.extend((0..head_dim).map(|d| {
                 let weighed = |(t, x): (usize, &f64)| (x - max).exp() * f64::from(self.v[s][at(t) + d]);
-                scores.iter().enumerate().map(weighed).sum::<f64>() / sum
+                scores.iter().enumerate().map(weighed).sum::<f64>() / sum * f64::from(self.scales.v)
             }));
         }
         out
@@ -174,7 +181,7 @@ fn every_kernel_agrees_with_the_oracle() {
     for isa in isas() {
         for head_dim in [8, 24, 32, 64, 96, 128, 256] {
             for (heads, kv_heads) in [(2, 2), (6, 2), (4, 1)] {
-                for kind in [DType::F32, DType::BF16] {
+                for kind in [DType::F32, DType::BF16, DType::F8E4M3] {
                     let dims = Dims { heads, kv_heads, head_dim };
                     let w = World::new(dims, &lengths, kind, 7);
                     // The last five rows of each sequence (or all of them), all in one step.
@@ -187,7 +194,11 @@ fn every_kernel_agrees_with_the_oracle() {
                         for position in from..to {
                             let want = w.oracle(s, position);
                             // Queries may be rounded to the cache's type before they meet the keys.
-                            let tolerance = if kind == DType::BF16 { 2e-2 } else { 1e-5 };
+                            let tolerance = match kind {
+                                DType::BF16 => 2e-2,
+                                DType::F32 => 1e-5,
+                                _ => 5e-5, // of values up to 3
+                            };
                             for (got, want) in got[row * width..(row + 1) * width].iter().zip(&want) {
                                 let error = (f64::from(*got) - want).abs();
                                 assert!(
@@ -210,7 +221,7 @@ fn every_kernel_agrees_with_the_oracle() {
 fn a_row_does_not_depend_on_batch_chunks_or_threads() {
     let pools = [Exec::cpu(1), Exec::cpu(2), Exec::cpu(3)];
     for isa in isas() {
-        for kind in [DType::F32, DType::BF16] {
+        for kind in [DType::F32, DType::BF16, DType::F8E4M3] {
             for dims in [
                 Dims { heads: 2, kv_heads: 2, head_dim: 64 },
                 Dims { heads: 3, kv_heads: 1, head_dim: 32 },
@@ -300,6 +311,7 @@ fn what_does_not_fit_is_an_error() {
             rows: 2,
         },
         kv: &w.cache,
+        scales: w.scales,
         heads: 4,
         kv_heads: 2,
         head_dim: 32,

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use hashwatt::ops::exec::Exec;
+use hashwatt::ops::kv_write::CacheScales;
 use hashwatt::ops::paged_attention::kernels::{PADDING, SPLIT_TILES, scratch};
 use hashwatt::ops::paged_attention::{AttentionPlan, AttentionSpan, BLOCK_SIZE, Cutting, PagedAttention};
 
@@ -21,7 +22,9 @@ type Piece = (usize, usize, usize);
 /// Sequences with keys and values in a cache of shuffled blocks. What no sequence owns is NaN.
 struct World {
     dims: Dims,
-    dtype: DType,
+    /// Of the cache, and what attention writes.
+    dtypes: [DType; 2],
+    scales: CacheScales,
     /// Per sequence `[length, stride]`: what a step's rows begin with.
     queries: Vec<Vec<f32>>,
     tables: Vec<u32>,
@@ -70,7 +73,12 @@ impl World {
             raw.into_iter().map(|x| 3.0 * x).collect()
         };
         let queries = lengths.iter().enumerate().map(of).collect();
-        World { dims, dtype, queries, tables, offsets, cache }
+        let scales = match dtype {
+            DType::F8E4M3 => CacheScales { k: 0.75, v: 1.5 },
+            _ => CacheScales::ONE,
+        };
+        let dtypes = [dtype, if dtype == DType::F8E4M3 { DType::BF16 } else { dtype }];
+        World { dims, dtypes, scales, queries, tables, offsets, cache }
     }
 
     /// The rows of a step, then two that belong to no span and must stay as they are.
@@ -93,12 +101,12 @@ impl World {
         let by_kernels = on.launcher.is_some();
         // The CPU's operation on the same numbers in f32: it is exact where kernels round.
         let (cache, dst) = match by_kernels {
-            true => (self.cache.clone(), self.dtype),
+            true => (self.cache.clone(), self.dtypes[1]),
             false => (self.cache.to_dtype(DType::F32).unwrap(), DType::F32),
         };
         let dst = Tensor::full(64f32, (count + 2, width), &Device::Cpu).unwrap().to_dtype(dst).unwrap();
         let mut tiles = Vec::new();
-        let cutting = Cutting::new(heads, kv_heads, head_dim, self.dtype, on.batch_invariant);
+        let cutting = Cutting::new(heads, kv_heads, head_dim, self.dtypes[1], on.batch_invariant);
         let split_tiles = cutting.cut(&spans, &mut tiles) + padding;
         tiles.splice(split_tiles - padding..split_tiles - padding, vec![PADDING; padding]);
         let scratch = scratch(heads, kv_heads, head_dim, &Device::Cpu).unwrap();
@@ -113,6 +121,7 @@ impl World {
         let op = PagedAttention {
             plan,
             kv: &cache,
+            scales: self.scales,
             heads,
             kv_heads,
             head_dim,
@@ -152,7 +161,7 @@ fn compare(on: &Exec, dims: Dims, dtype: DType, lengths: &[usize], pieces: &[Pie
     }
 }
 
-const HALVES: [DType; 2] = [DType::F16, DType::BF16];
+const SMALL: [DType; 3] = [DType::F16, DType::BF16, DType::F8E4M3];
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -167,6 +176,7 @@ fn decode_is_the_cpus() {
     for (heads, kv_heads, head_dim) in [(2, 2, 64), (4, 2, 128), (4, 1, 96), (7, 1, 64)] {
         let dims = Dims { heads, kv_heads, head_dim };
         compare(&on, dims, DType::BF16, &lengths, &each, 3);
+        compare(&on, dims, DType::F8E4M3, &lengths[..3], &each[..3], 0);
     }
     let (lengths, each) = ([600, 17, 257], [(0, 599, 600), (1, 5, 5), (1, 16, 17), (2, 256, 257)]);
     for (heads, kv_heads, head_dim) in [(8, 1, 256), (16, 1, 64), (3, 1, 8), (1, 1, 40)] {
@@ -193,7 +203,7 @@ fn prefill_is_the_cpus() {
     let Some(on) = kernels() else { return };
     for (heads, kv_heads, head_dim) in [(4, 2, 64), (7, 1, 96), (4, 1, 128), (2, 2, 256), (16, 1, 64)] {
         let dims = Dims { heads, kv_heads, head_dim };
-        for dtype in HALVES {
+        for dtype in SMALL {
             let pieces = [(0, 5, 85), (1, 3, 12), (2, 255, 256), (1, 20, 20), (2, 246, 257)];
             compare(&on, dims, dtype, &[85, 20, 257], &pieces, 2);
         }
