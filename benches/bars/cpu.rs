@@ -37,6 +37,7 @@ fn engine(checkpoint: &Checkpoint) -> EngineHandle {
         device: "bars".into(),
         limits: Limits { max_rows: 64, max_tokens: PREFILL, duty: 1.0 },
         prefix_caching: false,
+        run_ahead: false,
         max_queue: 512,
     };
     spawn(runner, config, Clock::system(), Observed::default()).expect("the engine starts").0

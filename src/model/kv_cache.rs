@@ -12,8 +12,15 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    pub fn new(spec: &DecoderSpec, blocks: usize, dtype: DType, device: &Device) -> Result<KvCache> {
-        let shape = (blocks, 2, spec.kv_heads, BLOCK_SIZE, spec.head_dim);
+    /// `spare` blocks more than are counted, at the end.
+    pub fn new(
+        spec: &DecoderSpec,
+        blocks: usize,
+        spare: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<KvCache> {
+        let shape = (blocks + spare, 2, spec.kv_heads, BLOCK_SIZE, spec.head_dim);
         // Zeroed pages cost memory only when first written.
         let layers =
             (0..spec.layers).map(|_| Tensor::zeros(shape, dtype, device)).collect::<Result<Vec<_>>>()?;

@@ -6,6 +6,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::spec::DecoderSpec;
+use crate::ops::sample::RESULT_WORDS;
 
 /// Row counts a workspace has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub struct Workspace {
     pub selected_normed: Tensor,
     /// f32 `[logit_rows, vocab]`.
     pub logits: Tensor,
+    /// The same with penalties, bias and masks, where a row has any.
+    pub adjusted: Tensor,
+    /// What was sampled last, u32 `[logit_rows, RESULT_WORDS]`.
+    pub results: Tensor,
 }
 
 impl Workspace {
@@ -54,6 +59,8 @@ impl Workspace {
             selected: make(l, spec.hidden, f)?,
             selected_normed: make(l, spec.hidden, x)?,
             logits: make(l, spec.vocab, f)?,
+            adjusted: make(l, spec.vocab, f)?,
+            results: make(l, RESULT_WORDS, DType::U32)?,
         })
     }
 }

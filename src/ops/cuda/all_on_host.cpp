@@ -16,6 +16,9 @@ namespace rope_kernels {
 namespace attention_kernels {
 #include "attention.cu"
 }
+namespace sample_kernels {
+#include "sample.cu"
+}
 extern "C" int hashwatt_launch(const char *name, const unsigned *grid, const unsigned *block, unsigned shared_bytes,
                                void **arguments) {
   return launch_on_host(name, grid, block, shared_bytes, arguments);

@@ -25,6 +25,7 @@ template <> __device__ inline f16 narrow<f16>(float x) { return __float2half_rn(
 #endif
 
 typedef unsigned int u32;
+typedef unsigned long long u64;
 
 __device__ inline float widen(float x) { return x; }
 template <> __device__ inline float narrow<float>(float x) { return x; }
