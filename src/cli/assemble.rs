@@ -34,7 +34,7 @@ use crate::unit::Unit;
 
 /// Share of the free memory the KV cache takes by default.
 const KV_SHARE_OF_FREE: u64 = 4;
-/// Of a GPU: the context, the kernels, cuBLASLt's workspace.
+/// Of a GPU: the context, the kernels, cuBLASLt's workspace, captured graphs.
 const GPU_RESERVE_BYTES: u64 = 768 << 20;
 /// Rows with logits in a step: enough to score a prompt in reasonable chunks.
 const MIN_LOGIT_ROWS: usize = 64;
@@ -99,7 +99,7 @@ fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow:
     let (rows, logit_rows) =
         (config.max_num_batched_tokens as u64, config.max_num_seqs.max(MIN_LOGIT_ROWS) as u64);
     let row = 4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
-    let workspace = rows * row + 4 * logit_rows * (2 * spec.hidden + spec.vocab) as u64;
+    let workspace = rows * row + 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
     let taken = (total - free) + spec.parameters() as u64 * element + workspace + GPU_RESERVE_BYTES;
     let room = ((total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken);
     if room == 0 {

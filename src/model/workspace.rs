@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::spec::DecoderSpec;
 use crate::ops::sample::RESULT_WORDS;
+use crate::ops::storage::zeros;
 
 /// Row counts a workspace has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub struct Workspace {
 
 impl Workspace {
     pub fn new(spec: &DecoderSpec, capacity: Capacity, x: DType, device: &Device) -> Result<Workspace> {
-        let make = |rows: usize, width: usize, dtype| Tensor::zeros((rows, width), dtype, device);
+        let make = |rows: usize, width: usize, dtype| zeros((rows, width), dtype, device);
         let (r, l, f) = (capacity.rows, capacity.logit_rows, DType::F32);
         Ok(Workspace {
             capacity,

@@ -65,10 +65,13 @@ impl Arrays {
             *to = start + 4 * at as u64;
             at += array.len();
         }
-        // SAFETY: both sides hold `length` words; the host's is not written again before `done`.
-        unsafe {
-            let all = std::slice::from_raw_parts(pointer, length);
-            result::memcpy_htod_async(start, all, stream.cu_stream()).map_err(driver("a step's arrays"))?;
+        if length > 0 {
+            // SAFETY: both sides hold `length` words; the host's is not written again before `done`.
+            unsafe {
+                let all = std::slice::from_raw_parts(pointer, length);
+                result::memcpy_htod_async(start, all, stream.cu_stream())
+                    .map_err(driver("a step's arrays"))?;
+            }
         }
         host.done.record(stream).map_err(driver("a step's arrays"))
     }
@@ -100,10 +103,13 @@ impl Results {
         }
         let Some(host) = &mut self.host else { bail!("no memory for results") };
         let pointer = host.pointer()?;
-        // SAFETY: the caller's promise about `from`; the host's memory is large enough, and is read after `done`.
-        unsafe {
-            let to = std::slice::from_raw_parts_mut(pointer, words);
-            result::memcpy_dtoh_async(to, from, stream.cu_stream()).map_err(driver("results"))?;
+        // A step without samples is waited for all the same.
+        if words > 0 {
+            // SAFETY: the caller's promise about `from`; the host's memory is large enough, and is read after `done`.
+            unsafe {
+                let to = std::slice::from_raw_parts_mut(pointer, words);
+                result::memcpy_dtoh_async(to, from, stream.cu_stream()).map_err(driver("results"))?;
+            }
         }
         self.under_way = words;
         host.done.record(stream).map_err(driver("results"))
