@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use hashwatt::measure::baseline::Baseline;
 use hashwatt::model::decoder::Precision;
 use serde_json::Value;
@@ -24,7 +24,7 @@ fn models() -> Vec<(&'static str, Value)> {
 fn logits_equal_candle_transformers() {
     for (name, config) in models() {
         let ours = decoder(&config, Precision::F32);
-        let mut theirs = Baseline::new(&checkpoint(config), DType::F32).unwrap();
+        let mut theirs = Baseline::new(&checkpoint(config), DType::F32, &Device::Cpu).unwrap();
         for length in [1, 17, 300] {
             let prompt = prompt(length, VOCAB, length as u64);
             let logits = Steps::new(&ours, Shape::default()).run(std::slice::from_ref(&prompt), 4).remove(0);
