@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use hashwatt::clock::Clock;
 use hashwatt::engine::event::{EventStream, GenerateRequest, Tier, TokenEvent};
 use hashwatt::engine::sampler::SamplingParams;
@@ -37,6 +37,7 @@ fn engine(checkpoint: &Checkpoint) -> EngineHandle {
         device: "bars".into(),
         limits: Limits { max_rows: 64, max_tokens: PREFILL, duty: 1.0 },
         prefix_caching: false,
+        run_ahead: false,
         max_queue: 512,
     };
     spawn(runner, config, Clock::system(), Observed::default()).expect("the engine starts").0
@@ -106,7 +107,7 @@ pub fn run(report: &mut Report) {
     let pool = Arc::new(Pool::new(cores()));
     let checkpoint = Checkpoint::open(MODEL, &pool).expect("a preset");
     let ours = engine(&checkpoint);
-    let mut theirs = Baseline::new(&checkpoint, DType::F32).expect("a baseline");
+    let mut theirs = Baseline::new(&checkpoint, DType::F32, &Device::Cpu).expect("a baseline");
     let mut rounds: Vec<[f64; 6]> = Vec::new();
     for round in 0..=ROUNDS {
         let figures = [

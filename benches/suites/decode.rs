@@ -52,6 +52,7 @@ pub fn engine(model: &str) -> Engine {
         limits: LIMITS,
         // Each iteration computes its own prompts.
         prefix_caching: false,
+        run_ahead: false,
         max_queue: 512,
     };
     let (clock, observed) = (Clock::system(), Observed::default());

@@ -24,6 +24,7 @@ use crate::model::runner::Runner;
 use crate::model::spec::FloatType;
 use crate::model::workspace::Capacity;
 use crate::ops::exec::{Exec, cuda};
+use crate::ops::paged_attention::kernels;
 use crate::ops::pool::Pool;
 use crate::power::monitor::{Monitor, MonitorConfig};
 use crate::power::spec::{self, MeterContext};
@@ -34,7 +35,7 @@ use crate::unit::Unit;
 
 /// Share of the free memory the KV cache takes by default.
 const KV_SHARE_OF_FREE: u64 = 4;
-/// Of a GPU: the context, the kernels, cuBLASLt's workspace.
+/// Of a GPU: the context, the kernels, cuBLASLt's workspace, captured graphs.
 const GPU_RESERVE_BYTES: u64 = 768 << 20;
 /// Rows with logits in a step: enough to score a prompt in reasonable chunks.
 const MIN_LOGIT_ROWS: usize = 64;
@@ -99,7 +100,8 @@ fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow:
     let (rows, logit_rows) =
         (config.max_num_batched_tokens as u64, config.max_num_seqs.max(MIN_LOGIT_ROWS) as u64);
     let row = 4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
-    let workspace = rows * row + 4 * logit_rows * (2 * spec.hidden + spec.vocab) as u64;
+    let scratch = kernels::scratch_bytes(spec.heads, spec.kv_heads, spec.head_dim) as u64;
+    let workspace = scratch + rows * row + 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
     let taken = (total - free) + spec.parameters() as u64 * element + workspace + GPU_RESERVE_BYTES;
     let room = ((total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken);
     if room == 0 {
@@ -194,20 +196,45 @@ fn served_model(
     })
 }
 
-/// Reads the weights, with a progress bar where there is a terminal.
+/// Does `work`, which tells the share that is done, with a progress bar where there is a terminal.
+fn with_bar<R>(message: &'static str, work: impl FnOnce(&dyn Fn(f32)) -> R) -> anyhow::Result<R> {
+    let bar = match std::io::stderr().is_terminal() {
+        true => indicatif::ProgressBar::new(100).with_message(message),
+        false => indicatif::ProgressBar::hidden(),
+    };
+    bar.set_style(indicatif::ProgressStyle::with_template("{msg} [{bar:30}] {percent} % {eta}")?);
+    let result = work(&|share| bar.set_position((share * 100.0) as u64));
+    bar.finish_and_clear();
+    Ok(result)
+}
+
+/// Reads the weights.
 ///
 /// # Errors
 /// A tensor that is not what the configuration says, or holds numbers that are not finite.
 pub fn load(config: &Config, checkpoint: &Checkpoint, scan_all: bool) -> anyhow::Result<Decoder> {
-    let bar = match std::io::stderr().is_terminal() {
-        true => indicatif::ProgressBar::new(100).with_message("loading weights"),
-        false => indicatif::ProgressBar::hidden(),
-    };
-    bar.set_style(indicatif::ProgressStyle::with_template("{msg} [{bar:30}] {percent} % {eta}")?);
-    let progress = |share: f32| bar.set_position((share * 100.0) as u64);
-    let decoder = checkpoint.load(config.precision, scan_all, &progress);
-    bar.finish_and_clear();
-    Ok(decoder?)
+    let load = |progress: &dyn Fn(f32)| checkpoint.load(config.precision, scan_all, progress);
+    Ok(with_bar("loading weights", load)??)
+}
+
+/// Captures decode steps, and says what that costs. A device that captures none goes on without.
+fn capture(runner: &mut Runner, sequences: usize, ordinal: usize) -> anyhow::Result<()> {
+    let free = || cuda::memory(ordinal).map_or(0, |(free, _)| free);
+    let before = free();
+    match with_bar("capturing graphs", |progress| runner.capture(sequences, progress))? {
+        Ok(report) => tracing::info!(
+            "cuda:{ordinal}: {} graphs of decode steps of 1 to {} rows, {} kernels each, {} MiB",
+            report.sizes.len(),
+            report.sizes.last().unwrap_or(&0),
+            report.nodes.kernels,
+            before.saturating_sub(free()) >> 20
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "cuda:{ordinal}: no graphs; steps are launched one operation at a time");
+            runner.drop_graphs();
+        }
+    }
+    Ok(())
 }
 
 /// One engine per device, warmed up, all of one decoder.
@@ -237,8 +264,13 @@ pub fn start_engines(
             }
             _ => (format!("cpu:{index}"), pool.into(), decoder.clone()),
         };
-        let runner = Runner::new(decoder, on, capacity, sizes.blocks_per_device)
+        let mut runner = Runner::new(decoder, on, capacity, sizes.blocks_per_device)
             .map_err(|e| anyhow!("device {device}: {e}"))?;
+        if let DeviceKind::Cuda(ordinal) = config.devices[index]
+            && !config.enforce_eager
+        {
+            capture(&mut runner, config.max_num_seqs, ordinal)?;
+        }
         let engine = EngineConfig {
             device: device.clone(),
             limits: Limits {
@@ -247,6 +279,7 @@ pub fn start_engines(
                 duty: 1.0,
             },
             prefix_caching: config.prefix_caching,
+            run_ahead: config.async_scheduling.unwrap_or(runner.is_asynchronous()),
             max_queue: config.max_queue,
         };
         let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), observed)

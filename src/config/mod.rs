@@ -93,6 +93,9 @@ pub struct Config {
     /// Share of a GPU's memory that this process may fill.
     pub gpu_memory_utilization: f64,
     pub prefix_caching: bool,
+    /// `None` where it pays.
+    pub async_scheduling: Option<bool>,
+    pub enforce_eager: bool,
     pub max_queue: usize,
     pub api_key: Option<String>,
     pub insecure: bool,
@@ -225,6 +228,11 @@ impl Resolved {
                 _ => Err("is not a share from 0.05 to 1".to_string()),
             })?,
             prefix_caching: self.flag("enable-prefix-caching")?,
+            async_scheduling: match self.text("async-scheduling").as_deref() {
+                Some("auto") | None => None,
+                Some(_) => Some(self.flag("async-scheduling")?),
+            },
+            enforce_eager: self.flag("enforce-eager")?,
             max_queue: self.number("max-queue", 1)?,
             api_key: self.text("api-key"),
             insecure: self.flag("insecure")?,

@@ -67,6 +67,13 @@ pub static SETTINGS: &[Setting] = &[
         "Share of a GPU's memory to fill: weights, workspace, KV cache",
     ),
     setting("enable-prefix-caching", "true", "", "Reuse the computed blocks of prompts that begin alike"),
+    setting(
+        "async-scheduling",
+        "auto",
+        "auto|true|false",
+        "Launch a step before the last one's tokens are read; auto does so on GPUs",
+    ),
+    setting("enforce-eager", "false", "", "On GPUs: launch each operation, capture no graphs"),
     setting("max-queue", "512", "N", "Requests an engine takes beyond --max-num-seqs; more are answered 503"),
     Setting {
         secret: true,

@@ -19,6 +19,9 @@ pub fn build<P>(plan: &StepPlan, running: &[Entry<P>], block_size: usize, input:
         // Only the blocks this step reads or writes.
         input.block_tables.extend_from_slice(&blocks[..row.tokens.end.div_ceil(block_size)]);
         input.tokens.extend_from_slice(&s.tokens[row.tokens.clone()]);
+        if let Some(index) = s.pending.filter(|_| row.tokens.end == s.tokens.len()) {
+            input.pending.push((input.rows() as u32 - 1, index));
+        }
         for position in row.tokens.clone() {
             input.positions.push(position as u32);
             input

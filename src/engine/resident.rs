@@ -1,53 +1,25 @@
 //! A model that lives on a device, with its scheduler and its cache: plans, launches, samples, applies.
 //!
-//! One call of [`Resident::step`] is one forward pass for all rows of the plan. A failed step ends its
-//! batch with an error event for each request, and nothing else.
+//! One call of [`Resident::step`] is one forward pass for all rows of the plan. Running ahead, the next step is
+//! planned and launched before the tokens of the last one are read: while the host reads, reports and plans, the
+//! device works. A failed step ends its batch with an error event for each request, and nothing else.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::clock::{Clock, Tick};
 use crate::engine::batch;
 use crate::engine::block_pool::BlockPool;
-use crate::engine::constraint::TokenConstraint;
-use crate::engine::event::{
-    EngineError, EventSender, FinishReason, GenerateRequest, SequenceStats, TokenEvent, TokenLogprob,
-};
-use crate::engine::sampler::{Draw, History, NonFinite, Sampler, SamplingParams};
-use crate::engine::scheduler::{Budget, Entry, Scheduler, StepPlan, StepRow};
+use crate::engine::event::{EngineError, EventSender, GenerateRequest, TokenEvent};
+use crate::engine::live::Live;
+use crate::engine::scheduler::{Budget, Entry, Scheduler, StepPlan};
 use crate::engine::sequence::{Rank, Sequence};
 use crate::engine::stats::EngineStats;
 use crate::engine::step_log::{OVERHEAD, Observed, Share, StepRecord};
 use crate::model::input::{BLOCK_SIZE, StepInput};
 use crate::model::runner::Runner;
-
-/// What the engine keeps of a request beside its sequence.
-pub(super) struct Live {
-    events: EventSender,
-    account: u64,
-    params: SamplingParams,
-    history: History,
-    constraint: Option<Box<dyn TokenConstraint>>,
-    mask: Vec<u32>,
-    max_tokens: usize,
-    min_tokens: usize,
-    stop_tokens: Arc<[u32]>,
-    /// Alternatives to report for the prompt's tokens, and what has been computed of them.
-    prompt_logprobs: Option<usize>,
-    prompt_scores: Vec<TokenLogprob>,
-    stats: SequenceStats,
-    /// Set when the sequence must leave after this step.
-    ended: bool,
-    /// What its client is told once it has left.
-    last_event: Option<TokenEvent>,
-}
-
-impl Live {
-    fn end(&mut self, event: TokenEvent) {
-        self.last_event = Some(event);
-        self.ended = true;
-    }
-}
+use crate::ops::sample::{Outcome, Samples, Task};
 
 /// How a step went.
 pub(super) struct StepReport {
@@ -57,12 +29,36 @@ pub(super) struct StepReport {
     pub ended: Tick,
 }
 
+/// The rows of one sequence in a step that was launched. Sequences move while it runs: the rank stays.
+struct FlightRow {
+    rank: Rank,
+    tokens: Range<usize>,
+    /// Positions whose logits were sampled, and the first of them among the step's samples.
+    logits: Range<usize>,
+    first_sample: usize,
+    /// The last of them is the next token, not a score.
+    draws: bool,
+}
+
+/// A step whose results are not read yet. Keeps its memory from step to step.
+#[derive(Default)]
+struct Flight {
+    rows: Vec<FlightRow>,
+    shares: Vec<Share>,
+    started: Tick,
+    tokens: usize,
+}
+
 pub(super) struct Resident {
     runner: Runner,
     scheduler: Scheduler<Live>,
-    sampler: Sampler,
+    samples: Samples,
     input: StepInput,
     plan: StepPlan,
+    /// The step being launched, and the one under way.
+    next: Flight,
+    flight: Flight,
+    in_flight: bool,
     clock: Clock,
     stats: Arc<EngineStats>,
     observed: Observed,
@@ -81,7 +77,6 @@ impl Resident {
     ) -> Resident {
         let pool = BlockPool::new(runner.blocks(), BLOCK_SIZE);
         let capacity = runner.capacity();
-        let vocab = runner.decoder().spec().vocab;
         stats.blocks_total.store(runner.blocks(), Ordering::Release);
         stats.block_size.store(BLOCK_SIZE, Ordering::Release);
         // A step reads each sequence's whole table; shared blocks are listed once per sequence.
@@ -90,8 +85,11 @@ impl Resident {
             input: StepInput::with_capacity(capacity.rows, max_sequences, tables, capacity.logit_rows),
             runner,
             scheduler: Scheduler::new(pool, max_sequences, prefix_caching),
-            sampler: Sampler::new(vocab),
+            samples: Samples::default(),
             plan: StepPlan { rows: Vec::with_capacity(max_sequences), ..StepPlan::default() },
+            next: Flight::with_capacity(max_sequences),
+            flight: Flight::with_capacity(max_sequences),
+            in_flight: false,
             clock,
             stats,
             observed,
@@ -123,7 +121,7 @@ impl Resident {
         let finite = self
             .runner
             .launch(&mut self.input)
-            .and_then(|flight| flight.sample(|logits, _, _| logits.iter().all(|x| x.is_finite())))
+            .and_then(|()| self.runner.logits(|logits| logits.iter().all(|x| x.is_finite())))
             .map_err(step);
         let record =
             StepRecord { started, ended: self.clock.now(), rows, sequences: 1, overhead: true, shares: 0 };
@@ -135,6 +133,11 @@ impl Resident {
 
     pub fn first_rank(&self) -> Option<Rank> {
         self.scheduler.first_rank()
+    }
+
+    /// True while there is something to run, or to wait for.
+    pub fn has_work(&self) -> bool {
+        self.in_flight || self.first_rank().is_some()
     }
 
     /// Queues a request, or tells it why not.
@@ -155,34 +158,19 @@ impl Resident {
             sequence.score_from = Some(0);
         }
         let vocab = self.runner.decoder().spec().vocab;
-        let mask = request.constraint.as_ref().map_or(0, |_| vocab.div_ceil(32));
-        let live = Live {
-            events,
-            history: History::new(&request.sampling, &request.prompt),
-            account: request.account,
-            params: request.sampling,
-            constraint: request.constraint,
-            mask: vec![0; mask],
-            max_tokens: request.max_tokens,
-            min_tokens: request.min_tokens,
-            stop_tokens: request.stop_token_ids,
-            prompt_logprobs: request.prompt_logprobs,
-            prompt_scores: Vec::new(),
-            stats: SequenceStats {
-                prompt_tokens: request.prompt.len(),
-                queued_at: self.clock.now(),
-                ..SequenceStats::default()
-            },
-            ended: false,
-            last_event: None,
-        };
+        let live = Live::new(request, events, vocab, self.clock.now());
         self.scheduler.add(sequence, live);
     }
 
     /// Ends every request with this error.
     pub fn fail_all(&mut self, error: &EngineError) {
-        for_all(&mut self.scheduler, |live| live.end(TokenEvent::failed(error.clone())));
+        for_all(&mut self.scheduler, |live| live.fail(error.clone()));
         self.leave();
+    }
+
+    /// After a panic nobody knows what was under way.
+    pub fn forget_flight(&mut self) {
+        (self.in_flight, self.next.tokens) = (false, 0);
     }
 
     /// Drops requests whose client is gone.
@@ -214,32 +202,137 @@ impl Resident {
         self.stats.blocks_held.store(self.scheduler.pool().borrow().held(), Ordering::Release);
     }
 
-    /// Runs one step; `None` when nothing can run.
-    pub fn step(&mut self, sequences: usize, tokens: usize) -> Option<StepReport> {
+    /// Plans and launches a step, settles the one before it, and samples the new one. Not `ahead`, it waits for
+    /// that too. `None` when no step has ended.
+    pub fn step(&mut self, sequences: usize, tokens: usize, ahead: bool) -> Option<StepReport> {
+        if self.in_flight && !ahead {
+            let report = self.settle();
+            self.leave();
+            return Some(report);
+        }
         let capacity = self.runner.capacity();
         let budget = Budget { sequences, tokens: tokens.min(capacity.rows), logit_rows: capacity.logit_rows };
         let waiting = self.scheduler.waiting();
         self.scheduler.plan(budget, &mut self.plan);
         self.count_plan(waiting);
+        let mut launched = self.launch();
+        // What the device did while this was planned; its next step is there already.
+        let mut report = self.in_flight.then(|| self.settle());
+        if let Ok(true) = launched {
+            launched = self.sample().map(|()| true);
+        }
+        match launched {
+            Ok(launched) => {
+                if launched {
+                    std::mem::swap(&mut self.flight, &mut self.next);
+                    (self.in_flight, self.next.tokens) = (true, 0);
+                    if !ahead {
+                        report = Some(self.settle());
+                    }
+                }
+            }
+            Err(error) => report = Some(self.fail_plan(&error)),
+        }
+        self.leave();
+        report
+    }
+
+    /// Starts the step of the plan; false when it is empty.
+    fn launch(&mut self) -> Result<bool, EngineError> {
         if self.plan.rows.is_empty() {
-            return None;
+            return Ok(false);
         }
         batch::build(&self.plan, self.scheduler.running(), BLOCK_SIZE, &mut self.input);
-        let started = self.clock.now();
-        self.observed.begin(started);
-        self.mark_scheduled(started);
-        let outcome = self.launch_and_sample();
-        let ended = self.clock.now();
-        self.log_step(started, ended, outcome.is_err());
-        if let Err(error) = outcome {
-            for row in &self.plan.rows {
-                let live = &mut self.scheduler.running_mut()[row.sequence].payload;
-                live.end(TokenEvent::failed(error.clone()));
+        let now = self.clock.now();
+        if !self.in_flight {
+            self.observed.begin(now);
+        }
+        self.next.started = now;
+        self.next.tokens = self.plan.tokens();
+        self.mark_scheduled(now);
+        self.log_shares();
+        self.runner.launch(&mut self.input).map_err(|e| EngineError::Step(e.to_string()))?;
+        Ok(true)
+    }
+
+    /// Sets the tasks of the step that was launched, now that the tokens before it are known.
+    fn sample(&mut self) -> Result<(), EngineError> {
+        let Resident { scheduler, plan, samples, next, runner, .. } = self;
+        samples.clear();
+        next.rows.clear();
+        for (row, share) in plan.rows.iter().zip(&mut next.shares) {
+            let Entry { sequence, payload: live } = &mut scheduler.running_mut()[row.sequence];
+            let first_sample = samples.tasks.len();
+            let draws = row.tokens.end == sequence.tokens.len() && !row.logits.is_empty();
+            sequence.schedule(row.tokens.end);
+            if live.ended {
+                // It ended with the step before: nobody's row.
+                samples.tasks.extend(row.logits.clone().map(|_| Task::GREEDY));
+                share.account = OVERHEAD;
+                continue;
+            }
+            for position in row.logits.clone() {
+                if draws && position + 1 == row.tokens.end {
+                    let generated = row.tokens.end - sequence.prompt_len;
+                    live.draw(generated, samples);
+                    sequence.expect(samples.tasks.len() as u32 - 1);
+                    sequence.complete = generated + 1 >= live.max_tokens;
+                } else {
+                    live.score(sequence.tokens[position + 1], samples);
+                }
+            }
+            let (tokens, logits) = (row.tokens.clone(), row.logits.clone());
+            next.rows.push(FlightRow { rank: sequence.rank, tokens, logits, first_sample, draws });
+        }
+        runner.sample(samples).map_err(|e| EngineError::Step(e.to_string()))
+    }
+
+    /// Waits for the step in flight and applies its results.
+    fn settle(&mut self) -> StepReport {
+        let Resident { runner, scheduler, flight, clock, stats, .. } = self;
+        let outcome = runner.collect();
+        let ended = clock.now();
+        let failed = outcome.is_err();
+        match outcome {
+            Ok(results) => {
+                for row in &flight.rows {
+                    // Gone, when its client is.
+                    if let Some(entry) = scheduler.find_mut(row.rank) {
+                        apply(entry, row, results, ended, stats);
+                    }
+                }
+            }
+            Err(error) => {
+                let error = EngineError::Step(error.to_string());
+                for row in &flight.rows {
+                    if let Some(entry) = scheduler.find_mut(row.rank) {
+                        entry.payload.fail(error.clone());
+                    }
+                }
             }
         }
-        let (rows, sequences) = (self.plan.tokens(), self.plan.rows.len());
-        self.leave();
-        Some(StepReport { rows, sequences, started, ended })
+        self.in_flight = false;
+        let ended_one = std::mem::take(&mut self.flight);
+        let report = self.log_step(&ended_one, ended, failed);
+        self.flight = ended_one;
+        // The step after it has the device now.
+        if self.next.tokens > 0 {
+            self.next.started = ended;
+            self.observed.begin(ended);
+        }
+        report
+    }
+
+    /// Ends the requests of a step that could not be launched or sampled.
+    fn fail_plan(&mut self, error: &EngineError) -> StepReport {
+        for row in &self.plan.rows {
+            self.scheduler.running_mut()[row.sequence].payload.fail(error.clone());
+        }
+        let failed = std::mem::take(&mut self.next);
+        let report = self.log_step(&failed, self.clock.now(), true);
+        self.next = failed;
+        self.next.tokens = 0;
+        report
     }
 
     /// Waiting requests that were admitted, less those preempted back into the queue.
@@ -256,10 +349,9 @@ impl Resident {
         self.publish_counts();
     }
 
-    /// Whose work the step did. Positions of the prompt are prefill, also when they are computed again.
-    fn log_step(&self, started: Tick, ended: Tick, failed: bool) {
-        let (step_rows, sequences) = (self.plan.tokens(), self.plan.rows.len());
-        let record = StepRecord { started, ended, rows: step_rows, sequences, overhead: failed, shares: 0 };
+    /// Whose work the step does. Positions of the prompt are prefill, also when they are computed again.
+    fn log_shares(&mut self) {
+        let step_rows = self.next.tokens;
         let spec = self.runner.decoder().spec();
         let shares = self.plan.rows.iter().map(|row| {
             let Entry { sequence, payload } = &self.scheduler.running()[row.sequence];
@@ -269,7 +361,15 @@ impl Resident {
             let prefill = work * of_prompt / rows;
             Share { account: payload.account, prefill, decode: work - prefill }
         });
-        self.observed.end(record, shares);
+        self.next.shares.clear();
+        self.next.shares.extend(shares);
+    }
+
+    fn log_step(&self, flight: &Flight, ended: Tick, failed: bool) -> StepReport {
+        let (started, rows, sequences) = (flight.started, flight.tokens, flight.shares.len());
+        let record = StepRecord { started, ended, rows, sequences, overhead: failed, shares: 0 };
+        self.observed.end(record, flight.shares.iter().copied());
+        StepReport { rows, sequences, started, ended }
     }
 
     fn mark_scheduled(&mut self, now: Tick) {
@@ -282,30 +382,15 @@ impl Resident {
             }
         }
     }
+}
 
-    fn launch_and_sample(&mut self) -> Result<(), EngineError> {
-        let Resident { runner, scheduler, sampler, input, plan, clock, stats, .. } = self;
-        let vocab = runner.decoder().spec().vocab;
-        let flight = runner.launch(input).map_err(|e| EngineError::Step(e.to_string()))?;
-        for row in plan.rows.iter().filter(|r| !r.logits.is_empty()) {
-            scheduler.running_mut()[row.sequence].payload.prepare_mask();
+impl Flight {
+    fn with_capacity(sequences: usize) -> Flight {
+        Flight {
+            rows: Vec::with_capacity(sequences),
+            shares: Vec::with_capacity(sequences),
+            ..Flight::default()
         }
-        flight
-            .sample(|logits, sampled, _| {
-                let mut first = 0;
-                for row in &plan.rows {
-                    let entry = &mut scheduler.running_mut()[row.sequence];
-                    entry.sequence.advance(row.tokens.end);
-                    let own = first..first + row.logits.len();
-                    first = own.end;
-                    let logits = &logits[own.start * vocab..own.end * vocab];
-                    let token = apply(entry, row, logits, vocab, sampler, clock.now(), stats);
-                    if let (Some(token), Some(last)) = (token, own.last()) {
-                        sampled[last] = token;
-                    }
-                }
-            })
-            .map_err(|e| EngineError::Step(e.to_string()))
     }
 }
 
@@ -316,89 +401,37 @@ fn for_all(scheduler: &mut Scheduler<Live>, mut each: impl FnMut(&mut Live)) {
     });
 }
 
-impl Live {
-    /// Asks the constraint, while the device works, what may come next.
-    fn prepare_mask(&mut self) {
-        if let Some(constraint) = &mut self.constraint {
-            self.mask.fill(u32::MAX);
-            constraint.fill_mask(&mut self.mask);
-        }
-    }
-
-    /// Takes a sampled token: records and reports it, and ends the sequence where it must end.
-    fn accept(&mut self, token: u32, logprob: Option<TokenLogprob>, generated: usize, now: Tick) {
-        if self.stats.first_token_at == Tick::default() {
-            self.stats.first_token_at = now;
-        }
-        self.stats.generated_tokens = generated;
-        self.history.record(&self.params, token);
-        if !self.events.send(TokenEvent::Token { id: token, logprob: logprob.map(Box::new) }) {
-            self.ended = true;
-            return;
-        }
-        let goes_on = self.constraint.as_mut().is_none_or(|c| c.accept(token));
-        let reason = if self.stop_tokens.contains(&token) || !goes_on {
-            Some(FinishReason::Stop)
-        } else {
-            (generated >= self.max_tokens).then_some(FinishReason::Length)
-        };
-        if let Some(reason) = reason {
-            self.stats.finished_at = now;
-            self.end(TokenEvent::Finished { reason, stats: Box::new(self.stats) });
-        }
-    }
-}
-
-/// Uses the logits of a sequence's rows: scores of the prompt, then, at the last known token, the next.
-fn apply(
-    entry: &mut Entry<Live>,
-    row: &StepRow,
-    logits: &[f32],
-    vocab: usize,
-    sampler: &mut Sampler,
-    now: Tick,
-    stats: &EngineStats,
-) -> Option<u32> {
+/// Uses what was sampled from a sequence's rows: scores of the prompt, then, at the last known token, the next.
+fn apply(entry: &mut Entry<Live>, row: &FlightRow, results: &[u32], now: Tick, stats: &EngineStats) {
     let Entry { sequence, payload: live } = entry;
+    if live.ended {
+        return;
+    }
+    sequence.publish(row.tokens.end);
     live.stats.cached_tokens = sequence.cached_tokens;
     live.stats.preemptions = sequence.preemptions;
     if row.tokens.start < sequence.prompt_len {
         let prompt_rows = row.tokens.end.min(sequence.prompt_len) - row.tokens.start;
         stats.prompt_tokens.fetch_add(prompt_rows as u64, Ordering::Relaxed);
     }
-    if let Some(top) = live.prompt_logprobs {
-        for (position, logits) in row.logits.clone().zip(logits.chunks_exact(vocab)) {
-            if position + 1 < sequence.prompt_len {
-                live.prompt_scores.push(sampler.logprob(logits, sequence.tokens[position + 1], top));
-                sequence.score_from = Some(position + 1);
-            }
-        }
+    let scores = row.logits.start..row.logits.end - usize::from(row.draws);
+    for (i, position) in scores.enumerate() {
+        live.take_score(sequence.tokens[position + 1], Outcome::of(results, row.first_sample + i));
+        sequence.score_from = Some(position + 1);
     }
-    if row.tokens.end < sequence.tokens.len() {
-        return None;
+    if !row.draws || live.ended {
+        return;
     }
-    if live.prompt_logprobs.take().is_some() {
+    if live.send_scores() {
         sequence.score_from = None;
-        live.events.send(TokenEvent::Prompt(std::mem::take(&mut live.prompt_scores)));
     }
-    let generated = sequence.generated();
-    let draw = Draw {
-        params: &live.params,
-        history: &live.history,
-        banned: if generated < live.min_tokens { &live.stop_tokens } else { &[] },
-        mask: live.constraint.is_some().then_some(&live.mask),
-        index: generated as u64,
-    };
-    match sampler.sample(&logits[logits.len() - vocab..], &draw) {
-        Ok((token, logprob)) => {
+    let outcome = Outcome::of(results, row.first_sample + row.logits.len() - 1);
+    match outcome.token() {
+        Some(token) => {
             stats.generated_tokens.fetch_add(1, Ordering::Relaxed);
-            sequence.tokens.push(token);
-            live.accept(token, logprob, generated + 1, now);
-            Some(token)
+            sequence.settle(token);
+            live.accept(token, outcome, row.tokens.end + 1 - sequence.prompt_len, now);
         }
-        Err(NonFinite) => {
-            live.end(TokenEvent::failed(EngineError::NonFiniteLogits));
-            None
-        }
+        None => live.fail(EngineError::NonFiniteLogits),
     }
 }

@@ -1,11 +1,12 @@
-//! From logits to a token: penalties, bias, temperature, top-k, min-p, top-p, a seeded draw, logprobs.
+//! How a sequence samples, and the task that it sets the device for a row of logits.
 //!
-//! One row of logits in, one token out. The draw is a function of (seed, index of the token) alone, so
-//! neither the batch nor a preemption changes it. Log-probabilities are those of the raw logits.
+//! The draw's random bits are a function of (seed, index of the token) alone, so neither the batch nor a preemption
+//! changes it. The sampling itself is `ops::sample`.
 
 use std::collections::HashMap;
 
 use crate::engine::event::TokenLogprob;
+use crate::ops::sample::{NONE, Outcome, Samples, Task};
 
 /// How one sequence samples. `Default` is plain sampling at temperature 1.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,16 +49,29 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// Each token of the bias once, as the device wants it.
+    pub fn merge_bias(&mut self) {
+        self.logit_bias.sort_by_key(|(token, _)| *token);
+        self.logit_bias.dedup_by(|next, kept| {
+            let same = next.0 == kept.0;
+            if same {
+                kept.1 += next.1;
+            }
+            same
+        });
+    }
+
     fn has_penalties(&self) -> bool {
         self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 || self.repetition_penalty != 1.0
     }
 }
 
-/// What a sequence's sampling remembers: how often each token occurred.
+/// What a sequence's sampling remembers: how often each token occurred. Kept only under penalties.
 #[derive(Debug, Default)]
 pub struct History {
-    /// (times in the output, is in the prompt); kept only under penalties.
-    counts: HashMap<u32, (u32, bool)>,
+    /// (token, times in the output; 0 for one of the prompt alone), each token once.
+    seen: Vec<[u32; 2]>,
+    places: HashMap<u32, usize>,
 }
 
 impl History {
@@ -65,7 +79,7 @@ impl History {
         let mut history = History::default();
         if params.has_penalties() {
             for &token in prompt {
-                history.counts.entry(token).or_default().1 = true;
+                history.add(token, 0);
             }
         }
         history
@@ -73,7 +87,15 @@ impl History {
 
     pub fn record(&mut self, params: &SamplingParams, token: u32) {
         if params.has_penalties() {
-            self.counts.entry(token).or_default().0 += 1;
+            self.add(token, 1);
+        }
+    }
+
+    fn add(&mut self, token: u32, times: u32) {
+        let place = *self.places.entry(token).or_insert(self.seen.len());
+        match self.seen.get_mut(place) {
+            Some(pair) => pair[1] += times,
+            None => self.seen.push([token, times]),
         }
     }
 }
@@ -90,204 +112,69 @@ pub struct Draw<'a> {
     pub index: u64,
 }
 
-/// The logits held a number that is not finite.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NonFinite;
-
-/// Scratch memory for sampling, made once.
-#[derive(Default)]
-pub struct Sampler {
-    work: Vec<f32>,
-    candidates: Vec<(f32, u32)>,
-}
-
-impl Sampler {
-    pub fn new(vocab: usize) -> Sampler {
-        Sampler { work: Vec::with_capacity(vocab), candidates: Vec::with_capacity(vocab) }
-    }
-
-    /// The next token of a row of logits, with its log-probability when asked for.
-    pub fn sample(&mut self, logits: &[f32], draw: &Draw) -> Result<(u32, Option<TokenLogprob>), NonFinite> {
-        let best = argmax(logits)?;
-        let p = draw.params;
-        let changed =
-            p.has_penalties() || !p.logit_bias.is_empty() || !draw.banned.is_empty() || draw.mask.is_some();
-        let token = match (changed, p.temperature <= 0.0) {
-            (false, true) => best,
-            (true, true) => {
-                self.adjust(logits, draw);
-                // Finite entries remain: a mask never forbids everything, a ban leaves the rest.
-                largest(&self.work)
-            }
-            (_, false) => {
-                self.adjust(logits, draw);
-                self.draw(p, uniform(p.seed, draw.index))
-            }
+impl Draw<'_> {
+    /// The task of this row, its lists among the words of `samples`.
+    pub fn add_to(&self, samples: &mut Samples) {
+        let p = self.params;
+        let bits = random(p.seed, self.index);
+        let task = Task {
+            temperature: p.temperature.max(0.0),
+            top_p: p.top_p,
+            ln_min_p: p.min_p.ln(),
+            repetition_penalty: p.repetition_penalty,
+            presence_penalty: p.presence_penalty,
+            frequency_penalty: p.frequency_penalty,
+            top_k: u32::try_from(p.top_k).unwrap_or(0),
+            score: NONE,
+            random: [bits as u32, (bits >> 32) as u32],
+            seen: samples.pairs(self.history.seen.iter().copied()),
+            bias: samples.pairs(p.logit_bias.iter().map(|(token, bias)| [*token, bias.to_bits()])),
+            banned: samples.tokens(self.banned),
+            mask: self.mask.map_or(NONE, |mask| samples.mask(mask)),
+            top: p.logprobs.map_or(NONE, |top| top as u32),
         };
-        let logprob = p.logprobs.map(|top| self.logprob(logits, token, top));
-        Ok((token, logprob))
-    }
-
-    /// Copies the logits and applies bias, penalties and prohibitions.
-    fn adjust(&mut self, logits: &[f32], draw: &Draw) {
-        let p = draw.params;
-        self.work.clear();
-        self.work.extend_from_slice(logits);
-        if p.has_penalties() {
-            for (&token, &(count, in_prompt)) in &draw.history.counts {
-                let Some(x) = self.work.get_mut(token as usize) else { continue };
-                if count > 0 || in_prompt {
-                    *x = if *x > 0.0 { *x / p.repetition_penalty } else { *x * p.repetition_penalty };
-                }
-                if count > 0 {
-                    *x -= p.frequency_penalty * count as f32 + p.presence_penalty;
-                }
-            }
-        }
-        for &(token, bias) in &p.logit_bias {
-            if let Some(x) = self.work.get_mut(token as usize) {
-                *x += bias;
-            }
-        }
-        for &token in draw.banned {
-            if let Some(x) = self.work.get_mut(token as usize) {
-                *x = f32::NEG_INFINITY;
-            }
-        }
-        if let Some(mask) = draw.mask {
-            for (i, x) in self.work.iter_mut().enumerate() {
-                if mask.get(i / 32).is_none_or(|word| word >> (i % 32) & 1 == 0) {
-                    *x = f32::NEG_INFINITY;
-                }
-            }
-        }
-    }
-
-    /// Draws from the adjusted logits: the first candidate at which the cumulative mass passes `u`.
-    fn draw(&mut self, p: &SamplingParams, u: f64) -> u32 {
-        let best = largest(&self.work);
-        let max = self.work[best as usize];
-        let mass = |x: f32| f64::from((x - max) / p.temperature).exp();
-        let floor = if p.min_p > 0.0 { max + p.temperature * p.min_p.ln() } else { f32::NEG_INFINITY };
-        if p.top_k == 0 && p.top_p >= 1.0 {
-            let kept = |x: &f32| *x >= floor && x.is_finite();
-            let total: f64 = self.work.iter().filter(|x| kept(x)).map(|x| mass(*x)).sum();
-            let mut left = u * total;
-            for (i, x) in self.work.iter().enumerate().filter(|(_, x)| kept(x)) {
-                left -= mass(*x);
-                if left < 0.0 {
-                    return i as u32;
-                }
-            }
-            return best;
-        }
-        self.candidates.clear();
-        let finite = self.work.iter().enumerate().filter(|(_, x)| **x >= floor && x.is_finite());
-        self.candidates.extend(finite.map(|(i, x)| (*x, i as u32)));
-        let limit = if p.top_k == 0 { usize::MAX } else { p.top_k };
-        if limit < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(limit, by_rank);
-            self.candidates.truncate(limit);
-        }
-        let total: f64 = self.candidates.iter().map(|c| mass(c.0)).sum();
-        let kept = nucleus(&mut self.candidates, total * f64::from(p.top_p), mass);
-        let mut left = u * self.candidates[..kept].iter().map(|c| mass(c.0)).sum::<f64>();
-        for (x, token) in &self.candidates[..kept] {
-            left -= mass(*x);
-            if left < 0.0 {
-                return *token;
-            }
-        }
-        best
-    }
-
-    /// Log-probability of `token` and of the `top` most likely under the raw logits.
-    pub fn logprob(&mut self, logits: &[f32], token: u32, top: usize) -> TokenLogprob {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
-        let log_sum = f64::from(max) + sum.ln();
-        let logprob = |x: f32| (f64::from(x) - log_sum) as f32;
-        self.candidates.clear();
-        if top > 0 {
-            self.candidates.extend(logits.iter().enumerate().map(|(i, x)| (*x, i as u32)));
-            if top < self.candidates.len() {
-                self.candidates.select_nth_unstable_by(top, by_rank);
-                self.candidates.truncate(top);
-            }
-            self.candidates.sort_unstable_by(by_rank);
-        }
-        TokenLogprob {
-            id: token,
-            logprob: logits.get(token as usize).map_or(-9999.0, |x| logprob(*x)),
-            top: self.candidates.iter().map(|(x, id)| (*id, logprob(*x))).collect(),
-        }
+        samples.tasks.push(task);
     }
 }
 
-/// Most likely first; among equals the smaller id, so that the order is total.
-fn by_rank(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+/// Adds a task that gives the log-probability of `token` and of the `top` most likely ones.
+pub fn score(token: u32, top: usize, samples: &mut Samples) {
+    samples.tasks.push(Task { score: token, top: top as u32, ..Task::GREEDY });
 }
 
-/// Sorts just enough of the candidates to find how many of the most likely reach `target` mass.
-fn nucleus(candidates: &mut [(f32, u32)], target: f64, mass: impl Fn(f32) -> f64) -> usize {
-    let (mut sorted, mut reached) = (0, 0.0);
-    while sorted < candidates.len() {
-        let rest = &mut candidates[sorted..];
-        // Four times as many each round: a peaked distribution never sorts the whole vocabulary.
-        let next = (3 * sorted).max(64).min(rest.len());
-        if next < rest.len() {
-            rest.select_nth_unstable_by(next, by_rank);
-        }
-        rest[..next].sort_unstable_by(by_rank);
-        for (i, c) in rest[..next].iter().enumerate() {
-            reached += mass(c.0);
-            if reached >= target {
-                return sorted + i + 1;
-            }
-        }
-        sorted += next;
-    }
-    candidates.len()
+/// The log-probabilities of a row whose task asked for them.
+pub fn logprob(token: u32, outcome: Outcome<'_>) -> TokenLogprob {
+    TokenLogprob { id: token, logprob: outcome.logprob(), top: outcome.top().collect() }
 }
 
-/// Index of the largest entry, the first among equals; an error when any entry is not finite.
-fn argmax(logits: &[f32]) -> Result<u32, NonFinite> {
-    // x × 0 is 0 for finite x and NaN otherwise; sixteen lanes so that the loop is vectorised.
-    let mut lanes = [0f32; 16];
-    let chunks = logits.chunks_exact(16);
-    let tail = chunks.remainder();
-    for chunk in chunks {
-        for (l, x) in lanes.iter_mut().zip(chunk) {
-            *l += x * 0.0;
-        }
-    }
-    for (l, x) in lanes.iter_mut().zip(tail) {
-        *l += x * 0.0;
-    }
-    if logits.is_empty() || lanes.iter().any(|l| *l != 0.0) {
-        return Err(NonFinite);
-    }
-    Ok(largest(logits))
-}
-
-fn largest(values: &[f32]) -> u32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let chunks = values.chunks_exact(16);
-    let tail = chunks.remainder();
-    for chunk in chunks {
-        for (l, x) in lanes.iter_mut().zip(chunk) {
-            *l = if *x > *l { *x } else { *l };
-        }
-    }
-    let max = lanes.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max);
-    values.iter().position(|x| *x == max).unwrap_or(0) as u32
-}
-
-/// Uniform in [0, 1), a function of its arguments alone (splitmix64).
-fn uniform(seed: u64, index: u64) -> f64 {
+/// 64 random bits, a function of the arguments alone (splitmix64).
+fn random(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_add((index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_counts_outputs_and_knows_the_prompt() {
+        let params = SamplingParams { presence_penalty: 0.5, ..SamplingParams::default() };
+        let mut history = History::new(&params, &[5, 7, 5]);
+        history.record(&params, 7);
+        history.record(&params, 9);
+        history.record(&params, 7);
+        assert_eq!(history.seen, [[5, 0], [7, 2], [9, 1]]);
+        assert!(History::new(&SamplingParams::default(), &[5]).seen.is_empty());
+    }
+
+    #[test]
+    fn a_bias_given_twice_is_added_once() {
+        let logit_bias = vec![(3, 1.0), (1, 2.0), (3, 0.5)];
+        let mut params = SamplingParams { logit_bias, ..SamplingParams::default() };
+        params.merge_bias();
+        assert_eq!(params.logit_bias, [(1, 2.0), (3, 1.5)]);
+    }
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use crate::engine::block_pool::SharedPool;
-use crate::engine::sequence::Sequence;
+use crate::engine::sequence::{Rank, Sequence};
 
 /// What a step may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,10 +96,21 @@ impl<P> Scheduler<P> {
         self.waiting.is_empty() && self.running.is_empty()
     }
     /// Rank of the first sequence in line, for the choice among residents.
-    pub fn first_rank(&self) -> Option<crate::engine::sequence::Rank> {
+    pub fn first_rank(&self) -> Option<Rank> {
         let waiting = self.waiting.front().map(|e| e.sequence.rank);
         let running = self.running.first().map(|e| e.sequence.rank);
         waiting.into_iter().chain(running).min()
+    }
+
+    /// The sequence of this rank, running or waiting.
+    pub fn find_mut(&mut self, rank: Rank) -> Option<&mut Entry<P>> {
+        match self.running.binary_search_by_key(&rank, |e| e.sequence.rank) {
+            Ok(at) => self.running.get_mut(at),
+            Err(_) => {
+                let at = self.waiting.binary_search_by_key(&rank, |e| e.sequence.rank).ok()?;
+                self.waiting.get_mut(at)
+            }
+        }
     }
 
     pub fn add(&mut self, sequence: Sequence, payload: P) {
@@ -137,6 +148,7 @@ impl<P> Scheduler<P> {
         while index < self.running.len() && left.tokens > 0 && left.sequences > 0 {
             let s = &self.running[index].sequence;
             if (s.uncomputed() == 1) == decoding
+                && !s.complete
                 && let Some(row) = next_row(s, index, left)
                 && self.make_room(index, row.tokens.end, left, plan)
             {

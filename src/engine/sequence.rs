@@ -25,6 +25,10 @@ pub struct Sequence {
     pub use_prefix: bool,
     /// Wants logits of its prompt's rows, from this position on (it moves as they are computed).
     pub score_from: Option<usize>,
+    /// Where the step in flight samples its last token, while the host does not know it.
+    pub pending: Option<u32>,
+    /// Has all the tokens it may have, the last of them pending.
+    pub complete: bool,
     /// Of the prompt, found in the prefix cache at first admission.
     pub cached_tokens: usize,
     pub preemptions: usize,
@@ -46,6 +50,8 @@ impl Sequence {
             salt,
             use_prefix: true,
             score_from: None,
+            pending: None,
+            complete: false,
             cached_tokens: 0,
             preemptions: 0,
         }
@@ -73,9 +79,35 @@ impl Sequence {
         self.computed = 0;
     }
 
-    /// Records that tokens up to `computed` are in the cache.
+    /// Tokens up to `end` will be in the cache when the step in flight is done.
+    pub fn schedule(&mut self, end: usize) {
+        self.computed = end;
+    }
+
+    /// One more token will be known: sample `index` of the step in flight.
+    pub fn expect(&mut self, index: u32) {
+        self.tokens.push(0);
+        self.pending = Some(index);
+    }
+
+    /// The token that was expected.
+    pub fn settle(&mut self, token: u32) {
+        if self.pending.take().is_some()
+            && let Some(last) = self.tokens.last_mut()
+        {
+            *last = token;
+        }
+    }
+
+    /// Lets others find what is in the cache of the first `end` tokens.
+    pub fn publish(&mut self, end: usize) {
+        // Less, when it was preempted meanwhile.
+        self.table.publish(&self.tokens, end.min(self.computed));
+    }
+
+    /// Tokens up to `computed` are in the cache, and known.
     pub fn advance(&mut self, computed: usize) {
-        self.computed = computed;
-        self.table.publish(&self.tokens, computed);
+        self.schedule(computed);
+        self.publish(computed);
     }
 }

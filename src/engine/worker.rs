@@ -40,6 +40,8 @@ pub struct EngineConfig {
     pub device: String,
     pub limits: Limits,
     pub prefix_caching: bool,
+    /// Launch a step before the tokens of the one before it are read; no use where launching waits for it.
+    pub run_ahead: bool,
     /// Requests taken beyond those that one step can hold.
     pub max_queue: usize,
 }
@@ -140,6 +142,7 @@ pub fn spawn(
                 ceiling,
                 limits: ceiling,
                 arrivals: 0,
+                run_ahead: config.run_ahead,
             };
             let warm = worker.warm_up();
             let warm_up_failed = warm.is_err();
@@ -164,6 +167,7 @@ struct Worker {
     ceiling: Limits,
     limits: Limits,
     arrivals: u64,
+    run_ahead: bool,
 }
 
 impl Worker {
@@ -194,7 +198,7 @@ impl Worker {
     /// Handles what has arrived; sleeps when there is nothing to do. False when the engine should end.
     fn take_commands(&mut self) -> bool {
         loop {
-            let idle = self.residents.iter().all(|r| r.first_rank().is_none());
+            let idle = !self.residents.iter().any(Resident::has_work);
             let command = if idle {
                 self.inbox.recv_timeout(IDLE_BEAT).map_err(|e| e == RecvTimeoutError::Disconnected)
             } else {
@@ -233,14 +237,16 @@ impl Worker {
     /// One step of the resident whose first request ranks highest.
     fn step_next(&mut self) -> Option<StepReport> {
         let Limits { max_rows, max_tokens, .. } = self.limits;
-        let resident =
-            self.residents.iter_mut().filter(|r| r.first_rank().is_some()).min_by_key(|r| r.first_rank())?;
-        match catch_unwind(AssertUnwindSafe(|| resident.step(max_rows, max_tokens))) {
+        let resident = self.residents.iter_mut().filter(|r| r.has_work()).min_by_key(|r| r.first_rank())?;
+        // A pause between steps is one for the device.
+        let ahead = self.run_ahead && self.limits.duty >= 1.0;
+        match catch_unwind(AssertUnwindSafe(|| resident.step(max_rows, max_tokens, ahead))) {
             Ok(report) => report,
             Err(panic) => {
                 let error = EngineError::Step(panic_text(&*panic));
                 tracing::error!(%error, "a step panicked; its requests are ended");
                 resident.fail_all(&error);
+                resident.forget_flight();
                 self.observed.abandon(self.clock.now());
                 None
             }

@@ -24,12 +24,13 @@ enum Model {
 pub struct Baseline {
     model: Model,
     dtype: DType,
+    device: Device,
     position: usize,
 }
 
-fn tensor(weight: &Weight, shape: &[usize], dtype: DType) -> Result<Tensor> {
+fn tensor(weight: &Weight, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     let data: Vec<f32> = (0..weight.rows() * weight.cols()).map(|i| weight.get(i)).collect();
-    Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(dtype)
+    Tensor::from_vec(data, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
 /// Keys that candle's configuration wants and a checkpoint may leave out.
@@ -44,23 +45,23 @@ fn with_defaults(config: &Value, defaults: &[(&str, Value)]) -> Value {
 }
 
 impl Baseline {
-    /// Builds the model with all weights converted to `dtype`.
+    /// Builds the model on a device, with all weights converted to `dtype`.
     ///
     /// # Errors
     /// An architecture that candle-transformers is not asked for here, or what candle answers.
-    pub fn new(checkpoint: &Checkpoint, dtype: DType) -> Result<Baseline> {
+    pub fn new(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Baseline> {
         let mut tensors = HashMap::new();
         for (name, shape) in decoder::tensors(&checkpoint.spec) {
             let weight = checkpoint.source.weight(&name, &shape).map_err(candle_core::Error::wrap)?;
-            tensors.insert(name, tensor(&weight, &shape, dtype)?);
+            tensors.insert(name, tensor(&weight, &shape, dtype, device)?);
         }
-        let vb = VarBuilder::from_tensors(tensors, dtype, &Device::Cpu);
+        let vb = VarBuilder::from_tensors(tensors, dtype, device);
         let model = match checkpoint.spec.architecture {
             "llama" => {
                 let config: llama::LlamaConfig =
                     serde_json::from_value(checkpoint.config.clone()).map_err(candle_core::Error::wrap)?;
                 let config = config.into_config(false);
-                let cache = llama::Cache::new(true, dtype, &config, &Device::Cpu)?;
+                let cache = llama::Cache::new(true, dtype, &config, device)?;
                 Model::Llama { model: llama::Llama::load(vb, &config)?, cache, config }
             }
             "qwen3" => {
@@ -77,7 +78,7 @@ impl Baseline {
             }
             other => candle_core::bail!("no candle-transformers baseline for `{other}`"),
         };
-        Ok(Baseline { model, dtype, position: 0 })
+        Ok(Baseline { model, dtype, device: device.clone(), position: 0 })
     }
 
     /// Forgets the sequence.
@@ -85,7 +86,7 @@ impl Baseline {
         self.position = 0;
         match &mut self.model {
             Model::Llama { cache, config, .. } => {
-                *cache = llama::Cache::new(true, self.dtype, config, &Device::Cpu)?;
+                *cache = llama::Cache::new(true, self.dtype, config, &self.device)?;
             }
             Model::Qwen3(model) => model.clear_kv_cache(),
         }
@@ -94,7 +95,7 @@ impl Baseline {
 
     /// Appends tokens; the logits of the last one, `[vocab]`, f32.
     pub fn forward(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let ids = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+        let ids = Tensor::new(tokens, &self.device)?.unsqueeze(0)?;
         let logits = match &mut self.model {
             Model::Llama { model, cache, .. } => model.forward(&ids, self.position, cache)?,
             Model::Qwen3(model) => model.forward(&ids, self.position)?,

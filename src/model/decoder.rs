@@ -287,7 +287,8 @@ impl Decoder {
     /// One pass over the step's rows; the logits of `input.logit_rows` are in `ws.logits` afterwards.
     pub fn forward(&self, input: &StepView<'_>, ws: &Workspace, cache: &KvCache, on: &Exec) -> Result<()> {
         let rows = input.tokens.host.len();
-        ws.residual.inplace_op1(&Gather { table: &self.embedding, ids: input.tokens, on })?;
+        let (table, ids, sampled) = (&self.embedding, input.tokens, input.sampled);
+        ws.residual.inplace_op1(&Gather { table, ids, sampled, on })?;
         let inverse_frequencies = &self.inverse_frequencies;
         ws.angles.inplace_op1(&RopeAngles { positions: input.positions, inverse_frequencies, on })?;
         for (index, layer) in self.layers.iter().enumerate() {

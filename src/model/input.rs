@@ -5,8 +5,10 @@
 
 use candle_core::Result;
 
-use crate::ops::launch::{Launcher, Mirrored};
+use crate::ops::gather::PENDING;
+use crate::ops::launch::{ArrayKind, Launcher, Mirrored};
 use crate::ops::paged_attention::Tile;
+use crate::ops::paged_attention::kernels::PADDING;
 pub use crate::ops::paged_attention::{AttentionSpan, BLOCK_SIZE};
 
 /// The rows of one step.
@@ -28,8 +30,8 @@ pub struct StepInput {
     pub split_tiles: usize,
     /// Rows that need logits, ascending.
     pub logit_rows: Vec<u32>,
-    /// Rows whose token is not known on the host yet: (row, index of the token among the previous
-    /// step's samples). They are filled in from the device's own copy.
+    /// Rows whose token the host does not know yet: (row, index of the token among the previous
+    /// step's samples). They read the device's own copy.
     pub pending: Vec<(u32, u32)>,
 }
 
@@ -64,6 +66,38 @@ impl StepInput {
     pub fn rows(&self) -> usize {
         self.tokens.len()
     }
+
+    /// True when each row is a sequence's next token and wants logits.
+    pub fn is_decode(&self) -> bool {
+        self.spans.len() == self.rows()
+            && self.logit_rows.len() == self.rows()
+            && self.spans.iter().all(|s| s.rows == 1)
+    }
+
+    /// Grows a decode step to `rows` by rows that belong to no sequence; their keys and values go to `slot`.
+    pub fn pad(&mut self, rows: usize, slot: u32) {
+        for row in self.rows()..rows {
+            self.tokens.push(0);
+            self.positions.push(0);
+            self.slots.push(slot);
+            let first_row = row as u32;
+            self.spans.push(AttentionSpan { first_row, rows: 0, first_position: 0, block_table: 0 });
+            self.logit_rows.push(first_row);
+        }
+    }
+
+    /// Fills a decode step's tiles up to so many.
+    pub fn pad_tiles(&mut self, tiles: usize) {
+        self.tiles.resize(tiles, PADDING);
+        self.split_tiles = tiles;
+    }
+
+    /// Says in the tokens themselves which rows are pending.
+    pub fn mark_pending(&mut self) {
+        for &(row, index) in &self.pending {
+            self.tokens[row as usize] = PENDING | index;
+        }
+    }
 }
 
 /// The arrays of a step, and where each lies for kernels.
@@ -77,6 +111,24 @@ pub struct StepView<'a> {
     pub tiles: Mirrored<'a, Tile>,
     pub split_tiles: usize,
     pub logit_rows: Mirrored<'a, u32>,
+    /// Where pending rows find their tokens, for kernels.
+    pub sampled: u64,
+}
+
+impl StepView<'_> {
+    /// Where kernels find the arrays: a captured step reads these places and no others.
+    pub fn addresses(&self) -> [u64; 8] {
+        [
+            self.tokens.address,
+            self.positions.address,
+            self.slots.address,
+            self.spans.address,
+            self.block_tables.address,
+            self.tiles.address,
+            self.logit_rows.address,
+            self.sampled,
+        ]
+    }
 }
 
 impl StepInput {
@@ -94,6 +146,7 @@ impl StepInput {
             tiles: self.tiles.as_slice().into(),
             split_tiles: self.split_tiles,
             logit_rows: self.logit_rows.as_slice().into(),
+            sampled: 0,
         };
         if let Some(launcher) = launcher {
             let arrays = [
@@ -101,15 +154,16 @@ impl StepInput {
                 &self.positions,
                 &self.slots,
                 AttentionSpan::words(&self.spans),
-                &self.block_tables,
                 self.tiles.as_flattened(),
                 &self.logit_rows,
+                // Last: its length changes with each step of the same rows.
+                &self.block_tables,
             ];
             let mut to = [0; 7];
-            launcher.mirror(&arrays, &mut to)?;
+            launcher.mirror(ArrayKind::Step, &arrays, &mut to)?;
             (view.tokens.address, view.positions.address, view.slots.address) = (to[0], to[1], to[2]);
-            (view.spans.address, view.block_tables.address) = (to[3], to[4]);
-            (view.tiles.address, view.logit_rows.address) = (to[5], to[6]);
+            (view.spans.address, view.tiles.address) = (to[3], to[4]);
+            (view.logit_rows.address, view.block_tables.address) = (to[5], to[6]);
         }
         Ok(view)
     }

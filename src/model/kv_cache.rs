@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::spec::DecoderSpec;
 use crate::ops::paged_attention::BLOCK_SIZE;
+use crate::ops::storage::zeros;
 
 /// `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]` per layer: keys at 0, values at 1.
 pub struct KvCache {
@@ -12,11 +13,17 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    pub fn new(spec: &DecoderSpec, blocks: usize, dtype: DType, device: &Device) -> Result<KvCache> {
-        let shape = (blocks, 2, spec.kv_heads, BLOCK_SIZE, spec.head_dim);
+    /// `spare` blocks more than are counted, at the end.
+    pub fn new(
+        spec: &DecoderSpec,
+        blocks: usize,
+        spare: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<KvCache> {
+        let shape = (blocks + spare, 2, spec.kv_heads, BLOCK_SIZE, spec.head_dim);
         // Zeroed pages cost memory only when first written.
-        let layers =
-            (0..spec.layers).map(|_| Tensor::zeros(shape, dtype, device)).collect::<Result<Vec<_>>>()?;
+        let layers = (0..spec.layers).map(|_| zeros(shape, dtype, device)).collect::<Result<Vec<_>>>()?;
         Ok(KvCache { layers, blocks })
     }
 

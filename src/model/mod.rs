@@ -6,6 +6,7 @@
 pub mod arch;
 pub mod checkpoint;
 pub mod decoder;
+pub mod graphs;
 pub mod input;
 pub mod kv_cache;
 pub mod runner;

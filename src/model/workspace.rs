@@ -7,6 +7,8 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::spec::DecoderSpec;
 use crate::ops::paged_attention::kernels;
+use crate::ops::sample::RESULT_WORDS;
+use crate::ops::storage::zeros;
 
 /// Row counts a workspace has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,11 +41,15 @@ pub struct Workspace {
     pub selected_normed: Tensor,
     /// f32 `[logit_rows, vocab]`.
     pub logits: Tensor,
+    /// The same with penalties, bias and masks, where a row has any.
+    pub adjusted: Tensor,
+    /// What was sampled last, u32 `[logit_rows, RESULT_WORDS]`.
+    pub results: Tensor,
 }
 
 impl Workspace {
     pub fn new(spec: &DecoderSpec, capacity: Capacity, x: DType, device: &Device) -> Result<Workspace> {
-        let make = |rows: usize, width: usize, dtype| Tensor::zeros((rows, width), dtype, device);
+        let make = |rows: usize, width: usize, dtype| zeros((rows, width), dtype, device);
         let (r, l, f) = (capacity.rows, capacity.logit_rows, DType::F32);
         Ok(Workspace {
             capacity,
@@ -59,6 +65,8 @@ impl Workspace {
             selected: make(l, spec.hidden, f)?,
             selected_normed: make(l, spec.hidden, x)?,
             logits: make(l, spec.vocab, f)?,
+            adjusted: make(l, spec.vocab, f)?,
+            results: make(l, RESULT_WORDS, DType::U32)?,
         })
     }
 }

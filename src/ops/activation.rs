@@ -25,7 +25,7 @@ fn silu_mul(gate: f32, up: f32) -> f32 {
 /// eˣ in f32 by range reduction and a polynomial (Cephes' coefficients): the library's `expf` keeps the
 /// loop from being vectorised. Relative error below 2e-7; saturates instead of overflowing.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;

@@ -10,16 +10,24 @@ use super::weight::{Weight, WeightSlice};
 /// Of a kernel's block.
 const THREADS: u32 = 256;
 
+/// Instead of a token's id: that of the sample with the index in the lower bits.
+pub const PENDING: u32 = 1 << 31;
+
 /// `dst[i] = table[ids[i]]`, widened.
 fn launch(
     launcher: &dyn Launcher,
     dst: Place,
     table: (u64, DType),
-    ids: Mirrored<'_, u32>,
+    (ids, sampled): (Mirrored<'_, u32>, u64),
     width: usize,
 ) -> Result<()> {
     let dst = dst.holds(ids.host.len() * width, "gather")?.is(DType::F32, "gather")?;
-    let arguments = Arguments::default().with(dst.address).with(table.0).with(ids.address).with(width as u32);
+    let arguments = Arguments::default()
+        .with(dst.address)
+        .with(table.0)
+        .with(ids.address)
+        .with(sampled)
+        .with(width as u32);
     let launch = Launch {
         kernel: "gather",
         types: launch::types(table.1)?,
@@ -36,6 +44,8 @@ fn launch(
 pub struct Gather<'a> {
     pub table: &'a Weight,
     pub ids: Mirrored<'a, u32>,
+    /// Results of sampling (see `ops::sample`) that [`PENDING`] ids refer to; for kernels only, 0 for none.
+    pub sampled: u64,
     pub on: &'a Exec,
 }
 
@@ -47,7 +57,8 @@ impl InplaceOp1 for Gather<'_> {
     fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout) -> Result<()> {
         self.check()?;
         let table = (self.table.address(), self.table.kind().dtype());
-        launch(self.on.launcher(self.name())?, Place::of_cuda(dst, dl)?, table, self.ids, self.table.cols())
+        let ids = (self.ids, self.sampled);
+        launch(self.on.launcher(self.name())?, Place::of_cuda(dst, dl)?, table, ids, self.table.cols())
     }
 
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout) -> Result<()> {
@@ -56,7 +67,7 @@ impl InplaceOp1 for Gather<'_> {
         self.check()?;
         if let Some(launcher) = &self.on.launcher {
             let table = (self.table.address(), self.table.kind().dtype());
-            return launch(&**launcher, Place::of_cpu(dst, dl)?, table, self.ids, width);
+            return launch(&**launcher, Place::of_cpu(dst, dl)?, table, (self.ids, self.sampled), width);
         }
         let dst = storage::write_f32(dst, dl, self.name())?;
         if dst.len() < ids.len() * width {
@@ -122,7 +133,8 @@ impl InplaceOp2 for SelectRows<'_> {
 
 impl Gather<'_> {
     fn check(&self) -> Result<()> {
-        match self.ids.host.iter().find(|id| **id as usize >= self.table.rows()) {
+        let known = |id: u32| (id as usize) < self.table.rows() || self.sampled != 0 && id & PENDING != 0;
+        match self.ids.host.iter().find(|id| !known(**id)) {
             Some(id) => {
                 candle_core::bail!("gather: token {id} is outside the vocabulary of {}", self.table.rows())
             }
@@ -135,6 +147,6 @@ impl SelectRows<'_> {
     fn launch(&self, launcher: &dyn Launcher, dst: Place, src: Place) -> Result<()> {
         let last = self.rows.host.iter().max().map_or(0, |row| *row as usize + 1);
         let src = src.holds(last * self.width, self.name())?.is(DType::F32, self.name())?;
-        launch(launcher, dst, (src.address, DType::F32), self.rows, self.width)
+        launch(launcher, dst, (src.address, DType::F32), (self.rows, 0), self.width)
     }
 }

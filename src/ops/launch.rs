@@ -112,14 +112,57 @@ pub trait Launcher: Send + Sync {
     /// As for [`Launcher::launch`].
     unsafe fn product(&self, product: &Product) -> Result<()>;
 
-    /// Puts a step's arrays where kernels can read them; the addresses hold until the next step's.
-    fn mirror(&self, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()>;
+    /// Puts arrays where kernels can read them, without waiting for those; the addresses hold until the next
+    /// arrays of the same kind. They depend on the lengths of the arrays alone, all but the last one's.
+    fn mirror(&self, kind: ArrayKind, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()>;
 
     /// Copies numbers to the host when all that was launched before is done.
     ///
     /// # Safety
     /// `from` is an address of the launcher's memory with so many numbers.
     unsafe fn read(&self, from: u64, to: &mut [f32]) -> Result<()>;
+
+    /// Begins to copy words to the host, behind all that was launched before. One copy is under way at most.
+    ///
+    /// # Safety
+    /// `from` is an address of the launcher's memory with so many words.
+    unsafe fn fetch(&self, from: u64, words: usize) -> Result<()>;
+
+    /// Waits for what [`Launcher::fetch`] began, as many words.
+    fn collect(&self, to: &mut [u32]) -> Result<()>;
+
+    /// From here to [`Launcher::end_capture`] what is launched is kept to be replayed, and not done.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// What was launched since [`Launcher::begin_capture`].
+    fn end_capture(&self) -> Result<Box<dyn Captured>>;
+}
+
+/// What arrays are for: each kind has memory of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArrayKind {
+    Step,
+    Samples,
+}
+
+/// Launches that were captured, with the addresses and sizes they had.
+pub trait Captured: Send {
+    /// Launches them again, in their order.
+    ///
+    /// # Safety
+    /// As for [`Launcher::launch`], for all of them.
+    unsafe fn replay(&self) -> Result<()>;
+
+    fn nodes(&self) -> Nodes;
+}
+
+/// What a captured graph consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Nodes {
+    pub kernels: usize,
+    /// Copies, fills, allocations: a step that allocates nothing has none.
+    pub memory: usize,
+    pub other: usize,
 }
 
 impl Launch {
@@ -162,7 +205,8 @@ impl Place {
             CpuStorage::F16(v) => (v[start..end].as_ptr() as u64, DType::F16),
             CpuStorage::BF16(v) => (v[start..end].as_ptr() as u64, DType::BF16),
             CpuStorage::F8E4M3(v) => (v[start..end].as_ptr() as u64, DType::F8E4M3),
-            _ => bail!("a kernel works on f32, f16, bf16 and FP8"),
+            CpuStorage::U32(v) => (v[start..end].as_ptr() as u64, DType::U32),
+            _ => bail!("a kernel works on f32, f16, bf16, FP8 and u32"),
         };
         Ok(Place { address: base, elements: end - start, dtype })
     }
@@ -181,7 +225,8 @@ impl Place {
             Slice::F16(s) => (s.device_ptr(&stream).0, DType::F16),
             Slice::BF16(s) => (s.device_ptr(&stream).0, DType::BF16),
             Slice::F8E4M3(s) => (s.device_ptr(&stream).0, DType::F8E4M3),
-            _ => bail!("a kernel works on f32, f16, bf16 and FP8"),
+            Slice::U32(s) => (s.device_ptr(&stream).0, DType::U32),
+            _ => bail!("a kernel works on f32, f16, bf16, FP8 and u32"),
         };
         Ok(Place { address: base + (start * dtype.size_in_bytes()) as u64, elements: end - start, dtype })
     }

@@ -17,5 +17,6 @@ pub mod paged_attention;
 pub mod pool;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod storage;
 pub mod weight;

@@ -1,6 +1,6 @@
 //! Borrowing the numbers behind a candle tensor: contiguous slices with a clear error otherwise.
 
-use candle_core::{CpuStorage, Layout, Result};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Tensor};
 use half::bf16;
 
 /// Activations are f32, or bf16 where the weights are.
@@ -31,6 +31,18 @@ impl Element for bf16 {
 pub enum ActivationsMut<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [bf16]),
+}
+
+/// A tensor of zeros; where it does not fit, the error says how many bytes were wanted.
+pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    let shape = shape.into();
+    let bytes = shape.elem_count() * dtype.size_in_bytes();
+    Tensor::zeros(shape, dtype, device).map_err(|e| no_room(bytes, &e))
+}
+
+/// That a device had no room for so many bytes.
+pub fn no_room(bytes: usize, error: &candle_core::Error) -> candle_core::Error {
+    candle_core::Error::Msg(format!("{bytes} bytes could not be had: {error}")).bt()
 }
 
 /// The part of the storage a contiguous layout covers.

@@ -203,8 +203,11 @@ impl Weight {
         let (cols, kind) = (parts[0].cols, parts[0].kind);
         assert!(parts.iter().all(|p| p.cols == cols && p.kind == kind), "parts of one matrix are alike");
         let rows = parts.iter().map(|p| p.rows).sum();
-        let each = parts.iter().map(|p| Tensor::from_slice(p.bytes_slice(), p.bytes(), device));
-        let each = each.collect::<candle_core::Result<Vec<_>>>()?;
+        let copy = |p: &&Weight| {
+            let copied = Tensor::from_slice(p.bytes_slice(), p.bytes(), device);
+            copied.map_err(|e| super::storage::no_room(p.bytes(), &e))
+        };
+        let each = parts.iter().map(copy).collect::<candle_core::Result<Vec<_>>>()?;
         let bytes = if each.len() == 1 { each[0].clone() } else { Tensor::cat(&each, 0)? };
         let address = device_address(&bytes)?;
         Ok(Weight { rows, cols, kind, store: Store::Device { address, _bytes: bytes } })

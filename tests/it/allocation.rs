@@ -92,7 +92,13 @@ fn a_hundred_decode_steps_make_no_large_allocation() {
     WATCHED.with(|w| w.set(false));
     let runner = Runner::new(model, pool, Capacity { rows: 64, logit_rows: 8 }, 256).unwrap();
     let limits = Limits { max_rows: 8, max_tokens: 64, duty: 1.0 };
-    let config = EngineConfig { device: "count".into(), limits, prefix_caching: true, max_queue: 64 };
+    let config = EngineConfig {
+        device: "count".into(),
+        limits,
+        prefix_caching: true,
+        run_ahead: false,
+        max_queue: 64,
+    };
     // With the steps kept for energy, as in a server with a meter.
     let observed = Observed::default();
     observed.steps.listen();

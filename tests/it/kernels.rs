@@ -1,100 +1,17 @@
 //! The kernels of `src/ops/cuda` without a device: their unchanged source as a library of the host, made by
 //! `.ci/kernels.sh`, behind the launcher that the operations use. Without the library these tests are skipped.
 
-use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
-use candle_core::{DType, Result, bail};
-use half::{bf16, f16};
+use candle_core::{DType, Device, Tensor};
 use hashwatt::model::decoder::Precision;
 use hashwatt::ops::exec::Exec;
-use hashwatt::ops::launch::{Launch, Launcher, Product};
-use hashwatt::ops::weight::WeightType;
-use libloading::Library;
+use hashwatt::ops::sample::{self, NONE, Outcome, RESULT_WORDS, Sample, Samples, Task};
 
+use crate::host_kernels::kernels;
 use crate::support::{Shape, Steps, decoder, llama, prompt, qwen3};
 
 mod attention;
-
-const VARIABLE: &str = "HASHWATT_HOST_KERNELS";
-
-type Entry =
-    unsafe extern "C" fn(*const c_char, *const c_uint, *const c_uint, c_uint, *mut *mut c_void) -> c_int;
-
-struct Host(Library);
-
-impl Launcher for Host {
-    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        let name = CString::new(launch.name()).unwrap();
-        let threads = [launch.threads, 1, 1];
-        let mut arguments = launch.arguments.pointers();
-        // SAFETY: all_on_host.cpp defines the function so; the arguments are the caller's promise.
-        let code = unsafe {
-            let entry: libloading::Symbol<'_, Entry> = self.0.get(b"hashwatt_launch").unwrap();
-            let (grid, shared) = (launch.grid.as_ptr(), launch.shared_bytes);
-            entry(name.as_ptr(), grid, threads.as_ptr(), shared, arguments.as_mut_ptr())
-        };
-        match code {
-            0 => Ok(()),
-            1 => bail!("there is no kernel {name:?}"),
-            _ => bail!("{name:?} asks for more than a device has"),
-        }
-    }
-
-    fn mirror(&self, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {
-        addresses.iter_mut().zip(arrays).for_each(|(to, array)| *to = array.as_ptr() as u64);
-        Ok(())
-    }
-
-    unsafe fn read(&self, from: u64, to: &mut [f32]) -> Result<()> {
-        // SAFETY: the caller's promise; memory of this process.
-        to.copy_from_slice(unsafe { std::slice::from_raw_parts(from as *const f32, to.len()) });
-        Ok(())
-    }
-
-    /// In f64: a device's own product comes from its library of products.
-    unsafe fn product(&self, p: &Product) -> Result<()> {
-        // SAFETY: the caller's promise: addresses of this memory, as large as the product says.
-        let read = |address: u64, dtype: DType, i: usize| unsafe {
-            match dtype {
-                DType::F32 => f64::from(*(address as *const f32).add(i)),
-                DType::F16 => f64::from((*(address as *const f16).add(i)).to_f32()),
-                _ => f64::from((*(address as *const bf16).add(i)).to_f32()),
-            }
-        };
-        let weight_type = match p.weight_type {
-            WeightType::F32 => DType::F32,
-            WeightType::F16 => DType::F16,
-            WeightType::Bf16 => DType::BF16,
-        };
-        for row in 0..p.rows {
-            for out in 0..p.n {
-                let term =
-                    |i| read(p.src, p.src_type, row * p.k + i) * read(p.weight, weight_type, out * p.k + i);
-                let mut sum: f64 = (0..p.k).map(term).sum();
-                if p.bias != 0 {
-                    sum += read(p.bias, DType::F32, out);
-                }
-                // SAFETY: as above.
-                let place = unsafe { &mut *(p.dst as *mut f32).add(row * p.dst_stride + out) };
-                *place = if p.accumulate { (f64::from(*place) + sum) as f32 } else { sum as f32 };
-            }
-        }
-        Ok(())
-    }
-}
-
-#[allow(clippy::disallowed_methods)] // CI says where the library is
-fn kernels() -> Option<Exec> {
-    let Some(path) = std::env::var_os(VARIABLE) else {
-        println!("skipped: {VARIABLE} names no library of the kernels (.ci/kernels.sh makes one)");
-        return None;
-    };
-    // SAFETY: the library only registers its kernels when it is loaded.
-    let library = unsafe { Library::new(path) }.unwrap();
-    let launcher: Arc<dyn Launcher> = Arc::new(Host(library));
-    Some(Exec { launcher: Some(launcher), ..Exec::cpu(1) })
-}
 
 /// Largest difference of any logit, as a share of the largest logit.
 fn difference(a: &[Vec<Vec<f32>>], b: &[Vec<Vec<f32>>]) -> f32 {
@@ -130,5 +47,100 @@ fn a_decoder_of_kernels_is_the_decoder() {
             let worst = difference(&want, &got);
             assert!(worst <= tolerance, "{name}, {precision:?}: {worst} of the largest logit");
         }
+    }
+}
+
+/// Rows of every kind of task, at sizes around a block's and a warp's, as the CPU samples them.
+#[test]
+fn kernels_sample_what_the_cpu_samples() {
+    let Some(on) = kernels() else { return };
+    let mut drawn = std::collections::BTreeSet::new();
+    for vocab in [1usize, 15, 517, 4097] {
+        let (mut rows, mut samples) = (Vec::new(), Samples::default());
+        for i in 0..14u32 {
+            let tokens = prompt(vocab, 2000, u64::from(i) + 7);
+            // Many equal entries, and negative ones.
+            let mut row: Vec<f32> = tokens.iter().map(|t| (*t as f32 - 1000.0) / 100.0).collect();
+            let some = i % vocab as u32;
+            let task = Task {
+                temperature: [1.0, 0.0, 0.3, 2.0][i as usize % 4],
+                top_p: [1.0, 0.9, 0.3][i as usize % 3],
+                top_k: [0, 0, 3, 40, 1][i as usize % 5],
+                ln_min_p: if i % 4 == 3 { (0.1f32).ln() } else { f32::NEG_INFINITY },
+                random: [i.wrapping_mul(0x9E37_79B9), i.wrapping_mul(0x85EB_CA6B)],
+                top: [NONE, 0, 5][i as usize % 3],
+                ..Task::GREEDY
+            };
+            let task = match i {
+                4 => Task { seen: samples.pairs([[some, 2]].into_iter()), frequency_penalty: 4.0, ..task },
+                5 => Task {
+                    seen: samples.pairs([[some, 0], [some / 2 + 1, 1]].into_iter()),
+                    bias: samples.pairs([[some, 30f32.to_bits()]].into_iter()),
+                    banned: samples.tokens(&[some / 3]),
+                    repetition_penalty: 1.3,
+                    presence_penalty: 1.0,
+                    ..task
+                },
+                6 => Task { mask: samples.mask(&vec![0xA5A5_A5A5; vocab.div_ceil(32)]), ..task },
+                7 => Task { mask: samples.mask(&vec![0; vocab.div_ceil(32)]), ..task },
+                8 => Task { score: some, ..task },
+                9 => {
+                    row[some as usize] = f32::NAN;
+                    task
+                }
+                _ => task,
+            };
+            rows.push(row);
+            samples.tasks.push(task);
+        }
+        let run = |on: &Exec| {
+            let logits = Tensor::from_vec(rows.concat(), (rows.len(), vocab), &Device::Cpu).unwrap();
+            let adjusted = Tensor::full(f32::NAN, (rows.len(), vocab), &Device::Cpu).unwrap();
+            let results = Tensor::full(u32::MAX, (rows.len(), RESULT_WORDS), &Device::Cpu).unwrap();
+            let (tasks, words) = (samples.task_words().into(), samples.words.as_slice().into());
+            let op = Sample { samples: &samples, tasks, words, vocab, on };
+            sample::sample(&logits, &adjusted, &results, &op).unwrap();
+            assert_eq!(results.dtype(), DType::U32);
+            let mut out = vec![0; rows.len() * RESULT_WORDS];
+            sample::read_results(&results, &mut out).unwrap();
+            out
+        };
+        let (want, got) = (run(&Exec::cpu(1)), run(&on));
+        for (i, task) in samples.tasks.iter().enumerate() {
+            let (want, got) = (Outcome::of(&want, i), Outcome::of(&got, i));
+            assert_eq!(want.token(), got.token(), "vocabulary {vocab}, row {i}: {task:?}");
+            drawn.extend(got.token());
+            if task.top == NONE || got.token().is_none() {
+                continue;
+            }
+            assert!((want.logprob() - got.logprob()).abs() < 1e-4, "{vocab} {i}");
+            assert_eq!(want.top().len(), got.top().len());
+            for (want, got) in want.top().zip(got.top()) {
+                assert!(want.0 == got.0 && (want.1 - got.1).abs() < 1e-4, "{vocab} {i}: {want:?} {got:?}");
+            }
+        }
+    }
+    assert!(drawn.len() > 20, "{drawn:?}");
+}
+
+/// A captured step does what the step does, bit for bit, for each number of rows that it is filled up from, and
+/// as often as it is replayed.
+#[test]
+fn kernels_replayed_are_the_kernels() {
+    let Some(on) = kernels() else { return };
+    let mut config = llama(2);
+    config["num_hidden_layers"] = 1.into();
+    let there = Arc::new(decoder(&config, Precision::Bf16).on_device(&on.device).unwrap());
+    for count in [1usize, 3, 5] {
+        let prompts: Vec<_> = (0..count).map(|i| prompt(3 + 15 * i, 517, i as u64)).collect();
+        let want = Steps::on(&there, on.clone(), Shape::default()).run(&prompts, 4);
+        let mut steps = Steps::on(&there, on.clone(), Shape::default());
+        let report = steps.runner.capture(6, &|_| {}).unwrap();
+        assert_eq!(report.sizes, [1, 2, 4, 6]);
+        let got = steps.run(&prompts, 4);
+        let bits = |all: &[Vec<Vec<f32>>]| -> Vec<u32> {
+            all.iter().flatten().flatten().map(|x| x.to_bits()).collect()
+        };
+        assert_eq!(bits(&want), bits(&got), "{count} sequences");
     }
 }

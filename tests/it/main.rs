@@ -3,12 +3,14 @@
 // A test that cannot go on panics; that is its way to fail.
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
 mod allocation;
 mod bench;
 mod checkpoint;
 mod demo;
 mod energy;
 mod engine;
+mod host_kernels;
 mod kernels;
 mod nvml;
 mod parity;

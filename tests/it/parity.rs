@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use hashwatt::measure::baseline::Baseline;
 use hashwatt::model::decoder::Precision;
 use serde_json::Value;
@@ -24,7 +24,7 @@ fn models() -> Vec<(&'static str, Value)> {
 fn logits_equal_candle_transformers() {
     for (name, config) in models() {
         let ours = decoder(&config, Precision::F32);
-        let mut theirs = Baseline::new(&checkpoint(config), DType::F32).unwrap();
+        let mut theirs = Baseline::new(&checkpoint(config), DType::F32, &Device::Cpu).unwrap();
         for length in [1, 17, 300] {
             let prompt = prompt(length, VOCAB, length as u64);
             let logits = Steps::new(&ours, Shape::default()).run(std::slice::from_ref(&prompt), 4).remove(0);
@@ -119,7 +119,8 @@ fn a_wrong_block_table_changes_the_logits() {
             input.spans.push(AttentionSpan { first_row: 0, rows, first_position, block_table: 0 });
             input.block_tables.extend(table);
             input.logit_rows.push(rows - 1);
-            runner.launch(&mut input).unwrap().sample(|l, _, _| l.to_vec()).unwrap()
+            runner.launch(&mut input).unwrap();
+            runner.logits(<[f32]>::to_vec).unwrap()
         };
         step(0..39, [0, 1, 2]);
         step(39..40, read_table)
@@ -135,6 +136,8 @@ fn a_pending_row_reads_the_token_the_last_step_sampled() {
     use hashwatt::model::runner::Runner;
     use hashwatt::model::workspace::Capacity;
 
+    use hashwatt::ops::sample::{Samples, Task};
+
     let model = decoder(&qwen3(1), Precision::F32);
     let run = |pending: bool| {
         let capacity = Capacity { rows: 8, logit_rows: 2 };
@@ -146,7 +149,12 @@ fn a_pending_row_reads_the_token_the_last_step_sampled() {
         input.spans.push(AttentionSpan { first_row: 0, rows: 2, first_position: 0, block_table: 0 });
         input.block_tables.push(0);
         input.logit_rows.push(1);
-        runner.launch(&mut input).unwrap().sample(|_, sampled, _| sampled[0] = 99).unwrap();
+        runner.launch(&mut input).unwrap();
+        // A score names its token: the sample is 99 whatever the logits are.
+        runner.sample(&Samples { tasks: vec![Task { score: 99, ..Task::GREEDY }], words: vec![] }).unwrap();
+        if !pending {
+            assert_eq!(runner.collect().unwrap()[0], 99);
+        }
         input.clear();
         input.tokens.push(if pending { 0 } else { 99 });
         input.positions.push(2);
@@ -157,7 +165,8 @@ fn a_pending_row_reads_the_token_the_last_step_sampled() {
         if pending {
             input.pending.push((0, 0));
         }
-        runner.launch(&mut input).unwrap().sample(|l, _, _| l.to_vec()).unwrap()
+        runner.launch(&mut input).unwrap();
+        runner.logits(<[f32]>::to_vec).unwrap()
     };
     assert_eq!(run(true), run(false));
 }

@@ -132,9 +132,10 @@ impl Steps {
             self.prefix_hits += plan.prefix_hits;
             self.largest_step = self.largest_step.max(plan.rows.len());
             batch::build(&plan, self.scheduler.running(), BLOCK_SIZE, &mut input);
-            let flight = self.runner.launch(&mut input).unwrap();
-            let rows: Vec<Vec<f32>> = flight
-                .sample(|all, _, _| {
+            self.runner.launch(&mut input).unwrap();
+            let rows: Vec<Vec<f32>> = self
+                .runner
+                .logits(|all| {
                     all.chunks_exact(all.len().max(1) / plan.logit_rows().max(1))
                         .map(<[f32]>::to_vec)
                         .collect()
@@ -171,6 +172,7 @@ pub fn engine(
         device: "test".into(),
         limits: Limits { max_rows: sequences, max_tokens: tokens, duty: 1.0 },
         prefix_caching: true,
+        run_ahead: false,
         max_queue: 4096,
     };
     worker::spawn(runner, config, Clock::system(), Observed::default()).unwrap().0

@@ -5,14 +5,14 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use anyhow::bail;
-use candle_core::DType;
+use candle_core::{DType, Device};
 use clap::ArgMatches;
 use tokio::runtime::Handle;
 
 use super::arguments::Takes;
 use crate::cli::{assemble, devices, machine};
 use crate::clock::{BusyTime, Clock};
-use crate::config::Config;
+use crate::config::{Config, DeviceKind};
 use crate::engine::worker::Limits;
 use crate::error::printable;
 use crate::http_client::shown;
@@ -24,6 +24,7 @@ use crate::measure::target::{MOST_OF_A_NAME, Sequential, Server, Target, check_m
 use crate::model::Checkpoint;
 use crate::model::checkpoint::SYNTHETIC_SEED;
 use crate::model::decoder::Precision;
+use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
 use crate::ops::pool::Pool;
 use crate::power::caps::{self, Cap};
@@ -117,9 +118,22 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let (monitor, notes) = assemble::monitor(config, &context)?;
     let pool = Arc::new(Pool::new(config.threads.unwrap_or_else(machine::cores)));
     let checkpoint = Checkpoint::open(&config.model, &pool)?;
-    let dtype = if config.precision == Precision::Bf16 { DType::BF16 } else { DType::F32 };
+    let device = match config.devices.as_slice() {
+        [DeviceKind::Cuda(ordinal)] => Device::new_cuda(*ordinal)?,
+        [DeviceKind::Cuda(_), ..] => {
+            bail!("--baseline: the rival runs on one device; name it, as --device cuda:0")
+        }
+        _ => Device::Cpu,
+    };
+    let dtype = match (config.precision, checkpoint.spec.float_type) {
+        (Precision::Bf16, _) => DType::BF16,
+        // On a CPU its bf16 is slower than its f32.
+        (Precision::AsStored, FloatType::Bf16) if device.is_cuda() => DType::BF16,
+        (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if device.is_cuda() => DType::F16,
+        _ => DType::F32,
+    };
     let rival = Sequential {
-        model: Arc::new(Mutex::new(Baseline::new(&checkpoint, dtype)?)),
+        model: Arc::new(Mutex::new(Baseline::new(&checkpoint, dtype, &device)?)),
         busy,
         clock: clock.clone(),
     };
@@ -134,7 +148,10 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         notes,
         model,
         described: report::Target::CandleTransformers {
-            settings: settings(&[("threads", machine::cores().to_string())]),
+            settings: settings(&[
+                ("device", devices::list(&config.devices)),
+                ("threads", machine::cores().to_string()),
+            ]),
         },
     })
 }

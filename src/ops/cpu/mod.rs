@@ -27,6 +27,7 @@ mod dot_avx2;
 mod dot_avx512;
 mod dot_scalar;
 pub mod fp8;
+pub mod pick;
 
 /// An instruction set that the kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,6 +20,9 @@ namespace attention_split_kernels {
 namespace attention_prefill_kernels {
 #include "attention_prefill.cu"
 }
+namespace sample_kernels {
+#include "sample.cu"
+}
 extern "C" int hashwatt_launch(const char *name, const unsigned *grid, const unsigned *block, unsigned shared_bytes,
                                void **arguments) {
   return launch_on_host(name, grid, block, shared_bytes, arguments);

@@ -261,7 +261,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   u32 *last = (u32 *)factor;
   __threadfence();
   __syncthreads();
-  if (thread == 0) *last = atomicAdd(arrived, 1) == chunks - 1;
+  if (thread == 0) *last = atomicAdd(arrived, 1u) == chunks - 1;
   __syncthreads();
   if (*last == 0) return;
   __threadfence();

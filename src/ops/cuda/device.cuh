@@ -38,6 +38,7 @@ template <> __device__ inline fp8 narrow<fp8>(float x) { return fp8(x); }
 #endif
 
 typedef unsigned int u32;
+typedef unsigned long long u64;
 
 __device__ inline float widen(float x) { return x; }
 template <> __device__ inline float narrow<float>(float x) { return x; }

@@ -10,9 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CudaDevice, DType, Result, bail};
 use cudarc::driver::{CudaStream, DriverError, result, sys};
 
+use self::arrays::{Arrays, Results};
 use self::product::Products;
-use super::launch::{Launch, Launcher, Product};
+use super::launch::{ArrayKind, Captured, Launch, Launcher, Product};
 
+mod arrays;
+mod graph;
 mod product;
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -28,19 +31,13 @@ struct Function {
 
 /// One device. The stream is candle's, so that tensors and kernels follow each other.
 pub struct Driver {
-    device: CudaDevice,
     stream: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<(&'static str, &'static [DType]), Function>>,
     products: Products,
-    arrays: Mutex<Arrays>,
-}
-
-/// Memory for a step's arrays: on the host where the device can fetch it, and on the device.
-#[derive(Default)]
-struct Arrays {
-    host: Vec<u32>,
-    device: Option<cudarc::driver::CudaSlice<u32>>,
+    step: Mutex<Arrays>,
+    samples: Mutex<Arrays>,
+    results: Mutex<Results>,
 }
 
 // SAFETY: handles of the driver may be used by any thread that has bound the context, which each call does.
@@ -75,12 +72,13 @@ impl Driver {
         }
         let products = Products::new(&stream)?;
         Ok(Driver {
-            device: device.clone(),
             stream,
             modules,
             functions: Mutex::default(),
             products,
-            arrays: Mutex::default(),
+            step: Mutex::default(),
+            samples: Mutex::default(),
+            results: Mutex::default(),
         })
     }
 
@@ -156,27 +154,12 @@ impl Launcher for Driver {
         unsafe { self.products.run(product, &self.stream) }
     }
 
-    fn mirror(&self, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {
-        let mut memory = self.arrays.lock().unwrap_or_else(PoisonError::into_inner);
-        let Arrays { host, device } = &mut *memory;
-        host.clear();
-        arrays.iter().for_each(|array| host.extend_from_slice(array));
-        if device.as_ref().is_none_or(|d| d.len() < host.len()) {
-            let length = host.len().max(1).next_power_of_two();
-            // SAFETY: written below before anything reads it.
-            *device = Some(unsafe { self.device.alloc::<u32>(length) }?);
-        }
-        let Some(device) = device else { bail!("no memory for a step's arrays") };
-        let length = host.len();
-        self.stream
-            .memcpy_htod(&host[..length], &mut device.slice_mut(..length))
-            .map_err(driver("a step's arrays"))?;
-        let (mut address, _guard) = cudarc::driver::DevicePtr::device_ptr(&*device, &self.stream);
-        for (array, to) in arrays.iter().zip(addresses) {
-            *to = address;
-            address += size_of_val(*array) as u64;
-        }
-        Ok(())
+    fn mirror(&self, kind: ArrayKind, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {
+        let memory = match kind {
+            ArrayKind::Step => &self.step,
+            ArrayKind::Samples => &self.samples,
+        };
+        memory.lock().unwrap_or_else(PoisonError::into_inner).put(&self.stream, arrays, addresses)
     }
 
     unsafe fn read(&self, from: u64, to: &mut [f32]) -> Result<()> {
@@ -184,6 +167,26 @@ impl Launcher for Driver {
         // SAFETY: the caller's promise; `to` is not used before the stream is through.
         unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(driver("reading"))?;
         self.stream.synchronize().map_err(driver("the device"))
+    }
+
+    unsafe fn fetch(&self, from: u64, words: usize) -> Result<()> {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the caller's promise.
+        unsafe { results.fetch(&self.stream, from, words) }
+    }
+
+    fn collect(&self, to: &mut [u32]) -> Result<()> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner).collect(to)
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        // Other threads go on with their own devices.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(driver("capturing a step"))
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Captured>> {
+        graph::end_capture(&self.stream)
     }
 }
 

@@ -27,6 +27,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+using std::isfinite;
 using std::max;
 using std::min;
 
@@ -303,21 +304,53 @@ template <typename... A> bool add(const char *name, void (*kernel)(A...)) {
 inline char *shared() { return on_host::machine().running->block->shared; }
 inline void __syncthreads() { on_host::machine().wait(on_host::Waits::ForBlock); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { on_host::machine().exchange(mask, 0); }
-inline float __shfl_xor_sync(unsigned mask, float x, int with) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  on_host::Machine &m = on_host::machine();
-  const unsigned set = m.exchange(mask, bits);
-  memcpy(&x, m.values_of(set, m.lane() ^ with), sizeof x);
+namespace on_host {
+// The value of another lane. `from` tells the lane to read from, by the reader's own.
+template <typename T, typename From> T shuffle(unsigned mask, T x, From from) {
+  static_assert(sizeof(T) % 4 == 0, "whole words");
+  uint32_t words[sizeof(T) / 4];
+  memcpy(words, &x, sizeof x);
+  Machine &m = machine();
+  const unsigned set = m.exchange(mask, words, sizeof(T) / 4);
+  memcpy(&x, m.values_of(set, from(m.lane())), sizeof x);
   return x;
 }
-inline uint32_t __shfl_sync(unsigned mask, uint32_t x, int from) {
-  on_host::Machine &m = on_host::machine();
-  return *m.values_of(m.exchange(mask, x), from);
+} // namespace on_host
+template <typename T> T __shfl_xor_sync(unsigned mask, T x, int with) {
+  return on_host::shuffle(mask, x, [=](unsigned lane) { return lane ^ with; });
 }
-inline unsigned atomicAdd(unsigned *to, unsigned more) {
-  const unsigned before = *to;
-  *to = before + more;
+template <typename T> T __shfl_sync(unsigned mask, T x, unsigned from) {
+  return on_host::shuffle(mask, x, [=](unsigned) { return from; });
+}
+template <typename T> T __shfl_up_sync(unsigned mask, T x, unsigned by) {
+  return on_host::shuffle(mask, x, [=](unsigned lane) { return lane < by ? lane : lane - by; });
+}
+inline unsigned __ballot_sync(unsigned mask, int yes) {
+  on_host::Machine &m = on_host::machine();
+  const unsigned set = m.exchange(mask, yes != 0);
+  unsigned votes = 0;
+  for (unsigned lane = 0; lane < on_host::LANES; ++lane) votes |= *m.values_of(set, lane) << lane;
+  return votes;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
+// Fibers run one at a time, and give way at exchanges and barriers alone.
+template <typename T> T atomicAdd(T *place, T x) {
+  const T before = *place;
+  *place = before + x;
   return before;
 }
 inline void __threadfence() {} // memory is one here

@@ -8,6 +8,7 @@ use candle_core::{DType, Layout, Result, Tensor, bail};
 
 use super::{AttentionSpan, PagedAttention, cache_blocks};
 use crate::ops::launch::{Argument, Arguments, Launch, Launcher, Place};
+use crate::ops::storage::zeros;
 
 /// As `ops/cuda/attention_split.cu` has them.
 const SPLIT_THREADS: u32 = 256;
@@ -331,6 +332,12 @@ impl PagedAttention<'_> {
     }
 }
 
+/// Bytes of [`scratch`].
+pub fn scratch_bytes(heads: usize, kv_heads: usize, head_dim: usize) -> usize {
+    // The split kernel's part depends on neither the type nor the mode.
+    Cutting::new(heads, kv_heads, head_dim, DType::F32, true).scratch(head_dim) * size_of::<f32>()
+}
+
 /// The scratch tensor of a model's attention, for all its layers in turn.
 ///
 /// # Errors
@@ -341,7 +348,5 @@ pub fn scratch(
     head_dim: usize,
     device: &candle_core::Device,
 ) -> Result<Tensor> {
-    // The split kernel's part depends on neither the type nor the mode.
-    let cutting = Cutting::new(heads, kv_heads, head_dim, DType::F32, true);
-    Tensor::zeros(cutting.scratch(head_dim), DType::F32, device)
+    zeros(scratch_bytes(heads, kv_heads, head_dim) / size_of::<f32>(), DType::F32, device)
 }

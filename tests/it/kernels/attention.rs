@@ -6,7 +6,7 @@ use hashwatt::ops::kv_write::CacheScales;
 use hashwatt::ops::paged_attention::kernels::{PADDING, SPLIT_TILES, scratch};
 use hashwatt::ops::paged_attention::{AttentionPlan, AttentionSpan, BLOCK_SIZE, Cutting, PagedAttention};
 
-use super::kernels;
+use crate::host_kernels::kernels;
 use crate::support::pool;
 
 #[derive(Debug, Clone, Copy)]
