@@ -102,11 +102,11 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   const T *v_head = k_head + size_t(shape.kv_heads) * BLOCK_SIZE * dim;
   const size_t block_step = size_t(2) * shape.kv_heads * BLOCK_SIZE * dim;
 
-  float *weights = (float *)shared();                            // [2, KEYS, QUERIES], in turn
-  float *sums = weights + 2 * KEYS * QUERIES;                    // [WARPS, QUERIES, dim]
+  float *weights = (float *)shared();         // [2, KEYS, QUERIES], in turn
+  float *sums = weights + 2 * KEYS * QUERIES; // [WARPS, QUERIES, dim]
   float *factor = sums + WARPS * QUERIES * dim, *total = factor + QUERIES;
   const float scale = shape.scale * shape.k_scale * LOG2_E;
-  float maximum = -INFINITY, sum = 0.0f;                         // of query `warp`
+  float maximum = -INFINITY, sum = 0.0f; // of query `warp`
   float result[QUERIES][8] = {};
 
   for (u32 first = begin, turn = 0; first < end; first += KEYS, turn ^= 1) {

@@ -202,7 +202,8 @@ struct Machine {
       return;
     }
     for (unsigned i = 0, behind = 0; i < block.count; ++i) {
-      if (i % LANES == 0) behind = random() % 16 == 0 ? 24 : 0;
+      // A little, or by as much as another block takes from its beginning to its end.
+      if (i % LANES == 0) behind = random() % 128 == 0 ? 300 : random() % 16 == 0 ? 24 : 0;
       Fiber &fiber = *block.fibers[i];
       fiber.behind = behind;
       if (fiber.waits == Waits::ForBlock) fiber.waits = Waits::No;

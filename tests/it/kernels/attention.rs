@@ -109,7 +109,7 @@ impl World {
         let cutting = Cutting::new(heads, kv_heads, head_dim, self.dtypes[1], on.batch_invariant);
         let split_tiles = cutting.cut(&spans, &mut tiles) + padding;
         tiles.splice(split_tiles - padding..split_tiles - padding, vec![PADDING; padding]);
-        let scratch = scratch(heads, kv_heads, head_dim, &Device::Cpu).unwrap();
+        let scratch = poisoned_scratch(self.dims);
         let plan = AttentionPlan {
             spans: spans.as_slice().into(),
             block_tables: self.tables.as_slice().into(),
@@ -131,14 +131,27 @@ impl World {
         };
         dst.inplace_op2(&queries, &op).unwrap();
         if by_kernels {
-            let counters = SPLIT_TILES * kv_heads;
-            let counters = scratch.narrow(0, 0, counters).unwrap().to_vec1::<f32>().unwrap();
+            let counters = scratch.narrow(0, 0, counters(self.dims)).unwrap().to_vec1::<f32>().unwrap();
             assert!(counters.iter().all(|x| x.to_bits() == 0), "a counter is left counting");
         }
         let all: Vec<f32> = dst.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert!(all[count * width..].iter().all(|x| *x == 64.0), "rows of no span were written");
         all[..count * width].to_vec()
     }
+}
+
+/// Blocks of a tile by tiles of a launch.
+fn counters(dims: Dims) -> usize {
+    let group = dims.heads / dims.kv_heads;
+    SPLIT_TILES * dims.kv_heads * group.div_ceil(if group <= 4 { 4 } else { 8 })
+}
+
+/// Zero where blocks count; what they leave for each other must be written before it is read.
+fn poisoned_scratch(dims: Dims) -> Tensor {
+    let all = scratch(dims.heads, dims.kv_heads, dims.head_dim, &Device::Cpu).unwrap();
+    let counters = all.narrow(0, 0, counters(dims)).unwrap();
+    let rest = all.elem_count() - counters.elem_count();
+    Tensor::cat(&[counters, Tensor::full(f32::NAN, rest, &Device::Cpu).unwrap()], 0).unwrap()
 }
 
 fn compare(on: &Exec, dims: Dims, dtype: DType, lengths: &[usize], pieces: &[Piece], padding: usize) {
@@ -184,6 +197,15 @@ fn decode_is_the_cpus() {
         compare(&on, dims, DType::F16, &lengths, &each, 0);
         compare(&on, dims, DType::F32, &lengths, &each, 0);
     }
+}
+
+/// Many rows of two chunks, so that blocks meet in every way: the last one finds what the others left.
+#[test]
+fn chunks_wait_for_each_other() {
+    let Some(on) = kernels() else { return };
+    let dims = Dims { heads: 4, kv_heads: 1, head_dim: 128 };
+    let rows: Vec<Piece> = (0..100).map(|i| (0, 258 + i % 5, 259 + i % 5)).collect();
+    compare(&on, dims, DType::BF16, &[263], &rows, 0);
 }
 
 /// A context of more than 64 chunks of 256 keys is cut into longer ones.
