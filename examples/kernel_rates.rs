@@ -9,6 +9,7 @@ use half::bf16;
 use hashwatt::clock::Clock;
 use hashwatt::ops::cpu::Isa;
 use hashwatt::ops::exec::Exec;
+use hashwatt::ops::kv_write::CacheScales;
 use hashwatt::ops::linear::{Linear, LinearOn};
 use hashwatt::ops::paged_attention as paged;
 use hashwatt::ops::paged_attention::{AttentionPlan, AttentionSpan, PagedAttention};
@@ -84,9 +85,20 @@ fn attention(on: &Exec, isa: Isa, kind: DType, step: (usize, usize, usize)) -> R
         spans: spans.as_slice().into(),
         block_tables: tables.as_slice().into(),
         tiles: [].as_slice().into(),
+        split_tiles: 0,
         rows: all,
     };
-    let op = PagedAttention { plan, kv: &cache, heads, kv_heads, head_dim, scale: 0.088, on };
+    let op = PagedAttention {
+        plan,
+        kv: &cache,
+        scales: CacheScales::ONE,
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 0.088,
+        scratch: None,
+        on,
+    };
     let (s, best) = seconds(|| dst.inplace_op2(&q, &paged::PagedAttentionOn { op, isa }))?;
     let seen = sequences * (rows * (length - rows) + rows * (rows + 1) / 2);
     let read = sequences * length * 2 * kv_heads * head_dim * kind.size_in_bytes();

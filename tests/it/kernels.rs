@@ -84,11 +84,11 @@ fn kernels_sample_what_the_cpu_samples() {
                 6 => Task { mask: samples.mask(&vec![0xA5A5_A5A5; vocab.div_ceil(32)]), ..task },
                 7 => Task { mask: samples.mask(&vec![0; vocab.div_ceil(32)]), ..task },
                 8 => Task { score: some, ..task },
-                // Every entry is changed three times, each by another thread, and the order counts: an entry with an
-                // infinite bias is banned all the same.
+                // Every entry is changed three times, each by another thread, and the order counts: an entry with a
+                // bias that is no number is banned all the same.
                 10 => {
                     let (n, last) = (vocab as u32, vocab as u32 - 1);
-                    let bias = |t: u32| if t % 5 == 1 { f32::INFINITY } else { (t % 7) as f32 };
+                    let bias = |t: u32| if t % 5 == 1 { f32::NAN } else { (t % 7) as f32 };
                     let banned: Vec<u32> = (0..n).map(|t| (t + 77) % n).filter(|t| t % 5 == 1).collect();
                     Task {
                         seen: samples.pairs((0..n).map(|t| [last - t, t % 3])),
