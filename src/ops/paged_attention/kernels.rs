@@ -122,7 +122,7 @@ impl Cutting {
 }
 
 /// How many of the tiles one launch takes: all, or as many whole rows as there is scratch for.
-fn launch_of(tiles: &[Tile]) -> usize {
+pub(super) fn launch_of(tiles: &[Tile]) -> usize {
     match tiles.len() {
         all @ ..=SPLIT_TILES => all,
         _ => (1..=SPLIT_TILES).rev().find(|n| tiles[*n][2] & 0xffff == 0).unwrap_or(SPLIT_TILES),

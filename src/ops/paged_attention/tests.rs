@@ -390,3 +390,21 @@ fn tiles_cover_the_rows_once() {
         }
     }
 }
+
+/// Launches are as large as the scratch allows, and none parts the chunks of a row.
+#[test]
+fn a_launch_takes_whole_rows() {
+    let cutting = Cutting::new(8, 8, 128, DType::F32, false);
+    for (context, rows, first) in [(600, 682, 2046), (600, 700, 2046), (16_000, 40, 2016), (100, 9, 9)] {
+        let of = |row| AttentionSpan { first_row: row, rows: 1, first_position: context - 1, block_table: 0 };
+        let spans: Vec<_> = (0..rows).map(of).collect();
+        let mut tiles = vec![];
+        cutting.cut(&spans, &mut tiles);
+        assert_eq!(kernels::launch_of(&tiles), first, "{rows} rows of {context}");
+        let mut rest = tiles.as_slice();
+        while !rest.is_empty() {
+            assert_eq!(rest[0][2] & 0xffff, 0, "a launch begins with a row's first chunk");
+            rest = &rest[kernels::launch_of(rest)..];
+        }
+    }
+}
