@@ -38,6 +38,7 @@ fn engine(checkpoint: &Checkpoint) -> EngineHandle {
         limits: Limits { max_rows: 64, max_tokens: PREFILL, duty: 1.0 },
         prefix_caching: false,
         run_ahead: false,
+        faults: Default::default(),
         max_queue: 512,
     };
     spawn(runner, config, Clock::system(), Observed::default()).expect("the engine starts").0

@@ -53,6 +53,7 @@ pub fn engine(model: &str) -> Engine {
         // Each iteration computes its own prompts.
         prefix_caching: false,
         run_ahead: false,
+        faults: Default::default(),
         max_queue: 512,
     };
     let (clock, observed) = (Clock::system(), Observed::default());

@@ -52,7 +52,8 @@ pub fn engine_source(unit: Arc<Unit>) -> EngineSource {
                 max_rows: stats.max_rows.load(Relaxed),
                 prompt_tokens: stats.prompt_tokens.load(Relaxed),
                 generated_tokens: stats.generated_tokens.load(Relaxed),
-                ready: stats.ready.load(Relaxed),
+                moved: replica.moved(),
+                ready: replica.is_in() && stats.ready.load(Relaxed),
             }
         });
         engines.collect()

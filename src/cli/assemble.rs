@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::config::value::without_credentials;
 use crate::config::{Config, DeviceKind};
 use crate::energy::Ledger;
+use crate::engine::fault::Faults;
 use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use crate::model::Checkpoint;
@@ -281,6 +282,7 @@ pub fn start_engines(
             prefix_caching: config.prefix_caching,
             run_ahead: config.async_scheduling.unwrap_or(runner.is_asynchronous()),
             max_queue: config.max_queue,
+            faults: Faults::default(),
         };
         let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), observed)
             .map_err(|e| anyhow!("device {device}: {e}"))?;
@@ -359,5 +361,5 @@ pub fn start_metered(
         unit.meter(ledger);
     }
     unit.open(start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed)?);
-    Ok(())
+    unit.watch(config.step_timeout).context("the watchdog's thread could not start")
 }

@@ -62,6 +62,9 @@ pub struct Book {
     least: Option<Watts>,
     /// Joules of the latest steps and their modelled weight: their ratio is the watts of a full step.
     recent: (f64, f64),
+    /// Joules of prefill and decode that are to become overhead. Paid out of those that come, so that no total
+    /// ever falls.
+    owed: [f64; 2],
 }
 
 impl Book {
@@ -74,6 +77,7 @@ impl Book {
             quiet: VecDeque::new(),
             least: None,
             recent: (0.0, 0.0),
+            owed: [0.0; 2],
         }
     }
 
@@ -142,10 +146,22 @@ impl Book {
     }
 
     pub fn add_prefill(&mut self, joules: f64) {
-        self.totals.prefill += joules;
+        self.totals.prefill += self.pay(0, joules);
     }
     pub fn add_decode(&mut self, joules: f64) {
-        self.totals.decode += joules;
+        self.totals.decode += self.pay(1, joules);
+    }
+    /// What was settled for a failed attempt is overhead after all.
+    pub fn owe(&mut self, [prefill, decode]: [f64; 2]) {
+        self.owed[0] += prefill;
+        self.owed[1] += decode;
+    }
+    /// What is left of new joules when what is owed has been paid to overhead.
+    fn pay(&mut self, kind: usize, joules: f64) -> f64 {
+        let paid = self.owed[kind].min(joules);
+        self.owed[kind] -= paid;
+        self.totals.overhead += paid;
+        joules - paid
     }
     pub fn add_overhead(&mut self, joules: f64) {
         self.totals.overhead += joules;

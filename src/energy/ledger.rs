@@ -49,11 +49,14 @@ struct Engine {
     /// Not settled by every meter yet, in order of time.
     steps: VecDeque<Step>,
     last_end: Tick,
+    /// Its device failed: what it still does is nobody's.
+    disowned: bool,
 }
 
 #[derive(Default)]
 struct Account {
-    settled: [f64; 2],
+    /// By told meter.
+    settled: Vec<[f64; 2]>,
     /// Modelled weight that each told meter has still to settle.
     pending: Vec<[f64; 2]>,
     /// Its request ended or left.
@@ -99,7 +102,7 @@ impl Ledger {
         let begun = monitor.clock().now();
         let engine = |log: StepLog| {
             log.listen();
-            Engine { log, twin: Steps::default(), steps: VecDeque::new(), last_end: begun }
+            Engine { log, twin: Steps::default(), steps: VecDeque::new(), last_end: begun, disowned: false }
         };
         let inner = Inner {
             engines: logs.into_iter().map(engine).collect(),
@@ -144,8 +147,48 @@ impl Ledger {
         inner.last_account += 1;
         let id = inner.last_account;
         let pending = vec![[0.0; 2]; inner.told.len()];
-        inner.accounts.insert(id, Account { pending, ..Account::default() });
+        let account = Account { settled: pending.clone(), pending, ..Account::default() };
+        inner.accounts.insert(id, account);
         AccountHandle { ledger: self.clone(), id }
+    }
+
+    /// An engine's device failed: what it still logs is overhead.
+    pub fn disown(&self, engine: usize) {
+        let mut inner = self.inner();
+        inner.take_steps();
+        if let Some(engine) = inner.engines.get_mut(engine) {
+            engine.disowned = true;
+        }
+    }
+
+    /// An account's request begins anew elsewhere: what this engine did for it was a failed attempt, overhead. (What
+    /// a meter that sees several engines has settled already stays where it is.)
+    pub fn forfeit(&self, account: u64, engine: usize) {
+        let mut inner = self.inner();
+        inner.take_steps();
+        let Inner { engines, books, told, accounts, .. } = &mut *inner;
+        let (Some(engine_steps), Some(found)) = (engines.get_mut(engine), accounts.get_mut(&account)) else {
+            return;
+        };
+        for step in &mut engine_steps.steps {
+            let (weight, work) = (step.weight(), step.work);
+            for share in step.shares.iter_mut().filter(|s| s.account == account) {
+                share.account = OVERHEAD;
+                if work <= 0.0 || step.overhead {
+                    continue;
+                }
+                for (slot, _) in told.iter().enumerate().filter(|(_, m)| books[**m].info.device.is_none()) {
+                    found.pending[slot][0] -= share.prefill / work * weight;
+                    found.pending[slot][1] -= share.decode / work * weight;
+                }
+            }
+        }
+        for (slot, meter) in told.iter().enumerate() {
+            if books[*meter].info.device == Some(engine) {
+                books[*meter].owe(std::mem::take(&mut found.settled[slot]));
+                found.pending[slot] = [0.0; 2];
+            }
+        }
     }
 
     /// Settles a window, or lets it wait for the steps that run in it.
@@ -203,7 +246,8 @@ impl AccountHandle {
             return None;
         }
         let account = inner.accounts.get(&self.id);
-        let mut joules = account.map_or([0.0; 2], |a| a.settled);
+        let sum = |[a, b]: [f64; 2], [c, d]: &[f64; 2]| [a + c, b + d];
+        let mut joules = account.map_or([0.0; 2], |a| a.settled.iter().fold([0.0; 2], sum));
         let mut settled = account.is_some_and(|a| a.closed.is_some());
         for (slot, meter) in told.iter().enumerate() {
             let book = &inner.books[*meter];
@@ -246,10 +290,13 @@ impl Inner {
         let Inner { engines, books, told, accounts, .. } = self;
         for (index, engine) in engines.iter_mut().enumerate() {
             engine.log.take(&mut engine.twin);
-            let Engine { twin, steps, last_end, .. } = engine;
+            let Engine { twin, steps, last_end, disowned, .. } = engine;
             let mut shares = twin.shares.iter();
             for record in &twin.records {
-                let shares: Box<[Share]> = shares.by_ref().take(record.shares).copied().collect();
+                let mut shares: Box<[Share]> = shares.by_ref().take(record.shares).copied().collect();
+                if *disowned {
+                    shares.iter_mut().for_each(|s| s.account = OVERHEAD);
+                }
                 let step = Step {
                     time: Interval { start: record.started, end: record.ended },
                     relative_power: relative_power(record.rows),
@@ -327,9 +374,9 @@ impl Inner {
                 }
                 book.add_prefill(prefill);
                 book.add_decode(decode);
-                if let (Some(_), Some(account)) = (slot, accounts.get_mut(&share.account)) {
-                    account.settled[0] += prefill;
-                    account.settled[1] += decode;
+                if let (Some(slot), Some(account)) = (slot, accounts.get_mut(&share.account)) {
+                    account.settled[slot][0] += prefill;
+                    account.settled[slot][1] += decode;
                 }
             }
             if let Some(slot) = slot {

@@ -283,3 +283,26 @@ proptest! {
         prop_assert!((totals.total + open - drawn).abs() <= 0.01 * drawn + 2.0 * IDLE.0, "{} + {open} of {drawn}", totals.total);
     }
 }
+
+/// A request that begins anew elsewhere is not billed for the attempt that failed; nothing is lost, and no total
+/// ever falls.
+#[test]
+fn a_failed_attempt_is_overhead() {
+    let mut b = bench(Faults::default());
+    b.idle(Duration::from_secs(5));
+    let (moves, stays) = (b.ledger.open(), b.ledger.open());
+    b.steps(100, 2, STEP, &[(moves.id, 1.0, 0.0), (stays.id, 1.0, 0.0)]);
+    let before = b.totals();
+    assert!(before.prefill > 0.0 && moves.energy().unwrap().total().0 > 0.0);
+    b.ledger.forfeit(moves.id, 0);
+    b.ledger.disown(0);
+    assert!(moves.energy().is_none(), "the failed attempt is still billed");
+    // What the engine logs after that is nobody's either.
+    b.steps(50, 2, STEP, &[(stays.id, 1.0, 0.0)]);
+    let after = b.totals();
+    assert!(after.prefill >= before.prefill && after.overhead > before.overhead);
+    b.idle(Duration::from_secs(3));
+    let totals = b.totals();
+    assert!((totals.attributed().0 - totals.total).abs() < 1e-6);
+    assert!(totals.overhead > totals.prefill, "{totals:?}");
+}

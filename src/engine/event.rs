@@ -46,6 +46,25 @@ pub struct GenerateRequest {
     pub constraint: Option<Box<dyn TokenConstraint>>,
 }
 
+impl GenerateRequest {
+    /// The same request once more; `None` for one under a constraint, which has a state of its own.
+    pub fn again(&self) -> Option<GenerateRequest> {
+        let Self { ref prompt, ref sampling, max_tokens, min_tokens, ref stop_token_ids, .. } = *self;
+        self.constraint.is_none().then(|| GenerateRequest {
+            prompt: prompt.clone(),
+            sampling: sampling.clone(),
+            max_tokens,
+            min_tokens,
+            stop_token_ids: stop_token_ids.clone(),
+            prompt_logprobs: self.prompt_logprobs,
+            tier: self.tier,
+            cache_salt: self.cache_salt,
+            account: self.account,
+            constraint: None,
+        })
+    }
+}
+
 /// A token with its log-probability and the most likely alternatives, natural logarithm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
@@ -123,8 +142,43 @@ pub enum EngineError {
     TooLargeForCache { needed: usize, total: usize },
     #[error("the step failed: {0}")]
     Step(String),
+    #[error("the device failed: {0}")]
+    Device(String),
     #[error("the request was cut short: the unit is shutting down")]
     Aborted,
+}
+
+/// What CUDA's driver says when a context is lost: every later call in it fails the same way (CUDA driver API,
+/// "Data types used by CUDA driver", the errors that "leave the process in an inconsistent state").
+const STICKY: [&str; 12] = [
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_NVLINK_UNCORRECTABLE",
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_CONTAINED",
+];
+
+impl EngineError {
+    /// What a failed step means: the end of its batch, or of the device.
+    pub fn of_step(error: &candle_core::Error) -> EngineError {
+        let text = error.to_string();
+        match STICKY.iter().any(|sticky| text.contains(sticky)) {
+            true => EngineError::Device(text),
+            false => EngineError::Step(text),
+        }
+    }
+
+    /// True when the engine it comes from serves nobody any more, and another one may.
+    pub fn is_of_the_device(&self) -> bool {
+        matches!(self, EngineError::Device(_) | EngineError::Dead(_))
+    }
 }
 
 impl crate::error::Classified for EngineError {
@@ -132,9 +186,11 @@ impl crate::error::Classified for EngineError {
         use crate::error::Class;
         match self {
             EngineError::QueueFull { .. } => Class::Overloaded,
-            EngineError::Stopping | EngineError::Loading | EngineError::Dead(_) | EngineError::Aborted => {
-                Class::Unavailable
-            }
+            EngineError::Stopping
+            | EngineError::Loading
+            | EngineError::Dead(_)
+            | EngineError::Device(_)
+            | EngineError::Aborted => Class::Unavailable,
             EngineError::TooLargeForCache { .. } => Class::InvalidRequest,
             EngineError::SlowReader | EngineError::NonFiniteLogits | EngineError::Step(_) => Class::Internal,
         }

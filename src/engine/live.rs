@@ -67,6 +67,11 @@ impl Live {
         self.end(TokenEvent::failed(error));
     }
 
+    /// True when this error ended it.
+    pub fn failed_with(&self, error: &EngineError) -> bool {
+        matches!(&self.last_event, Some(TokenEvent::Failed(e)) if **e == *error)
+    }
+
     /// Adds the task of choosing the next token, after `generated` ones; asks the constraint, while the device
     /// works, what it may be.
     pub fn draw(&mut self, generated: usize, samples: &mut Samples) {

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod block_pool;
 pub mod constraint;
 pub mod event;
+pub mod fault;
 mod live;
 mod resident;
 pub mod sampler;

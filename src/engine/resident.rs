@@ -12,6 +12,7 @@ use crate::clock::{Clock, Tick};
 use crate::engine::batch;
 use crate::engine::block_pool::BlockPool;
 use crate::engine::event::{EngineError, EventSender, GenerateRequest, TokenEvent};
+use crate::engine::fault::Fault;
 use crate::engine::live::Live;
 use crate::engine::scheduler::{Budget, Entry, Scheduler, StepPlan};
 use crate::engine::sequence::{Rank, Sequence};
@@ -59,6 +60,11 @@ pub(super) struct Resident {
     next: Flight,
     flight: Flight,
     in_flight: bool,
+    /// Logits were not finite since the device was last tried.
+    suspect: bool,
+    /// Why the device serves nobody any more.
+    lost: Option<EngineError>,
+    ordered: Option<Fault>,
     clock: Clock,
     stats: Arc<EngineStats>,
     observed: Observed,
@@ -79,6 +85,7 @@ impl Resident {
         let capacity = runner.capacity();
         stats.blocks_total.store(runner.blocks(), Ordering::Release);
         stats.block_size.store(BLOCK_SIZE, Ordering::Release);
+        stats.prefix_caching.store(prefix_caching, Ordering::Release);
         // A step reads each sequence's whole table; shared blocks are listed once per sequence.
         let tables = runner.blocks().max(max_sequences) * 2;
         Resident {
@@ -90,6 +97,9 @@ impl Resident {
             next: Flight::with_capacity(max_sequences),
             flight: Flight::with_capacity(max_sequences),
             in_flight: false,
+            suspect: false,
+            lost: None,
+            ordered: None,
             clock,
             stats,
             observed,
@@ -97,14 +107,16 @@ impl Resident {
         }
     }
 
-    /// A forward pass over throw-away rows: touches the weights, and proves that logits are finite.
+    /// A forward pass over throw-away rows, in the block that no sequence owns: touches the weights, and proves
+    /// that logits are finite. Not while a step is in flight.
     pub fn warm_up(&mut self) -> Result<(), EngineError> {
         let rows = self.runner.capacity().rows.min(BLOCK_SIZE).min(4);
         self.input.clear();
+        let spare = self.runner.blocks() as u32;
         for row in 0..rows as u32 {
             self.input.tokens.push(row % self.runner.decoder().spec().vocab as u32);
             self.input.positions.push(row);
-            self.input.slots.push(row);
+            self.input.slots.push(spare * BLOCK_SIZE as u32 + row);
         }
         let span = crate::model::input::AttentionSpan {
             first_row: 0,
@@ -113,9 +125,9 @@ impl Resident {
             block_table: 0,
         };
         self.input.spans.push(span);
-        self.input.block_tables.push(0);
+        self.input.block_tables.push(spare);
         self.input.logit_rows.push(rows as u32 - 1);
-        let step = |e: candle_core::Error| EngineError::Step(e.to_string());
+        let step = |e: candle_core::Error| EngineError::of_step(&e);
         let started = self.clock.now();
         self.observed.begin(started);
         let finite = self
@@ -127,12 +139,40 @@ impl Resident {
             StepRecord { started, ended: self.clock.now(), rows, sequences: 1, overhead: true, shares: 0 };
         let nobody = Share { account: OVERHEAD, prefill: 1.0, decode: 0.0 };
         self.observed.end(record, std::iter::once(nobody));
-        let finite = finite?;
+        let finite = finite? && self.ordered != Some(Fault::NeverFinite);
         if finite { Ok(()) } else { Err(EngineError::NonFiniteLogits) }
     }
 
     pub fn first_rank(&self) -> Option<Rank> {
         self.scheduler.first_rank()
+    }
+
+    /// Lets a fault happen with the next step.
+    pub fn order(&mut self, fault: Fault) {
+        self.ordered = Some(fault);
+    }
+
+    /// Why the device serves nobody any more, if it does not.
+    pub fn lost(&self) -> Option<&EngineError> {
+        self.lost.as_ref()
+    }
+
+    /// True when a request's logits were not finite: the device is to be tried before it is trusted again.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    /// Tries a suspect device with the warm-up's rows, when nothing is in flight. Logits that are not finite even
+    /// then are the device's fault.
+    pub fn try_suspect(&mut self) {
+        if !self.suspect || self.in_flight || self.lost.is_some() {
+            return;
+        }
+        self.suspect = false;
+        if let Err(error) = self.warm_up() {
+            self.lost =
+                Some(EngineError::Device(format!("the self-test after a request's failure: {error}")));
+        }
     }
 
     /// True while there is something to run, or to wait for.
@@ -251,7 +291,19 @@ impl Resident {
         self.next.tokens = self.plan.tokens();
         self.mark_scheduled(now);
         self.log_shares();
-        self.runner.launch(&mut self.input).map_err(|e| EngineError::Step(e.to_string()))?;
+        match self.ordered {
+            Some(Fault::DeviceLost) => {
+                return Err(EngineError::Device("CUDA_ERROR_LAUNCH_FAILED, on order".into()));
+            }
+            Some(Fault::Hang(time)) => std::thread::sleep(time),
+            Some(Fault::Panic) => {
+                self.ordered = None;
+                panic!("on order");
+            }
+            _ => {}
+        }
+        self.ordered.take_if(|fault| matches!(fault, Fault::Hang(_)));
+        self.runner.launch(&mut self.input).map_err(|e| EngineError::of_step(&e))?;
         Ok(true)
     }
 
@@ -284,12 +336,12 @@ impl Resident {
             let (tokens, logits) = (row.tokens.clone(), row.logits.clone());
             next.rows.push(FlightRow { rank: sequence.rank, tokens, logits, first_sample, draws });
         }
-        runner.sample(samples).map_err(|e| EngineError::Step(e.to_string()))
+        runner.sample(samples).map_err(|e| EngineError::of_step(&e))
     }
 
     /// Waits for the step in flight and applies its results.
     fn settle(&mut self) -> StepReport {
-        let Resident { runner, scheduler, flight, clock, stats, .. } = self;
+        let Resident { runner, scheduler, flight, clock, stats, suspect, lost, ordered, .. } = self;
         let outcome = runner.collect();
         let ended = clock.now();
         let failed = outcome.is_err();
@@ -297,13 +349,20 @@ impl Resident {
             Ok(results) => {
                 for row in &flight.rows {
                     // Gone, when its client is.
-                    if let Some(entry) = scheduler.find_mut(row.rank) {
-                        apply(entry, row, results, ended, stats);
+                    let Some(entry) = scheduler.find_mut(row.rank) else { continue };
+                    let once = ordered.take_if(|fault| *fault == Fault::NotFinite).is_some();
+                    if once || *ordered == Some(Fault::NeverFinite) {
+                        entry.payload.fail(EngineError::NonFiniteLogits);
                     }
+                    apply(entry, row, results, ended, stats);
+                    *suspect |= entry.payload.failed_with(&EngineError::NonFiniteLogits);
                 }
             }
             Err(error) => {
-                let error = EngineError::Step(error.to_string());
+                let error = EngineError::of_step(&error);
+                if error.is_of_the_device() {
+                    *lost = Some(error.clone());
+                }
                 for row in &flight.rows {
                     if let Some(entry) = scheduler.find_mut(row.rank) {
                         entry.payload.fail(error.clone());
@@ -325,6 +384,9 @@ impl Resident {
 
     /// Ends the requests of a step that could not be launched or sampled.
     fn fail_plan(&mut self, error: &EngineError) -> StepReport {
+        if error.is_of_the_device() {
+            self.lost = Some(error.clone());
+        }
         for row in &self.plan.rows {
             self.scheduler.running_mut()[row.sequence].payload.fail(error.clone());
         }

@@ -28,6 +28,8 @@ pub struct EngineStats {
     pub generated_tokens: AtomicU64,
     /// Clock reading of the worker's last sign of life, in nanoseconds; 0 before the first.
     pub heartbeat: AtomicU64,
+    /// Prompts that begin alike find each other's blocks.
+    pub prefix_caching: AtomicBool,
     /// True between the warm-up forward and the end of the worker.
     pub ready: AtomicBool,
 }

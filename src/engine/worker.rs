@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::engine::event::{EngineError, EventSender, EventStream, GenerateRequest, event_channel};
+use crate::engine::fault::Faults;
 use crate::engine::resident::{Resident, StepReport};
 use crate::engine::stats::EngineStats;
 use crate::engine::step_log::Observed;
@@ -44,6 +45,8 @@ pub struct EngineConfig {
     pub run_ahead: bool,
     /// Requests taken beyond those that one step can hold.
     pub max_queue: usize,
+    /// For tests and drills.
+    pub faults: Faults,
 }
 
 pub(crate) enum Command {
@@ -96,6 +99,11 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Abort);
     }
 
+    /// Sequences that one step can hold.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
     pub fn stats(&self) -> &Arc<EngineStats> {
         &self.stats
     }
@@ -143,6 +151,8 @@ pub fn spawn(
                 limits: ceiling,
                 arrivals: 0,
                 run_ahead: config.run_ahead,
+                faults: config.faults,
+                steps: 0,
             };
             let warm = worker.warm_up();
             let warm_up_failed = warm.is_err();
@@ -168,6 +178,9 @@ struct Worker {
     limits: Limits,
     arrivals: u64,
     run_ahead: bool,
+    faults: Faults,
+    /// Begun so far.
+    steps: u64,
 }
 
 impl Worker {
@@ -190,6 +203,9 @@ impl Worker {
             if let Some(report) = self.step_next() {
                 self.record(&report);
                 self.pause(&report);
+            }
+            if self.end_lost() {
+                break;
             }
         }
         self.stats.ready.store(false, Ordering::Release);
@@ -239,7 +255,11 @@ impl Worker {
         let Limits { max_rows, max_tokens, .. } = self.limits;
         let resident = self.residents.iter_mut().filter(|r| r.has_work()).min_by_key(|r| r.first_rank())?;
         // A pause between steps is one for the device.
-        let ahead = self.run_ahead && self.limits.duty >= 1.0;
+        let ahead = self.run_ahead && self.limits.duty >= 1.0 && !resident.is_suspect();
+        if let Some(fault) = self.faults.due(self.steps) {
+            resident.order(fault);
+        }
+        self.steps += 1;
         match catch_unwind(AssertUnwindSafe(|| resident.step(max_rows, max_tokens, ahead))) {
             Ok(report) => report,
             Err(panic) => {
@@ -251,6 +271,16 @@ impl Worker {
                 None
             }
         }
+    }
+
+    /// Ends everything when a device serves nobody any more; true when it does not.
+    fn end_lost(&mut self) -> bool {
+        self.residents.iter_mut().for_each(Resident::try_suspect);
+        let Some(error) = self.residents.iter().find_map(Resident::lost).cloned() else { return false };
+        tracing::error!(%error, "the engine ends");
+        self.stats.ready.store(false, Ordering::Release);
+        self.residents.iter_mut().for_each(|r| r.fail_all(&error));
+        true
     }
 
     fn record(&self, report: &StepReport) {

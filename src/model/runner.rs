@@ -47,9 +47,8 @@ impl Runner {
     ) -> Result<Runner> {
         let (on, x) = (on.into(), decoder.activations());
         let workspace = Workspace::new(decoder.spec(), capacity, x, &on.device)?;
-        // Rows that only fill a graph up write to a block of their own.
-        let spare = usize::from(on.launcher.is_some());
-        let cache = KvCache::new(decoder.spec(), blocks, spare, x, &on.device)?;
+        // Rows of no sequence (a graph's filling, the warm-up's) write to a block of their own.
+        let cache = KvCache::new(decoder.spec(), blocks, 1, x, &on.device)?;
         let results = vec![0; capacity.logit_rows * RESULT_WORDS];
         let graphs = Graphs::default();
         Ok(Runner {

@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::engine::event::{EventStream, FinishReason, SequenceStats, TokenEvent, TokenLogprob};
+use crate::engine::event::{FinishReason, SequenceStats, TokenEvent, TokenLogprob};
 use crate::service::stop::{Passed, StopMatcher};
 use crate::service::{Delta, Finish, ServiceError, TextLogprob, TopLogprob};
 use crate::text::detokenizer::Detokenizer;
 use crate::text::tokenizer::Tokenizer;
+use crate::unit::Answer;
 
 /// A token whose text has not been let through: where its text begins and ends.
 struct Open {
@@ -23,7 +24,7 @@ struct Open {
 pub(super) struct Choice {
     index: usize,
     /// `None` once the choice has ended.
-    events: Option<EventStream>,
+    events: Option<Answer>,
     tokenizer: Arc<Tokenizer>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
@@ -66,7 +67,7 @@ pub(super) struct Plan {
 }
 
 impl Choice {
-    pub fn new(index: usize, events: EventStream, tokenizer: Arc<Tokenizer>, plan: Plan) -> Choice {
+    pub fn new(index: usize, events: Answer, tokenizer: Arc<Tokenizer>, plan: Plan) -> Choice {
         Choice {
             index,
             events: Some(events),

@@ -11,7 +11,6 @@ use futures_core::Stream;
 
 use crate::clock::{Clock, Tick};
 use crate::energy::{AccountHandle, RequestEnergy};
-use crate::engine::event::EventStream;
 use crate::service::choice::{Choice, Echo, Plan};
 use crate::service::{Delta, Finish, ServedModel, ServiceError, TextLogprob, Timings, Usage};
 use crate::wire::request::{ChatRequest, CompletionRequest, Parameters, Prompt, ServiceTier};
@@ -111,8 +110,8 @@ impl ServedModel {
                 }),
             };
             // When one is refused, those before it are dropped, and so cancelled.
-            let events: EventStream = self.unit.submit(request)?;
-            choices.push(Choice::new(index, events, self.tokenizer.clone(), plan));
+            let answer = self.unit.submit(request)?;
+            choices.push(Choice::new(index, answer, self.tokenizer.clone(), plan));
         }
         Ok(Generation {
             model: self.id.clone(),

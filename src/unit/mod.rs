@@ -1,20 +1,35 @@
 //! L4b. The engines of one unit (one per device) and which of them gets the next request.
 //!
-//! A replica holds the whole model; a request goes to the one with the most free capacity. The
+//! A replica holds the whole model; a request goes to the one that has seen its beginning, else to the one with
+//! the most free capacity. A replica that fails is taken out, and its requests go on elsewhere while they can. The
 //! unit also knows whether it may take requests at all: loading, ready, draining.
 
+mod affinity;
+mod answer;
+mod replica;
+mod watchdog;
+
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+
+use affinity::Affinity;
+pub use answer::Answer;
+pub use replica::Replica;
 
 use crate::clock::Clock;
 use crate::energy::Ledger;
-use crate::engine::event::{EngineError, EventStream, GenerateRequest};
-use crate::engine::stats::EngineStats;
+use crate::engine::event::{EngineError, GenerateRequest};
 use crate::engine::worker::{EngineHandle, Limits};
 
-/// Longest silence of a worker before it counts as hung: well above the longest step, a full prefill chunk
-/// of a large model on a slow device.
+/// A prompt goes where its beginning was seen when that is at least this share of it.
+const WORTH_FOLLOWING: f64 = 0.25;
+/// And when the replica has at most so many requests more than the least loaded one, as a share of its places: what
+/// a prefill saves is soon less than what a fuller step costs, or an idle device.
+const MOST_AHEAD: f64 = 1.0 / 32.0;
+
+/// Longest silence of a worker before it counts as hung, where nobody says otherwise: well above the longest step,
+/// a full prefill chunk of a large model on a slow device.
 pub const HEARTBEAT_MAX_AGE: Duration = Duration::from_secs(60);
 
 /// Whether requests are taken.
@@ -29,20 +44,30 @@ pub enum State {
 /// The engines of this process. Cheap to clone behind an `Arc`.
 pub struct Unit {
     clock: Clock,
-    replicas: OnceLock<Vec<EngineHandle>>,
+    replicas: OnceLock<Vec<Replica>>,
+    affinity: Mutex<Affinity>,
     ledger: OnceLock<Arc<Ledger>>,
     state: AtomicU8,
+    /// Longest silence of a replica that still serves.
+    patience: OnceLock<Duration>,
 }
 
 impl Unit {
     /// A unit that is still loading; [`Unit::open`] gives it its engines.
     pub fn new(clock: Clock) -> Arc<Unit> {
-        Arc::new(Unit { clock, replicas: OnceLock::new(), ledger: OnceLock::new(), state: AtomicU8::new(0) })
+        Arc::new(Unit {
+            clock,
+            replicas: OnceLock::new(),
+            affinity: Mutex::default(),
+            ledger: OnceLock::new(),
+            state: AtomicU8::new(0),
+            patience: OnceLock::new(),
+        })
     }
 
     /// Ends the loading state. The second call has no effect.
     pub fn open(&self, replicas: Vec<EngineHandle>) {
-        if self.replicas.set(replicas).is_ok() {
+        if self.replicas.set(replicas.into_iter().map(Replica::new).collect()).is_ok() {
             // A drain that began while loading stays a drain.
             let _ = self.state.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
         }
@@ -73,14 +98,14 @@ impl Unit {
 
     /// Ends every live request with `EngineError::Aborted`.
     pub fn abort(&self) {
-        self.replicas().iter().for_each(EngineHandle::abort);
+        self.replicas().iter().for_each(|r| r.engine.abort());
     }
 
     pub fn set_limits(&self, limits: Limits) {
-        self.replicas().iter().for_each(|r| r.set_limits(limits));
+        self.replicas().iter().for_each(|r| r.engine.set_limits(limits));
     }
 
-    pub fn replicas(&self) -> &[EngineHandle] {
+    pub fn replicas(&self) -> &[Replica] {
         self.replicas.get().map_or(&[], Vec::as_slice)
     }
 
@@ -88,38 +113,81 @@ impl Unit {
         &self.clock
     }
 
-    /// Requests running or waiting, over all engines.
+    /// Requests running or waiting, over all engines that serve.
     pub fn live_requests(&self) -> usize {
-        self.replicas().iter().map(|r| load(r.stats())).sum()
+        self.serving().map(|(_, r)| r.load()).sum()
     }
 
-    /// True when requests are taken and every engine gave a fresh sign of life.
+    /// True when requests are taken and an engine gave a fresh sign of life.
     pub fn is_ready(&self) -> bool {
-        self.state() == State::Ready
-            && self.replicas().iter().any(|r| r.stats().is_alive(self.clock.now(), HEARTBEAT_MAX_AGE))
+        self.state() == State::Ready && self.serving().next().is_some()
     }
 
-    /// Gives the request to the engine with the fewest live requests.
+    /// Replicas that take requests, with their numbers.
+    fn serving(&self) -> impl Iterator<Item = (usize, &Replica)> {
+        let (now, patience) = (self.clock.now(), self.patience.get().copied().unwrap_or(HEARTBEAT_MAX_AGE));
+        let alive = move |r: &Replica| r.is_in() && r.stats().is_alive(now, patience);
+        self.replicas().iter().enumerate().filter(move |(_, r)| alive(r))
+    }
+
+    /// Takes a replica out for good: its requests go on elsewhere, or end.
+    pub fn take_out(&self, replica: usize, why: &str) {
+        let Some(found) = self.replicas().get(replica) else { return };
+        if found.take_out(why.to_string()) {
+            tracing::error!(replica, why, "a replica is taken out");
+            // For one that only seems dead: it ends what it has, and nobody listens.
+            found.engine.abort();
+            if let Some(ledger) = self.ledger() {
+                ledger.disown(replica);
+            }
+        }
+    }
+
+    /// Gives the request to a replica. Dropping the answer cancels it.
     ///
     /// # Errors
     /// `Loading`, `Stopping`, or what the chosen engine answers.
-    pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, EngineError> {
+    pub fn submit(self: &Arc<Unit>, request: GenerateRequest) -> Result<Answer, EngineError> {
         match self.state() {
             State::Loading => return Err(EngineError::Loading),
             State::Draining => return Err(EngineError::Stopping),
             State::Ready => {}
         }
-        let now = self.clock.now();
-        let engine = self
-            .replicas()
-            .iter()
-            .filter(|r| r.stats().is_alive(now, HEARTBEAT_MAX_AGE))
-            .min_by_key(|r| load(r.stats()))
-            .ok_or_else(|| EngineError::Dead("no engine gave a sign of life".into()))?;
-        engine.submit(request)
+        let replica = self.place(&request)?;
+        let again = request.again().map(Box::new);
+        let found = &self.replicas()[replica];
+        let lost = Box::pin(found.when_lost());
+        match (found.engine.submit(request), again) {
+            (Ok(events), again) => Ok(Answer { unit: self.clone(), replica, events, lost, again }),
+            // It has ended, and nobody had noticed.
+            (Err(error), Some(again)) if error.is_of_the_device() => {
+                self.take_out(replica, &error.to_string());
+                self.submit(*again)
+            }
+            (Err(error), _) => Err(error),
+        }
     }
-}
 
-fn load(stats: &EngineStats) -> usize {
-    stats.running.load(Ordering::Acquire) + stats.waiting.load(Ordering::Acquire)
+    /// The replica for a request: the one that has seen its beginning, unless that is far busier than another.
+    fn place(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
+        let least = self.serving().min_by_key(|(_, r)| r.load());
+        let Some((least, free)) = least else {
+            let why = self.replicas().iter().find_map(Replica::why_out).unwrap_or("no sign of life");
+            return Err(EngineError::Dead(format!("no engine is left: {why}")));
+        };
+        let (stats, salt) = (free.stats(), request.cache_salt);
+        if self.replicas().len() < 2 || !stats.prefix_caching.load(Ordering::Acquire) {
+            return Ok(least);
+        }
+        let block = stats.block_size.load(Ordering::Acquire);
+        let most = free.load() + (free.engine.slots() as f64 * MOST_AHEAD) as usize;
+        let serves = |index| self.serving().any(|(i, r)| i == index && r.load() <= most);
+        let mut affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
+        let followed = affinity
+            .find(&request.prompt, block, salt, serves)
+            .filter(|(_, tokens)| *tokens as f64 >= request.prompt.len() as f64 * WORTH_FOLLOWING);
+        let chosen = followed.map_or(least, |(replica, _)| replica);
+        affinity.note(&request.prompt, block, salt, chosen);
+        Ok(chosen)
+    }
 }

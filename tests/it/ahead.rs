@@ -41,8 +41,14 @@ fn engine(model: &Arc<Decoder>, on: Exec, run_ahead: bool, graphs: bool) -> (Eng
         assert_eq!((report.sizes, report.memory_nodes), (vec![1, 2, 4, 8], 0));
     }
     let limits = Limits { max_rows: 8, max_tokens: 48, duty: 1.0 };
-    let config =
-        EngineConfig { device: "ahead".into(), limits, prefix_caching: true, run_ahead, max_queue: 64 };
+    let config = EngineConfig {
+        device: "ahead".into(),
+        limits,
+        prefix_caching: true,
+        run_ahead,
+        max_queue: 64,
+        faults: Default::default(),
+    };
     let observed = Observed::default();
     observed.steps.listen();
     (spawn(runner, config, Clock::system(), observed.clone()).unwrap().0, observed)

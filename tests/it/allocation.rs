@@ -97,6 +97,7 @@ fn a_hundred_decode_steps_make_no_large_allocation() {
         limits,
         prefix_caching: true,
         run_ahead: false,
+        faults: Default::default(),
         max_queue: 64,
     };
     // With the steps kept for energy, as in a server with a meter.

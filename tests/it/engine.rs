@@ -185,6 +185,7 @@ fn a_model_with_numbers_that_are_not_finite_does_not_come_up() {
         limits: Limits { max_rows: 4, max_tokens: 16, duty: 1.0 },
         prefix_caching: true,
         run_ahead: false,
+        faults: Default::default(),
         max_queue: 4,
     };
     let error = spawn(runner, config, Clock::system(), Observed::default()).err().unwrap();

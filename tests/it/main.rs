@@ -10,6 +10,7 @@ mod checkpoint;
 mod demo;
 mod energy;
 mod engine;
+mod failover;
 mod host_kernels;
 mod kernels;
 mod nvml;

@@ -173,6 +173,7 @@ pub fn engine(
         limits: Limits { max_rows: sequences, max_tokens: tokens, duty: 1.0 },
         prefix_caching: true,
         run_ahead: false,
+        faults: Default::default(),
         max_queue: 4096,
     };
     worker::spawn(runner, config, Clock::system(), Observed::default()).unwrap().0

@@ -1,0 +1,64 @@
+//! The events of a request, whichever replica they come from.
+//!
+//! A replica that is lost before it has told anything is replaced: the same request, with the same seed, goes to
+//! another one. What has been told cannot be taken back, so later the loss is the end. Dropping it cancels.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use super::Unit;
+use crate::engine::event::{EngineError, EventStream, GenerateRequest, TokenEvent};
+
+pub struct Answer {
+    pub(super) unit: Arc<Unit>,
+    pub(super) replica: usize,
+    pub(super) events: EventStream,
+    pub(super) lost: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// To be asked once more; `None` once something was told, or where it cannot be.
+    pub(super) again: Option<Box<GenerateRequest>>,
+}
+
+impl Answer {
+    /// The next event; `None` after the last.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<TokenEvent>> {
+        loop {
+            let error = match self.events.poll_next(cx) {
+                Poll::Ready(Some(TokenEvent::Failed(error))) if error.is_of_the_device() => *error,
+                Poll::Ready(event) => {
+                    if !matches!(event, Some(TokenEvent::Admitted { .. })) {
+                        self.again = None;
+                    }
+                    return Poll::Ready(event);
+                }
+                Poll::Pending => match self.lost.as_mut().poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(()) => {
+                        let why = self.unit.replicas()[self.replica].why_out().unwrap_or_default();
+                        EngineError::Dead(why.to_string())
+                    }
+                },
+            };
+            if let Err(error) = self.move_on(error) {
+                return Poll::Ready(Some(TokenEvent::failed(error)));
+            }
+        }
+    }
+
+    /// Asks another replica, if nothing was told yet and there is one.
+    fn move_on(&mut self, error: EngineError) -> Result<(), EngineError> {
+        let unit = self.unit.clone();
+        unit.take_out(self.replica, &error.to_string());
+        let Some(request) = self.again.take() else { return Err(error) };
+        if let Some(ledger) = unit.ledger() {
+            ledger.forfeit(request.account, self.replica);
+        }
+        let from = self.replica;
+        // The unit's own answer tells more than that one replica is gone.
+        *self = unit.submit(*request)?;
+        unit.replicas()[from].moved.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(from, to = self.replica, "a request goes on elsewhere");
+        Ok(())
+    }
+}

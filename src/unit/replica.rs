@@ -1,0 +1,64 @@
+//! One engine of the unit, and whether it still serves.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::watch;
+
+use crate::engine::stats::EngineStats;
+use crate::engine::worker::EngineHandle;
+
+pub struct Replica {
+    pub(super) engine: EngineHandle,
+    /// Why it was taken out, once it is.
+    out: OnceLock<String>,
+    /// True when it is out: wakes those who wait for it.
+    lost: watch::Sender<bool>,
+    /// Requests that went on elsewhere.
+    pub(super) moved: AtomicU64,
+}
+
+impl Replica {
+    pub(super) fn new(engine: EngineHandle) -> Replica {
+        Replica { engine, out: OnceLock::new(), lost: watch::Sender::new(false), moved: AtomicU64::new(0) }
+    }
+
+    pub fn stats(&self) -> &EngineStats {
+        self.engine.stats()
+    }
+
+    /// Why it serves nobody any more, if it does not.
+    pub fn why_out(&self) -> Option<&str> {
+        self.out.get().map(String::as_str)
+    }
+
+    pub fn is_in(&self) -> bool {
+        self.out.get().is_none()
+    }
+
+    /// Requests that were begun here and went on elsewhere.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// True the first time.
+    pub(super) fn take_out(&self, why: String) -> bool {
+        let first = self.out.set(why).is_ok();
+        self.lost.send_replace(true);
+        first
+    }
+
+    pub(super) fn when_lost(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut lost = self.lost.subscribe();
+        async move {
+            // The sender ends with the unit, and then nobody waits.
+            let _ = lost.wait_for(|lost| *lost).await;
+        }
+    }
+
+    /// Requests that run or wait.
+    pub(super) fn load(&self) -> usize {
+        let stats = self.stats();
+        stats.running.load(Ordering::Acquire) + stats.waiting.load(Ordering::Acquire)
+    }
+}
