@@ -85,6 +85,8 @@ pub struct Config {
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     pub precision: crate::model::decoder::Precision,
+    pub quantize: crate::model::decoder::Quantize,
+    pub fp8_cache: bool,
     pub devices: Vec<DeviceKind>,
     /// Of all devices together; `None` is every core.
     pub threads: Option<usize>,
@@ -217,6 +219,8 @@ impl Resolved {
             max_num_seqs: self.number("max-num-seqs", 1)?,
             max_num_batched_tokens: self.number("max-num-batched-tokens", 1)?,
             precision: self.get("dtype", value::parse_precision)?,
+            quantize: self.get("quantization", value::parse_quantization)?,
+            fp8_cache: self.get("kv-cache-dtype", value::parse_fp8_cache)?,
             devices: self.get("device", value::parse_devices)?,
             threads: self.optional_number("threads")?,
             kv_memory: bytes("kv-memory")?,

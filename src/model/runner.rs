@@ -46,7 +46,7 @@ impl Runner {
     ) -> Result<Runner> {
         let (on, x) = (on.into(), decoder.activations());
         let workspace = Workspace::new(decoder.spec(), capacity, x, &on.device)?;
-        let cache = KvCache::new(decoder.spec(), blocks, x, &on.device)?;
+        let cache = KvCache::new(decoder.spec(), blocks, decoder.cache_type(), &on.device)?;
         let sampled = vec![0; capacity.logit_rows];
         let logits = match on.launcher {
             Some(_) => vec![0.0; capacity.logit_rows * decoder.spec().vocab],

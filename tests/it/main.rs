@@ -9,6 +9,7 @@ mod checkpoint;
 mod demo;
 mod energy;
 mod engine;
+mod fp8;
 mod kernels;
 mod nvml;
 mod parity;

@@ -13,6 +13,9 @@ namespace activation_kernels {
 namespace rope_kernels {
 #include "rope.cu"
 }
+namespace dequantise_kernels {
+#include "dequantise.cu"
+}
 namespace attention_kernels {
 #include "attention.cu"
 }
