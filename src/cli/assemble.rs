@@ -82,13 +82,17 @@ fn activations(config: &Config, checkpoint: &Checkpoint) -> DType {
     }
 }
 
+/// Whether the matrices of layers are FP8.
+fn is_fp8(config: &Config, checkpoint: &Checkpoint) -> bool {
+    config.quantize == Quantize::Fp8 || checkpoint.source.is_fp8()
+}
+
 /// Bytes of the weights on a device.
 fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> u64 {
     let spec = &checkpoint.spec;
     let element = activations(config, checkpoint).size_in_bytes();
     let tables = spec.vocab * spec.hidden * if spec.tied_head { 1 } else { 2 };
-    let fp8 = config.quantize == Quantize::Fp8 || checkpoint.source.is_fp8();
-    let layers = (spec.parameters() - tables) * if fp8 { 1 } else { element };
+    let layers = (spec.parameters() - tables) * if is_fp8(config, checkpoint) { 1 } else { element };
     (layers + tables * element) as u64
 }
 
@@ -104,7 +108,11 @@ fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow:
     let (rows, logit_rows) =
         (config.max_num_batched_tokens as u64, config.max_num_seqs.max(MIN_LOGIT_ROWS) as u64);
     let row = 4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
-    let workspace = rows * row + 4 * logit_rows * (2 * spec.hidden + spec.vocab) as u64;
+    // An FP8 matrix is multiplied out before its product.
+    let widest = (2 * spec.intermediate).max(spec.q_width() + 2 * spec.kv_width()) * spec.hidden;
+    let room =
+        if is_fp8(config, checkpoint) { widest * activations(config, checkpoint).size_in_bytes() } else { 0 };
+    let workspace = room as u64 + rows * row + 4 * logit_rows * (2 * spec.hidden + spec.vocab) as u64;
     let taken = (total - free) + weight_bytes(config, checkpoint) + workspace + GPU_RESERVE_BYTES;
     let room = ((total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken);
     if room == 0 {

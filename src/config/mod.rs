@@ -401,6 +401,8 @@ mod tests {
             ("host", "example"),
             ("max-num-seqs", "0"),
             ("dtype", "int3"),
+            ("quantization", "awq"),
+            ("kv-cache-dtype", "fp8_e5m2"),
             ("device", "tpu"),
             ("kv-memory", "lots"),
             ("drain-timeout", "-3"),

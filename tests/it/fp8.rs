@@ -274,3 +274,42 @@ fn the_cache_is_scaled_by_what_the_checkpoint_says() {
     assert!(cut_off > 2e-2, "beyond 448 all is 448: {cut_off} of the largest logit");
     assert!(with(NAMES, 1e-4, false) == with(NAMES, 1.0, false), "another type of cache asks for no scales");
 }
+
+/// Parts of one matrix with scales of their own, and one part that is not FP8.
+#[test]
+fn a_checkpoint_of_blocks_is_itself_on_a_device() {
+    let Some(on) = crate::kernels::kernels() else { return };
+    let prompts = [1, 30].map(|n| prompt(n, 517, n as u64));
+    for form in [Form::Tensor, Form::Channel, Form::Block] {
+        let decoder = Arc::new(open(form, |_| {}).unwrap());
+        let there = Arc::new(decoder.on_device(&on.device).unwrap());
+        assert!(there.weight_bytes() >= decoder.weight_bytes());
+        let want = Steps::new(&decoder, Shape::default()).run(&prompts, 3);
+        let got = Steps::on(&there, on.clone(), Shape::default()).run(&prompts, 3);
+        let worst = difference(&want, &got);
+        assert!(worst <= 1e-4, "{form:?}: {worst}");
+    }
+}
+
+#[test]
+fn the_settings_reach_the_decoder_and_the_sizes() {
+    use hashwatt::cli::assemble;
+    use hashwatt::clock::Clock;
+    use hashwatt::config::Resolved;
+    use hashwatt::unit::Unit;
+    let start = |more: &[(&'static str, &str)]| {
+        let flags: Vec<_> =
+            [("model", "demo"), ("threads", "1"), ("kv-memory", "200KiB")].iter().chain(more).collect();
+        let flags: Vec<_> = flags.into_iter().map(|(k, v)| (*k, v.to_string())).collect();
+        let config = Resolved::merge(&flags, &[]).unwrap().config().unwrap();
+        let opened = assemble::open(&config, &Unit::new(Clock::system())).unwrap();
+        let decoder = assemble::load(&config, &opened.checkpoint, true).unwrap();
+        (opened.sizes.blocks_per_device, decoder)
+    };
+    let (blocks, plain) = start(&[]);
+    let (twice, fp8) = start(&[("quantization", "fp8"), ("kv-cache-dtype", "fp8")]);
+    assert!(twice >= 2 * blocks, "{twice} blocks, {blocks} in the type of the activations");
+    assert_eq!((plain.cache_type(), fp8.cache_type()), (plain.activations(), DType::F8E4M3));
+    assert_eq!(plain.activations(), fp8.activations());
+    assert!(fp8.weight_bytes() < plain.weight_bytes());
+}

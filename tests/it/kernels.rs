@@ -93,7 +93,7 @@ impl Launcher for Host {
 }
 
 #[allow(clippy::disallowed_methods)] // CI says where the library is
-fn kernels() -> Option<Exec> {
+pub fn kernels() -> Option<Exec> {
     let Some(path) = std::env::var_os(VARIABLE) else {
         println!("skipped: {VARIABLE} names no library of the kernels (.ci/kernels.sh makes one)");
         return None;

@@ -179,7 +179,7 @@ mod tests {
             numbers(1, 15 * 33).iter().enumerate().map(|(i, x)| x * (1 + i / 33) as f32).collect();
         let whole = Weight::from_f32(data.clone(), 15, 33);
         let rounded = whole.to_fp8();
-        assert_eq!((rounded.kind(), rounded.bytes()), (WeightType::Fp8, 15 * 33));
+        assert_eq!((rounded.kind(), rounded.bytes()), (WeightType::Fp8, 15 * 33 + 15 * 4));
         for (i, want) in data.iter().enumerate() {
             let largest = data[i / 33 * 33..][..33].iter().fold(0f32, |m, x| m.max(x.abs()));
             let error = (rounded.get(i) - want).abs();
