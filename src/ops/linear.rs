@@ -194,7 +194,7 @@ impl LinearOn<'_> {
         f32: Pair<X>,
     {
         thread_local! {
-            /// A panel of weights. It grows to the largest panel that its thread meets, and stays.
+            /// A panel of weights, made when its thread first needs one. Only rows of more than 16 KiB let it grow.
             static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
         }
         let weight = self.op.weight;
@@ -203,7 +203,7 @@ impl LinearOn<'_> {
         self.panels(k * size_of::<f32>(), &|this, _| {
             PANEL.with_borrow_mut(|panel| {
                 let length = this.len() * k;
-                panel.resize(panel.len().max(length), 0.0);
+                panel.resize(panel.len().max(length).max(PANEL_BYTES / size_of::<f32>()), 0.0);
                 for (row, to) in this.clone().zip(panel.chunks_exact_mut(k)) {
                     let (from, whole) = (&w[row * k..][..k], [1.0]);
                     let (scales, width) = match weight.scales() {
