@@ -34,14 +34,20 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 65536.0 - 0.5).collect()
 }
 
+/// What meets weights, or comes from a cache, of a type.
+fn activations(kind: DType) -> DType {
+    if kind == DType::F8E4M3 { DType::BF16 } else { kind }
+}
+
 fn linear(on: &Exec, isa: Isa, kind: DType, k: usize, n: usize) -> Result<()> {
     let data = numbers(n * k);
     let (weight, bytes) = match kind {
         DType::BF16 => (Weight::from_bf16(data.iter().map(|x| bf16::from_f32(*x)).collect(), n, k), 2),
+        DType::F8E4M3 => (Weight::from_f32(data, n, k).to_fp8(), 1),
         _ => (Weight::from_f32(data, n, k), 4),
     };
     for rows in [1, 2, 4, 8, 32, 128, 512].into_iter().filter(|rows| rows * n <= 32 * 151_936) {
-        let x = Tensor::from_vec(numbers(rows * k), (rows, k), &Device::Cpu)?.to_dtype(kind)?;
+        let x = Tensor::from_vec(numbers(rows * k), (rows, k), &Device::Cpu)?.to_dtype(activations(kind))?;
         let dst = Tensor::zeros((rows, n), DType::F32, &Device::Cpu)?;
         let op = Linear { weight: &weight, bias: None, rows, column: 0, accumulate: false, on };
         let (s, best) = seconds(|| dst.inplace_op2(&x, &LinearOn { op, isa }))?;
@@ -80,7 +86,7 @@ fn attention(on: &Exec, isa: Isa, kind: DType, step: (usize, usize, usize)) -> R
         .collect();
     let all = sequences * rows;
     let q = Tensor::from_vec(numbers(all * heads * head_dim), (all, heads * head_dim), &Device::Cpu)?;
-    let dst = Tensor::zeros((all, heads * head_dim), kind, &Device::Cpu)?;
+    let dst = Tensor::zeros((all, heads * head_dim), activations(kind), &Device::Cpu)?;
     let plan = AttentionPlan {
         spans: spans.as_slice().into(),
         block_tables: tables.as_slice().into(),
@@ -121,7 +127,7 @@ fn main() -> Result<()> {
     let isa = Isa::ALL.into_iter().find(named).unwrap_or_else(Isa::detect);
     let wanted = |what: &str| option("--only").is_none_or(|only| only == what);
     println!("{isa:?}, {} threads", pool.pool.threads());
-    for kind in [DType::BF16, DType::F32] {
+    for kind in [DType::BF16, DType::F8E4M3, DType::F32] {
         if wanted("linear") {
             for (k, n) in [(192, 512), (1024, 3072), (3072, 1024), (8192, 2048), (1024, 151_936)] {
                 linear(&pool, isa, kind, k, n)?;

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
+use candle_core::DType;
 
 use super::machine;
 use crate::clock::Clock;
@@ -18,7 +19,7 @@ use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use crate::model::Checkpoint;
 use crate::model::checkpoint::TokenizerSource;
-use crate::model::decoder::{Decoder, Precision};
+use crate::model::decoder::{Decoder, Precision, Quantize};
 use crate::model::input::BLOCK_SIZE;
 use crate::model::kv_cache::KvCache;
 use crate::model::runner::Runner;
@@ -73,16 +74,28 @@ pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
     Ok(Opened { checkpoint, sizes, service })
 }
 
-/// Bytes of an activation or cache element.
-fn cache_element(config: &Config, checkpoint: &Checkpoint) -> candle_core::DType {
+/// Type of the activations.
+fn activations(config: &Config, checkpoint: &Checkpoint) -> DType {
     match (config.precision, checkpoint.spec.float_type) {
-        (Precision::Bf16, _) | (Precision::AsStored, FloatType::Bf16) => candle_core::DType::BF16,
+        (Precision::Bf16, _) | (Precision::AsStored, FloatType::Bf16) => DType::BF16,
         // A GPU multiplies f16 by f16; the CPU's kernels take f32 beside f16 weights.
-        (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if on_gpus(config) => {
-            candle_core::DType::F16
-        }
-        _ => candle_core::DType::F32,
+        (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if on_gpus(config) => DType::F16,
+        _ => DType::F32,
     }
+}
+
+/// Whether the matrices of layers are FP8.
+fn is_fp8(config: &Config, checkpoint: &Checkpoint) -> bool {
+    config.quantize == Quantize::Fp8 || checkpoint.source.is_fp8()
+}
+
+/// Bytes of the weights on a device.
+fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> u64 {
+    let spec = &checkpoint.spec;
+    let element = activations(config, checkpoint).size_in_bytes();
+    let tables = spec.vocab * spec.hidden * if spec.tied_head { 1 } else { 2 };
+    let layers = (spec.parameters() - tables) * if is_fp8(config, checkpoint) { 1 } else { element };
+    (layers + tables * element) as u64
 }
 
 /// Whether any engine is a GPU's.
@@ -94,16 +107,17 @@ pub fn on_gpus(config: &Config) -> bool {
 fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow::Result<u64> {
     let spec = &checkpoint.spec;
     let (free, total) = cuda::memory(ordinal)?;
-    let element = match cache_element(config, checkpoint) {
-        candle_core::DType::F32 => 4,
-        _ => 2,
-    };
     let (rows, logit_rows) =
         (config.max_num_batched_tokens as u64, config.max_num_seqs.max(MIN_LOGIT_ROWS) as u64);
     let row = 4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
     let scratch = kernels::scratch_bytes(spec.heads, spec.kv_heads, spec.head_dim) as u64;
-    let workspace = scratch + rows * row + 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
-    let taken = (total - free) + spec.parameters() as u64 * element + workspace + GPU_RESERVE_BYTES;
+    // An FP8 matrix is multiplied out before its product.
+    let widest = (2 * spec.intermediate).max(spec.q_width() + 2 * spec.kv_width()) * spec.hidden;
+    let room =
+        if is_fp8(config, checkpoint) { widest * activations(config, checkpoint).size_in_bytes() } else { 0 };
+    let workspace =
+        scratch + room as u64 + rows * row + 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
+    let taken = (total - free) + weight_bytes(config, checkpoint) + workspace + GPU_RESERVE_BYTES;
     let room = ((total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken);
     if room == 0 {
         bail!(
@@ -122,7 +136,8 @@ fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
         bail!("max-model-len = {asked}: the model's context is {} tokens", spec.max_positions);
     }
     let context = config.max_model_len.unwrap_or(spec.max_positions);
-    let block_bytes = KvCache::block_bytes(spec, cache_element(config, checkpoint)) as u64;
+    let cache = if config.fp8_cache { DType::F8E4M3 } else { activations(config, checkpoint) };
+    let block_bytes = KvCache::block_bytes(spec, cache) as u64;
     let wanted = config.max_num_seqs * context.div_ceil(BLOCK_SIZE);
     let rooms = config.devices.iter().filter_map(|d| match d {
         DeviceKind::Cuda(ordinal) => Some(gpu_room(config, checkpoint, *ordinal)),
@@ -214,8 +229,12 @@ fn with_bar<R>(message: &'static str, work: impl FnOnce(&dyn Fn(f32)) -> R) -> a
 /// # Errors
 /// A tensor that is not what the configuration says, or holds numbers that are not finite.
 pub fn load(config: &Config, checkpoint: &Checkpoint, scan_all: bool) -> anyhow::Result<Decoder> {
-    let load = |progress: &dyn Fn(f32)| checkpoint.load(config.precision, scan_all, progress);
-    Ok(with_bar("loading weights", load)??)
+    let load = |progress: &dyn Fn(f32)| match config.quantize {
+        Quantize::AsStored => checkpoint.load(config.precision, scan_all, progress),
+        Quantize::Fp8 => checkpoint.load_fp8(config.precision, scan_all, progress),
+    };
+    let decoder = with_bar("loading weights", load)??;
+    Ok(if config.fp8_cache { decoder.with_cache(DType::F8E4M3) } else { decoder })
 }
 
 /// Captures decode steps, and says what that costs. A device that captures none goes on without.

@@ -15,6 +15,7 @@ use crate::model::Checkpoint;
 use crate::model::arch;
 use crate::model::checkpoint::{PRESETS, TokenizerSource, preset_config};
 use crate::model::decoder;
+use crate::ops::cpu::fp8::F8E4M3;
 use crate::ops::pool::Pool;
 use crate::ops::weight::{Weight, WeightSlice, WeightType};
 use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, stand_in_json};
@@ -121,6 +122,7 @@ fn write_weights(checkpoint: &Checkpoint, path: &Path) -> anyhow::Result<u64> {
             WeightType::F32 => "F32",
             WeightType::F16 => "F16",
             WeightType::Bf16 => "BF16",
+            WeightType::Fp8 => "F8_E4M3",
         };
         header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}));
         offset = end;
@@ -132,7 +134,11 @@ fn write_weights(checkpoint: &Checkpoint, path: &Path) -> anyhow::Result<u64> {
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     for (name, shape) in &tensors {
-        write_tensor(&checkpoint.source.weight(name, shape)?, &mut out)?;
+        let weight = checkpoint.source.weight(name, shape)?;
+        if weight.kind() != kind || weight.scales().is_some() {
+            bail!("{name}: weights with scales, or of several types, are not written");
+        }
+        write_tensor(&weight, &mut out)?;
     }
     out.flush()?;
     Ok(offset)
@@ -143,5 +149,6 @@ fn write_tensor(weight: &Weight, out: &mut impl Write) -> std::io::Result<()> {
         WeightSlice::F32(s) => s.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
         WeightSlice::F16(s) => s.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
         WeightSlice::Bf16(s) => s.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
+        WeightSlice::Fp8(s) => out.write_all(F8E4M3::bytes(s)),
     }
 }

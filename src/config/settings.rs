@@ -48,6 +48,18 @@ pub static SETTINGS: &[Setting] = &[
     ),
     setting("dtype", "auto", "TYPE", "auto (as stored), float32, float16 or bfloat16"),
     setting(
+        "quantization",
+        "",
+        "fp8",
+        "fp8: matrices of layers are rounded to FP8 when they are loaded; as stored by default",
+    ),
+    setting(
+        "kv-cache-dtype",
+        "auto",
+        "TYPE",
+        "Keys and values as auto (the type of the activations) or fp8 (e4m3: half of bfloat16)",
+    ),
+    setting(
         "device",
         "auto",
         "DEVICES",

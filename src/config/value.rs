@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::DeviceKind;
-use crate::model::decoder::Precision;
+use crate::model::decoder::{Precision, Quantize};
 
 /// `512`, `512KiB`, `2GiB`, `2GB`.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -51,6 +51,24 @@ pub fn parse_precision(text: &str) -> Result<Precision, String> {
         "float16" | "half" => Ok(Precision::F16),
         "bfloat16" => Ok(Precision::Bf16),
         _ => Err("is not auto, float32, float16 or bfloat16".into()),
+    }
+}
+
+/// vLLM's names of what weights are rounded to when they are loaded.
+pub fn parse_quantization(text: &str) -> Result<Quantize, String> {
+    match text {
+        "" | "none" => Ok(Quantize::AsStored),
+        "fp8" => Ok(Quantize::Fp8),
+        _ => Err("is not fp8; checkpoints that are quantised already need no setting".into()),
+    }
+}
+
+/// vLLM's names of types of the KV cache: whether it is FP8.
+pub fn parse_fp8_cache(text: &str) -> Result<bool, String> {
+    match text {
+        "auto" => Ok(false),
+        "fp8" | "fp8_e4m3" => Ok(true),
+        _ => Err("is not auto, fp8 or fp8_e4m3".into()),
     }
 }
 

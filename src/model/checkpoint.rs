@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::LoadError;
 use super::arch;
-use super::decoder::{self, Decoder, Precision};
+use super::decoder::{self, Decoder, Precision, Quantize, Reading};
 use super::spec::DecoderSpec;
-use super::weights::WeightSource;
 use super::weights::safetensors::TensorTable;
 use super::weights::synthetic::Generator;
+use super::weights::{WeightSource, quantization};
 use crate::ops::pool::Pool;
 
 /// Seed of synthetic weights: part of what `synthetic:NAME` means.
@@ -126,7 +126,19 @@ impl Checkpoint {
         scan_all: bool,
         progress: &dyn Fn(f32),
     ) -> Result<Decoder, LoadError> {
-        Decoder::load(&self.spec, &self.source, precision, scan_all, progress)
+        let quantize = Quantize::AsStored;
+        Decoder::load(&self.spec, &self.source, Reading { precision, quantize, scan_all }, progress)
+    }
+
+    /// Reads the weights, those of products as FP8.
+    pub fn load_fp8(
+        &self,
+        precision: Precision,
+        scan_all: bool,
+        progress: &dyn Fn(f32),
+    ) -> Result<Decoder, LoadError> {
+        let quantize = Quantize::Fp8;
+        Decoder::load(&self.spec, &self.source, Reading { precision, quantize, scan_all }, progress)
     }
 
     /// Ids that end a sequence: `eos_token_id` of the generation config, else of the model's. A stand-in
@@ -216,6 +228,7 @@ fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {
     let config_file = folder.join("config.json").display().to_string();
     let config = value("config.json", Some(required("config.json")?))?;
     let spec = arch::spec_of(&config_file, &config)?;
+    let quantization = quantization::of_config(&config_file, &config)?;
     let template = optional("chat_template.jinja")?
         .map(|b| String::from_utf8(b).map_err(|e| LoadError::file(folder.join("chat_template.jinja"), e)))
         .transpose()?;
@@ -233,7 +246,7 @@ fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {
             chat_template: template,
             generation_config: value("generation_config.json", optional("generation_config.json")?)?,
         },
-        source: WeightSource::Safetensors(TensorTable::open(folder)?),
+        source: WeightSource::Safetensors(TensorTable::open(folder)?.with_quantization(quantization)),
         folder: Some(folder.to_path_buf()),
     })
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::LoadError;
 use super::input::StepView;
 use super::kv_cache::KvCache;
-use super::spec::DecoderSpec;
+use super::spec::{DecoderSpec, FloatType};
 use super::weights::WeightSource;
 use super::workspace::Workspace;
 use crate::ops::activation::SiluMul;
@@ -19,7 +19,7 @@ use crate::ops::linear::Linear;
 use crate::ops::paged_attention::{AttentionPlan, PagedAttention};
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::rope::{self, Rope, RopeAngles};
-use crate::ops::weight::Weight;
+use crate::ops::weight::{Weight, WeightType};
 
 /// How the numbers of a checkpoint are held and computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,24 @@ pub enum Precision {
     F32,
     F16,
     Bf16,
+}
+
+/// What becomes of the weights of products when they are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantize {
+    /// FP8 where the checkpoint has it.
+    AsStored,
+    /// All but the embedding and the head, a scale for each output.
+    Fp8,
+}
+
+/// How a checkpoint is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    pub precision: Precision,
+    pub quantize: Quantize,
+    /// Scan every weight for NaN, not only norms and embeddings.
+    pub scan_all: bool,
 }
 
 struct Matrix {
@@ -56,6 +74,7 @@ struct Layer {
 pub struct Decoder {
     spec: DecoderSpec,
     activations: DType,
+    cache: Option<DType>,
     embedding: Weight,
     layers: Vec<Layer>,
     final_norm: Weight,
@@ -103,9 +122,7 @@ pub fn tensors(spec: &DecoderSpec) -> Vec<(String, Vec<usize>)> {
 struct Loader<'a> {
     spec: &'a DecoderSpec,
     source: &'a WeightSource,
-    precision: Precision,
-    /// Scan every weight for NaN, not only norms and embeddings.
-    scan_all: bool,
+    reading: Reading,
     progress: &'a dyn Fn(f32),
 }
 
@@ -122,13 +139,62 @@ impl Loader<'_> {
 
     fn matrix(&self, name: &str, shape: &[usize], scan: bool) -> std::result::Result<Weight, LoadError> {
         let stored = self.source.weight(name, shape)?;
-        let weight = match self.precision {
+        let weight = match self.reading.precision {
+            // With FP8 weights the precision is that of what they meet.
+            _ if stored.kind() == WeightType::Fp8 => stored,
             Precision::AsStored => stored,
             Precision::F32 => stored.to_f32(),
             Precision::F16 => stored.to_f16(),
             Precision::Bf16 => stored.to_bf16(),
         };
-        if scan || self.scan_all { self.finite(name, weight) } else { Ok(weight) }
+        if scan || self.reading.scan_all { self.finite(name, weight) } else { Ok(weight) }
+    }
+
+    fn product_weight(&self, name: &str, shape: &[usize]) -> std::result::Result<Weight, LoadError> {
+        match self.reading.quantize {
+            Quantize::AsStored => self.matrix(name, shape, false),
+            // Read in full anyway, and one number that is not finite would spoil its row's scale.
+            Quantize::Fp8 => Ok(self.finite(name, self.source.weight(name, shape)?)?.to_fp8()),
+        }
+    }
+
+    /// An embedding or a head, which are looked up or decide between tokens: never FP8.
+    fn table(&self, name: &str, scan: bool) -> std::result::Result<Weight, LoadError> {
+        let weight = self.matrix(name, &[self.spec.vocab, self.spec.hidden], scan)?;
+        match (weight.kind(), self.reading.precision, self.spec.float_type) {
+            (WeightType::Fp8, Precision::F32, _) => Ok(weight.to_f32()),
+            (WeightType::Fp8, Precision::F16, _) => Ok(weight.to_f16()),
+            (WeightType::Fp8, Precision::AsStored, FloatType::F32) => Ok(weight.to_f32()),
+            (WeightType::Fp8, Precision::AsStored, FloatType::F16) => Ok(weight.to_f16()),
+            (WeightType::Fp8, ..) => Ok(weight.to_bf16()),
+            _ => Ok(weight),
+        }
+    }
+
+    /// Of an FP8 cache, under the names that quantisers give them; 1 where there are none.
+    fn cache_scales(&self, layer: usize) -> std::result::Result<CacheScales, LoadError> {
+        let find = |projection: &str, which: &str| {
+            let projection = projection.replace("{}", &layer.to_string());
+            let attention = projection.rsplit_once('.').map_or("", |(attention, _)| attention);
+            let names = [
+                format!("{attention}.{which}_scale"),
+                format!("{attention}.attn.{which}_scale"),
+                format!("{projection}.{which}_scale"),
+                format!("{projection}.output_scale"),
+            ];
+            for name in names {
+                match self.source.scalar(&name)? {
+                    None => {}
+                    Some(scale) if scale.is_finite() && scale > 0.0 => return Ok(scale),
+                    Some(scale) => {
+                        let problem = format!("is {scale}, not a finite number above 0");
+                        return Err(LoadError::tensor(&self.source.file_of(&name), &name, problem));
+                    }
+                }
+            }
+            Ok(1.0)
+        };
+        Ok(CacheScales { k: find(self.spec.names.k, "k")?, v: find(self.spec.names.v, "v")? })
     }
 
     fn norm(&self, name: &str, layer: usize, width: usize) -> std::result::Result<Weight, LoadError> {
@@ -146,7 +212,7 @@ impl Loader<'_> {
     ) -> std::result::Result<Projection, LoadError> {
         let part = |(name, out): &(&str, usize)| {
             let name = name.replace("{}", &layer.to_string());
-            let weight = self.matrix(&format!("{name}.weight"), &[*out, input], false)?;
+            let weight = self.product_weight(&format!("{name}.weight"), &[*out, input])?;
             let bias = match bias {
                 true => Some(self.matrix(&format!("{name}.bias"), &[*out], true)?.to_f32()),
                 false => None,
@@ -172,13 +238,13 @@ impl Loader<'_> {
             post_attention_norm: self.norm(n.post_attention_norm, l, s.hidden)?,
             gate_up: self.projection(l, &gate_up, s.hidden, s.mlp_bias)?,
             down: self.projection(l, &[(n.down, s.hidden)], s.intermediate, s.mlp_bias)?,
-            cache_scales: CacheScales::ONE,
+            cache_scales: self.cache_scales(l)?,
         })
     }
 
     fn decoder(&self) -> std::result::Result<Decoder, LoadError> {
         let (s, n) = (self.spec, self.spec.names);
-        let embedding = self.matrix(n.embedding, &[s.vocab, s.hidden], true)?;
+        let embedding = self.table(n.embedding, true)?;
         let mut layers = Vec::with_capacity(s.layers);
         for l in 0..s.layers {
             layers.push(self.layer(l)?);
@@ -186,15 +252,16 @@ impl Loader<'_> {
         }
         let head = match s.tied_head {
             true => embedding.clone(),
-            false => self.matrix(n.head, &[s.vocab, s.hidden], false)?,
+            false => self.table(n.head, false)?,
         };
         let activations = match head.kind() {
-            crate::ops::weight::WeightType::Bf16 => DType::BF16,
+            WeightType::Bf16 => DType::BF16,
             _ => DType::F32,
         };
         Ok(Decoder {
             spec: s.clone(),
             activations,
+            cache: None,
             embedding,
             layers,
             final_norm: self.norm(n.final_norm, 0, s.hidden)?,
@@ -212,11 +279,10 @@ impl Decoder {
     pub fn load(
         spec: &DecoderSpec,
         source: &WeightSource,
-        precision: Precision,
-        scan_all: bool,
+        reading: Reading,
         progress: &dyn Fn(f32),
     ) -> std::result::Result<Decoder, LoadError> {
-        Loader { spec, source, precision, scan_all, progress }.decoder()
+        Loader { spec, source, reading, progress }.decoder()
     }
 
     pub fn spec(&self) -> &DecoderSpec {
@@ -229,19 +295,21 @@ impl Decoder {
     /// A device without room.
     pub fn on_device(&self, device: &Device) -> Result<Decoder> {
         let one = |weight: &Weight| Weight::on_device(&[weight], device);
-        let projection = |projection: &Projection| {
-            let weights: Vec<&Weight> = projection.0.iter().map(|m| &m.weight).collect();
-            let biases: Vec<&Weight> = projection.0.iter().filter_map(|m| m.bias.as_ref()).collect();
+        let together = |matrices: &[Matrix]| {
+            let weights: Vec<&Weight> = matrices.iter().map(|m| &m.weight).collect();
+            let biases: Vec<&Weight> = matrices.iter().filter_map(|m| m.bias.as_ref()).collect();
             let bias = match biases.as_slice() {
                 [] => None,
                 // A bias is a row: side by side they are one longer row.
                 all => Some(Weight::vector(all.iter().flat_map(|b| b.f32s()).copied().collect())),
             };
             let bias = bias.as_ref().map(one).transpose()?;
-            Ok::<_, candle_core::Error>(Projection(vec![Matrix {
-                weight: Weight::on_device(&weights, device)?,
-                bias,
-            }]))
+            Ok::<_, candle_core::Error>(Matrix { weight: Weight::on_device(&weights, device)?, bias })
+        };
+        let projection = |projection: &Projection| {
+            // A checkpoint may leave some of the matrices as they were, and round the others to FP8.
+            let alike = projection.0.chunk_by(|a, b| a.weight.kind() == b.weight.kind());
+            alike.map(together).collect::<Result<_>>().map(Projection)
         };
         let layer = |layer: &Layer| {
             let norms = layer.head_norms.as_ref();
@@ -263,6 +331,7 @@ impl Decoder {
             spec: self.spec.clone(),
             // Products take both sides of one type.
             activations: self.head.kind().dtype(),
+            cache: self.cache,
             head: if self.spec.tied_head { embedding.clone() } else { one(&self.head)? },
             embedding,
             layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
@@ -271,9 +340,20 @@ impl Decoder {
         })
     }
 
-    /// Type of the activations and of the KV cache.
     pub fn activations(&self) -> DType {
         self.activations
+    }
+
+    /// Keeps keys and values as `dtype`: F8E4M3, or what the activations are.
+    #[must_use]
+    pub fn with_cache(mut self, dtype: DType) -> Decoder {
+        self.cache = Some(dtype);
+        self
+    }
+
+    /// Type of the KV cache: that of the activations unless another was asked for.
+    pub fn cache_type(&self) -> DType {
+        self.cache.unwrap_or(self.activations)
     }
 
     /// Bytes of all matrices, as held.

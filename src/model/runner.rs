@@ -48,7 +48,7 @@ impl Runner {
         let (on, x) = (on.into(), decoder.activations());
         let workspace = Workspace::new(decoder.spec(), capacity, x, &on.device)?;
         // Rows of no sequence (a graph's filling, the warm-up's) write to a block of their own.
-        let cache = KvCache::new(decoder.spec(), blocks, 1, x, &on.device)?;
+        let cache = KvCache::new(decoder.spec(), blocks, 1, decoder.cache_type(), &on.device)?;
         let results = vec![0; capacity.logit_rows * RESULT_WORDS];
         let graphs = Graphs::default();
         Ok(Runner {

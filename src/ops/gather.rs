@@ -77,6 +77,7 @@ impl InplaceOp1 for Gather<'_> {
             let row = id as usize;
             let range = row * width..(row + 1) * width;
             match self.table.slice() {
+                WeightSlice::Fp8(_) => candle_core::bail!("gather: no table of FP8"),
                 WeightSlice::F32(t) => out.copy_from_slice(&t[range]),
                 WeightSlice::F16(t) => {
                     for (o, x) in out.iter_mut().zip(&t[range]) {

@@ -93,12 +93,54 @@ pub struct Product {
     pub src_type: DType,
     pub weight: u64,
     pub weight_type: WeightType,
+    /// Of FP8 weights.
+    pub scales: Option<PlaceOfScales>,
     /// f32; 0 for none.
     pub bias: u64,
     pub rows: usize,
     pub n: usize,
     pub k: usize,
     pub accumulate: bool,
+}
+
+/// Where an FP8 weight's scales lie: f32 `[⌈n / rows⌉, ⌈k / cols⌉]`.
+#[derive(Debug, Clone, Copy)]
+pub struct PlaceOfScales {
+    pub address: u64,
+    /// Of a block.
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl Product {
+    /// For products without a kernel of their own for FP8: the launch that writes the weights, times their
+    /// scales, to `room` in the activations' type, and the product of these. `room` is n · k of them.
+    ///
+    /// # Errors
+    /// Activations of a type that no product takes.
+    pub fn dequantised(&self, scales: PlaceOfScales, room: u64) -> Result<(Launch, Product)> {
+        let weight_type = match self.src_type {
+            DType::F32 => WeightType::F32,
+            DType::F16 => WeightType::F16,
+            DType::BF16 => WeightType::Bf16,
+            other => bail!("linear: no product of FP8 weights with {other:?} activations"),
+        };
+        let launch = Launch {
+            kernel: "dequantise",
+            types: types(self.src_type)?,
+            grid: [self.n as u32, 1, 1],
+            threads: 256,
+            shared_bytes: 0,
+            arguments: Arguments::default()
+                .with(room)
+                .with(self.weight)
+                .with(scales.address)
+                .with(self.k as u32)
+                .with(scales.rows as u32)
+                .with(scales.cols as u32),
+        };
+        Ok((launch, Product { weight: room, weight_type, scales: None, ..*self }))
+    }
 }
 
 /// Carries out launches in the order they come.

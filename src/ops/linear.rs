@@ -3,15 +3,19 @@
 //! One product serves every row count. An output's value depends on its weight row, its activation
 //! row and the instruction set, not on how many rows come along, which they are, or how many threads
 //! share the work: threads take panels of weight rows, and K is never split. The weight is read where
-//! it lies (it may be a mapped file), without repacking.
+//! it lies (it may be a mapped file), without repacking; FP8 is made f32 panel by panel.
+
+use std::cell::RefCell;
+use std::ops::Range;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp2, Layout, Result, bail};
 
 use super::cpu::dot::{PANEL_ROWS, Pair, Panel, panel};
+use super::cpu::fp8::{self, F8E4M3};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
-use super::launch::{Launcher, Place, Product};
+use super::launch::{Launcher, Place, PlaceOfScales, Product};
 use super::weight::{Weight, WeightSlice, WeightType};
 
 /// Multiply-adds below which waking the pool costs more than it saves.
@@ -26,7 +30,7 @@ const PANELS_OF_TASK: usize = 8;
 /// `dst[0..rows, column..column + N] = src[0..rows, K] · weightᵀ + bias`, or `+=` with `accumulate`.
 ///
 /// dst: f32 `[capacity, ≥ column + N]`, src: f32 or bf16 `[capacity, K]`, both contiguous; only the first
-/// `rows` rows are read, and nothing else is written. Weight and src may be bf16·bf16, f32·f32, f16·f32, bf16·f32, f32·bf16.
+/// `rows` rows are read, and nothing else is written. Weight and src may be bf16·bf16, f32·f32, f16·f32, bf16·f32, f32·bf16, FP8·f32, FP8·bf16.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     /// `[N, K]`
@@ -98,6 +102,8 @@ impl InplaceOp2 for LinearOn<'_> {
             (WeightSlice::F16(w), CpuStorage::F32(x)) => self.product(w, &x[s], dst),
             (WeightSlice::Bf16(w), CpuStorage::F32(x)) => self.product(w, &x[s], dst),
             (WeightSlice::F32(w), CpuStorage::BF16(x)) => self.product(w, &x[s], dst),
+            (WeightSlice::Fp8(w), CpuStorage::F32(x)) => self.product_of_fp8(w, &x[s], dst),
+            (WeightSlice::Fp8(w), CpuStorage::BF16(x)) => self.product_of_fp8(w, &x[s], dst),
             (_, x) => return unsupported(op.weight.kind(), x.dtype()),
         }
         Ok(())
@@ -129,6 +135,11 @@ impl Linear<'_> {
             src_type: src.dtype,
             weight: self.weight.address(),
             weight_type: self.weight.kind(),
+            scales: self.weight.scales().map(|scales| PlaceOfScales {
+                address: self.weight.scales_address(),
+                rows: scales.block().0,
+                cols: scales.block().1,
+            }),
             bias: self.bias.map_or(0, Weight::address),
             rows: self.rows,
             n,
@@ -169,46 +180,91 @@ struct Outputs<'a> {
 impl LinearOn<'_> {
     /// w: `[N, K]`, x: `[rows, K]`, dst: `[rows, stride]`.
     fn product<W: Pair<X>, X: Element>(&self, w: &[W], x: &[X], dst: Outputs<'_>) {
-        let Linear { weight, bias, rows, column, accumulate, on } = self.op;
-        let pool = &on.pool;
-        let (n, k) = (weight.rows(), weight.cols());
+        let k = self.op.weight.cols();
+        let (out, stride) = (SharedMut::new(dst.data), dst.stride);
+        self.panels(k * size_of::<W>(), &|this, next| {
+            let weights = |rows: Range<usize>| &w[rows.start * k..rows.end * k];
+            self.one(this.start, weights(this), weights(next), x, out, stride);
+        });
+    }
+
+    /// The same of FP8 weights: a panel is made f32 once, scales and all, for all rows of activations.
+    fn product_of_fp8<X: Element>(&self, w: &[F8E4M3], x: &[X], dst: Outputs<'_>)
+    where
+        f32: Pair<X>,
+    {
+        thread_local! {
+            /// A panel of weights, made when its thread first needs one. Only rows of more than 16 KiB let it grow.
+            static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        }
+        let weight = self.op.weight;
+        let k = weight.cols();
+        let (out, stride) = (SharedMut::new(dst.data), dst.stride);
+        self.panels(k * size_of::<f32>(), &|this, _| {
+            PANEL.with_borrow_mut(|panel| {
+                let length = this.len() * k;
+                panel.resize(panel.len().max(length).max(PANEL_BYTES / size_of::<f32>()), 0.0);
+                for (row, to) in this.clone().zip(panel.chunks_exact_mut(k)) {
+                    let (from, whole) = (&w[row * k..][..k], [1.0]);
+                    let (scales, width) = match weight.scales() {
+                        Some(scales) => (scales.of_row(row, k), scales.block().1),
+                        None => (&whole[..], k),
+                    };
+                    for ((from, to), scale) in from.chunks(width).zip(to.chunks_mut(width)).zip(scales) {
+                        // SAFETY: cpu_fwd checked that the machine has the instruction set.
+                        unsafe { fp8::scaled(self.isa, from, *scale, to) };
+                    }
+                }
+                self.one(this.start, &panel[..length], &[], x, out, stride);
+            });
+        });
+    }
+
+    /// Calls `each` with the weight rows of every panel, and those that the same thread turns to next.
+    fn panels(&self, row_bytes: usize, each: &(dyn Fn(Range<usize>, Range<usize>) + Sync)) {
+        let Linear { weight, rows, on, .. } = self.op;
+        let (n, k, pool) = (weight.rows(), weight.cols(), &on.pool);
         if n == 0 || k == 0 || rows == 0 {
             return;
         }
-        let out = SharedMut::new(dst.data);
-        let step = panel_rows(n, k * size_of::<W>(), pool.threads());
+        let step = panel_rows(n, row_bytes, pool.threads());
         let panels = n.div_ceil(step);
-        let weights = |i: usize| &w[(i * step * k).min(w.len())..((i + 1) * step * k).min(w.len())];
+        let of_panel = |i: usize| (i * step).min(n)..((i + 1) * step).min(n);
         // A task is a few panels, so that a thread knows which weights it needs next.
         let per_task = (panels / (4 * pool.threads())).clamp(1, PANELS_OF_TASK);
         let task = |t: usize| {
             let end = ((t + 1) * per_task).min(panels);
             for i in t * per_task..end {
-                let mut widened = [0.0; PANEL_ROWS];
-                if let Some(bias) = bias {
-                    for (j, b) in widened[..step.min(n - i * step)].iter_mut().enumerate() {
-                        *b = bias.get(i * step + j);
-                    }
-                }
-                let p = Panel {
-                    w: weights(i),
-                    next: if i + 1 < end { weights(i + 1) } else { &[] },
-                    x,
-                    k,
-                    rows,
-                    bias: &widened,
-                    accumulate,
-                    dst: out,
-                    stride: dst.stride,
-                    column: column + i * step,
-                };
-                // SAFETY: dst holds rows × stride elements (sliced so by the caller), of which n from column
-                // on are this product's; panels own disjoint ones, and cpu_fwd checked that the machine has the instruction set.
-                unsafe { panel(self.isa, &p) }
+                each(of_panel(i), if i + 1 < end { of_panel(i + 1) } else { 0..0 });
             }
         };
         let tasks = panels.div_ceil(per_task);
         if n * k * rows < INLINE_WORK { (0..tasks).for_each(task) } else { pool.run(tasks, &task) }
+    }
+
+    /// One panel, whose weights begin with row `first`.
+    fn one<W: Pair<X>, X: Element>(
+        &self,
+        first: usize,
+        w: &[W],
+        next: &[W],
+        x: &[X],
+        dst: SharedMut<f32>,
+        stride: usize,
+    ) {
+        let Linear { weight, bias, rows, column, accumulate, .. } = self.op;
+        let k = weight.cols();
+        let mut widened = [0.0; PANEL_ROWS];
+        if let Some(bias) = bias {
+            for (j, b) in widened[..w.len() / k].iter_mut().enumerate() {
+                *b = bias.get(first + j);
+            }
+        }
+        let bias = &widened;
+        let p = Panel { w, next, x, k, rows, bias, accumulate, dst, stride, column: column + first };
+        // SAFETY: dst holds rows × stride elements (sliced so by the caller), of which N from column
+        // on are this product's; panels own disjoint ones, and cpu_fwd checked that the machine has the instruction set.
+        unsafe { panel(self.isa, &p) }
     }
 }
 

@@ -9,12 +9,20 @@ use candle_core::{DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+use super::cpu::Element;
+use super::cpu::fp8::F8E4M3;
+
+mod fp8;
+pub use fp8::{ScaleError, Scales};
+
 /// Element type a weight is stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightType {
     F32,
     F16,
     Bf16,
+    /// e4m3, with scales beside it.
+    Fp8,
 }
 
 impl WeightType {
@@ -23,6 +31,7 @@ impl WeightType {
             WeightType::F32 => DType::F32,
             WeightType::F16 => DType::F16,
             WeightType::Bf16 => DType::BF16,
+            WeightType::Fp8 => DType::F8E4M3,
         }
     }
 
@@ -30,6 +39,7 @@ impl WeightType {
         match self {
             WeightType::F32 => 4,
             WeightType::F16 | WeightType::Bf16 => 2,
+            WeightType::Fp8 => 1,
         }
     }
 }
@@ -52,10 +62,14 @@ enum Store {
     F32(Arc<Vec<f32>>),
     F16(Arc<Vec<f16>>),
     Bf16(Arc<Vec<bf16>>),
+    Fp8(Arc<Vec<F8E4M3>>),
     /// In a device's memory: a tensor of bytes that is kept, and its address.
     Device {
         address: u64,
         _bytes: Tensor,
+        /// 0 for none.
+        scales_address: u64,
+        _scales: Option<Tensor>,
     },
 }
 
@@ -66,6 +80,8 @@ pub struct Weight {
     cols: usize,
     kind: WeightType,
     store: Store,
+    /// Of FP8 alone.
+    scales: Option<Scales>,
 }
 
 /// The elements of a weight, borrowed.
@@ -74,6 +90,8 @@ pub enum WeightSlice<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
+    /// To be multiplied by their scales.
+    Fp8(&'a [F8E4M3]),
 }
 
 #[cfg(feature = "cuda")]
@@ -118,7 +136,7 @@ impl Weight {
         if !(map.as_ptr() as usize + offset).is_multiple_of(kind.bytes()) {
             return Ok(Weight::from_bytes(&map[offset..offset + needed], rows, cols, kind));
         }
-        Ok(Weight { rows, cols, kind, store: Store::Mapped { map, offset } })
+        Ok(Weight { rows, cols, kind, store: Store::Mapped { map, offset }, scales: None })
     }
 
     /// A copy of little-endian elements.
@@ -133,15 +151,16 @@ impl Weight {
             WeightType::Bf16 => Store::Bf16(Arc::new(
                 bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect(),
             )),
+            WeightType::Fp8 => Store::Fp8(Arc::new(F8E4M3::from_bytes(bytes).to_vec())),
         };
-        Weight { rows, cols, kind, store }
+        Weight { rows, cols, kind, store, scales: None }
     }
 
     /// # Panics
     /// When `data.len() != rows × cols`.
     pub fn from_f32(data: Vec<f32>, rows: usize, cols: usize) -> Weight {
         assert_eq!(data.len(), rows * cols, "an owned weight is made with its own shape");
-        Weight { rows, cols, kind: WeightType::F32, store: Store::F32(Arc::new(data)) }
+        Weight { rows, cols, kind: WeightType::F32, store: Store::F32(Arc::new(data)), scales: None }
     }
 
     /// f32 `[1, n]`.
@@ -154,14 +173,14 @@ impl Weight {
     /// When `data.len() != rows × cols`.
     pub fn from_bf16(data: Vec<bf16>, rows: usize, cols: usize) -> Weight {
         assert_eq!(data.len(), rows * cols, "an owned weight is made with its own shape");
-        Weight { rows, cols, kind: WeightType::Bf16, store: Store::Bf16(Arc::new(data)) }
+        Weight { rows, cols, kind: WeightType::Bf16, store: Store::Bf16(Arc::new(data)), scales: None }
     }
 
     /// # Panics
     /// When `data.len() != rows × cols`.
     pub fn from_f16(data: Vec<f16>, rows: usize, cols: usize) -> Weight {
         assert_eq!(data.len(), rows * cols, "an owned weight is made with its own shape");
-        Weight { rows, cols, kind: WeightType::F16, store: Store::F16(Arc::new(data)) }
+        Weight { rows, cols, kind: WeightType::F16, store: Store::F16(Arc::new(data)), scales: None }
     }
 
     /// Outputs of the layer.
@@ -175,8 +194,9 @@ impl Weight {
     pub fn kind(&self) -> WeightType {
         self.kind
     }
+    /// Of all numbers and scales.
     pub fn bytes(&self) -> usize {
-        self.rows * self.cols * self.kind.bytes()
+        self.rows * self.cols * self.kind.bytes() + self.scales.as_ref().map_or(0, |s| size_of_val(s.data()))
     }
     pub fn is_mapped(&self) -> bool {
         matches!(self.store, Store::Mapped { .. })
@@ -187,6 +207,7 @@ impl Weight {
             WeightSlice::F32(s) => (s.as_ptr().cast::<u8>(), size_of_val(s)),
             WeightSlice::F16(s) => (s.as_ptr().cast(), size_of_val(s)),
             WeightSlice::Bf16(s) => (s.as_ptr().cast(), size_of_val(s)),
+            WeightSlice::Fp8(s) => return F8E4M3::bytes(s),
         };
         // SAFETY: numbers are bytes; the slice borrows self.
         unsafe { std::slice::from_raw_parts(pointer, length) }
@@ -204,13 +225,33 @@ impl Weight {
         assert!(parts.iter().all(|p| p.cols == cols && p.kind == kind), "parts of one matrix are alike");
         let rows = parts.iter().map(|p| p.rows).sum();
         let copy = |p: &&Weight| {
-            let copied = Tensor::from_slice(p.bytes_slice(), p.bytes(), device);
+            let copied = Tensor::from_slice(p.bytes_slice(), p.bytes_slice().len(), device);
             copied.map_err(|e| super::storage::no_room(p.bytes(), &e))
         };
         let each = parts.iter().map(copy).collect::<candle_core::Result<Vec<_>>>()?;
         let bytes = if each.len() == 1 { each[0].clone() } else { Tensor::cat(&each, 0)? };
         let address = device_address(&bytes)?;
-        Ok(Weight { rows, cols, kind, store: Store::Device { address, _bytes: bytes } })
+        let mut weight = Weight {
+            rows,
+            cols,
+            kind,
+            store: Store::Device { address, _bytes: bytes, scales_address: 0, _scales: None },
+            scales: None,
+        };
+        if kind == WeightType::Fp8 {
+            weight.put_scales(fp8::stacked(parts), device)?;
+        }
+        Ok(weight)
+    }
+
+    fn put_scales(&mut self, scales: Scales, device: &Device) -> candle_core::Result<()> {
+        let bytes: Vec<u8> = scales.data().iter().flat_map(|s| s.to_ne_bytes()).collect();
+        let bytes = Tensor::from_slice(&bytes, bytes.len(), device)?;
+        if let Store::Device { scales_address, _scales, .. } = &mut self.store {
+            (*scales_address, *_scales) = (device_address(&bytes)?, Some(bytes));
+        }
+        self.scales = Some(scales);
+        Ok(())
     }
 
     /// All elements, row after row.
@@ -223,6 +264,7 @@ impl Weight {
             Store::F32(v) => WeightSlice::F32(v),
             Store::F16(v) => WeightSlice::F16(v),
             Store::Bf16(v) => WeightSlice::Bf16(v),
+            Store::Fp8(v) => WeightSlice::Fp8(v),
             Store::Device { .. } => panic!("a weight on a device is read by its kernels alone"),
             Store::Mapped { map, offset } => {
                 let p = map[*offset..].as_ptr();
@@ -233,6 +275,7 @@ impl Weight {
                         WeightType::F32 => WeightSlice::F32(std::slice::from_raw_parts(p.cast(), n)),
                         WeightType::F16 => WeightSlice::F16(std::slice::from_raw_parts(p.cast(), n)),
                         WeightType::Bf16 => WeightSlice::Bf16(std::slice::from_raw_parts(p.cast(), n)),
+                        WeightType::Fp8 => WeightSlice::Fp8(std::slice::from_raw_parts(p.cast(), n)),
                     }
                 }
             }
@@ -248,6 +291,15 @@ impl Weight {
             WeightSlice::F32(s) => s.as_ptr() as u64,
             WeightSlice::F16(s) => s.as_ptr() as u64,
             WeightSlice::Bf16(s) => s.as_ptr() as u64,
+            WeightSlice::Fp8(s) => s.as_ptr() as u64,
+        }
+    }
+
+    /// Where the scales of an FP8 weight lie for a kernel, as [`Scales`] has them: 0 for none.
+    pub fn scales_address(&self) -> u64 {
+        match &self.store {
+            Store::Device { scales_address, .. } => *scales_address,
+            _ => self.scales.as_ref().map_or(0, |s| s.data().as_ptr() as u64),
         }
     }
 
@@ -268,6 +320,7 @@ impl Weight {
             WeightSlice::F32(s) => s[i],
             WeightSlice::F16(s) => s[i].to_f32(),
             WeightSlice::Bf16(s) => s[i].to_f32(),
+            WeightSlice::Fp8(s) => s[i].widen() * self.scale_at(i / self.cols, i % self.cols),
         }
     }
 
@@ -277,6 +330,11 @@ impl Weight {
             WeightSlice::F32(s) => s.to_vec(),
             WeightSlice::F16(s) => s.iter().map(|x| x.to_f32()).collect(),
             WeightSlice::Bf16(s) => s.iter().map(|x| x.to_f32()).collect(),
+            WeightSlice::Fp8(s) => {
+                let mut all = Vec::with_capacity(s.len());
+                self.for_each_scaled(s, |x| all.push(x));
+                all
+            }
         };
         Weight::from_f32(data, self.rows, self.cols)
     }
@@ -287,6 +345,11 @@ impl Weight {
             WeightSlice::F16(_) => return self.clone(),
             WeightSlice::F32(s) => s.iter().map(|x| f16::from_f32(*x)).collect(),
             WeightSlice::Bf16(s) => s.iter().map(|x| f16::from_f32(x.to_f32())).collect(),
+            WeightSlice::Fp8(s) => {
+                let mut all = Vec::with_capacity(s.len());
+                self.for_each_scaled(s, |x| all.push(f16::from_f32(x)));
+                all
+            }
         };
         Weight::from_f16(data, self.rows, self.cols)
     }
@@ -297,6 +360,11 @@ impl Weight {
             WeightSlice::Bf16(_) => return self.clone(),
             WeightSlice::F32(s) => s.iter().map(|x| bf16::from_f32(*x)).collect(),
             WeightSlice::F16(s) => s.iter().map(|x| bf16::from_f32(x.to_f32())).collect(),
+            WeightSlice::Fp8(s) => {
+                let mut all = Vec::with_capacity(s.len());
+                self.for_each_scaled(s, |x| all.push(bf16::from_f32(x)));
+                all
+            }
         };
         Weight::from_bf16(data, self.rows, self.cols)
     }
@@ -307,6 +375,7 @@ impl Weight {
             WeightSlice::F32(s) => s.iter().position(|x| !x.is_finite()),
             WeightSlice::F16(s) => s.iter().position(|x| !x.is_finite()),
             WeightSlice::Bf16(s) => s.iter().position(|x| !x.is_finite()),
+            WeightSlice::Fp8(s) => s.iter().position(|x| x.is_nan()),
         }
     }
 }

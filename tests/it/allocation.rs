@@ -8,16 +8,17 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
+use candle_core::DType;
 use hashwatt::clock::Clock;
 use hashwatt::engine::constraint::TokenConstraint;
 use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{EngineConfig, Limits, spawn};
-use hashwatt::model::decoder::Precision;
+use hashwatt::model::decoder::{Decoder, Precision};
 use hashwatt::model::runner::Runner;
 use hashwatt::model::workspace::Capacity;
 use hashwatt::ops::pool::Pool;
 
-use crate::support::{decoder, drain, greedy, prompt, qwen3, request};
+use crate::support::{checkpoint, decoder, drain, greedy, prompt, qwen3, request};
 
 /// Smaller ones (a row of a queue, a view's shape) are allowed.
 const LARGE: usize = 1024;
@@ -80,8 +81,13 @@ impl TokenConstraint for Watch {
 
 #[test]
 fn a_hundred_decode_steps_make_no_large_allocation() {
+    count_decode_steps(decoder(&qwen3(1), Precision::Bf16));
+    let fp8 = checkpoint(qwen3(1)).load_fp8(Precision::Bf16, true, &|_| {}).unwrap();
+    count_decode_steps(Arc::new(fp8.with_cache(DType::F8E4M3)));
+}
+
+fn count_decode_steps(model: Arc<Decoder>) {
     const THREADS: usize = 2;
-    let model = decoder(&qwen3(1), Precision::Bf16);
     let pool = Arc::new(Pool::new(THREADS));
     let all_here = Barrier::new(THREADS);
     pool.run(THREADS, &|_| {

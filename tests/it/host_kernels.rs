@@ -34,7 +34,14 @@ impl Kernels {
             Call::Launch(launch) => unsafe { self.launch(launch) },
             // SAFETY: the caller's promise.
             Call::Product(p) => unsafe {
-                product(p);
+                let Some(scales) = p.scales else {
+                    product(p);
+                    return Ok(());
+                };
+                let mut room = vec![0u32; p.n * p.k];
+                let (launch, dequantised) = p.dequantised(scales, room.as_mut_ptr() as u64)?;
+                self.launch(&launch)?;
+                product(&dequantised);
                 Ok(())
             },
         }
@@ -77,6 +84,7 @@ unsafe fn product(p: &Product) {
         WeightType::F32 => DType::F32,
         WeightType::F16 => DType::F16,
         WeightType::Bf16 => DType::BF16,
+        WeightType::Fp8 => panic!("FP8 without scales"),
     };
     for row in 0..p.rows {
         for out in 0..p.n {

@@ -2,6 +2,7 @@
 //!
 //! A source answers by tensor name; it checks name, shape and type before it reads a number.
 
+pub mod quantization;
 pub mod safetensors;
 pub mod synthetic;
 
@@ -31,12 +32,25 @@ impl WeightSource {
         }
     }
 
+    /// A tensor of one number, where the checkpoint has it.
+    pub fn scalar(&self, name: &str) -> Result<Option<f32>, LoadError> {
+        match self {
+            WeightSource::Safetensors(table) => table.scalar(name),
+            WeightSource::Synthetic(_) => Ok(None),
+        }
+    }
+
     /// The file a tensor lies in, for messages.
     pub fn file_of(&self, name: &str) -> String {
         match self {
             WeightSource::Safetensors(table) => table.file_of(name),
             WeightSource::Synthetic(_) => "synthetic weights".into(),
         }
+    }
+
+    /// True when the configuration says that products have FP8 weights.
+    pub fn is_fp8(&self) -> bool {
+        matches!(self, WeightSource::Safetensors(t) if t.is_fp8())
     }
 
     /// True when weights stay in mapped files.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
+use super::quantization::Quantization;
 use super::rows_cols;
 use crate::model::LoadError;
 use crate::ops::weight::{Weight, WeightType};
@@ -47,6 +48,7 @@ pub struct TensorTable {
     folder: String,
     shards: Vec<Shard>,
     entries: HashMap<String, Entry>,
+    quantization: Option<Quantization>,
 }
 
 impl TensorTable {
@@ -58,8 +60,12 @@ impl TensorTable {
         } else {
             vec![folder.join("model.safetensors")]
         };
-        let mut table =
-            TensorTable { folder: folder.display().to_string(), shards: Vec::new(), entries: HashMap::new() };
+        let mut table = TensorTable {
+            folder: folder.display().to_string(),
+            shards: Vec::new(),
+            entries: HashMap::new(),
+            quantization: None,
+        };
         for path in files {
             let file = File::open(&path).map_err(|e| LoadError::io(&path, e))?;
             // SAFETY: the file is mapped read-only; a checkpoint that is rewritten while it is served is
@@ -72,9 +78,21 @@ impl TensorTable {
 
     /// The tensors of a file that is compiled into the binary.
     pub fn embedded(file: &str, bytes: &'static [u8]) -> Result<TensorTable, LoadError> {
-        let mut table = TensorTable { folder: file.into(), shards: Vec::new(), entries: HashMap::new() };
+        let mut table = TensorTable {
+            folder: file.into(),
+            shards: Vec::new(),
+            entries: HashMap::new(),
+            quantization: None,
+        };
         table.add(file.into(), Bytes::Static(bytes))?;
         Ok(table)
+    }
+
+    /// What the configuration says of FP8 weights.
+    #[must_use]
+    pub fn with_quantization(mut self, quantization: Option<Quantization>) -> TensorTable {
+        self.quantization = quantization;
+        self
     }
 
     /// The bytes of each file, in order.
@@ -97,6 +115,10 @@ impl TensorTable {
         }
         self.shards.push(Shard { file, bytes });
         Ok(())
+    }
+
+    pub fn is_fp8(&self) -> bool {
+        self.quantization.is_some()
     }
 
     pub fn is_mapped(&self) -> bool {
@@ -122,15 +144,75 @@ impl TensorTable {
             Dtype::F32 => Ok(WeightType::F32),
             Dtype::F16 => Ok(WeightType::F16),
             Dtype::BF16 => Ok(WeightType::Bf16),
+            Dtype::F8_E4M3 => Ok(WeightType::Fp8),
             other => Err(LoadError::tensor(
                 &file,
                 name,
-                format!("has type {other:?}; F32, F16 and BF16 are supported"),
+                format!("has type {other:?}; F32, F16, BF16 and F8_E4M3 are supported"),
             )),
         }
     }
 
+    /// The tensor as stored, FP8 with its scales.
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
+        let weight = self.numbers(name, shape)?;
+        if weight.kind() != WeightType::Fp8 {
+            return Ok(weight);
+        }
+        let (scales, file, data) = self.scales_of(name)?;
+        let (rows, cols) = (weight.rows(), weight.cols());
+        let block = self.block_of_scales(&scales, rows, cols).ok_or_else(|| {
+            let found = &self.entries[&scales].shape;
+            let blocks = match self.quantization.and_then(|q| q.block) {
+                Some((r, c)) => format!(", nor blocks of {r} × {c}"),
+                None => String::new(),
+            };
+            let problem =
+                format!("has shape {found:?}: not one scale, not one for each of {rows} rows{blocks}");
+            LoadError::tensor(&file, &scales, problem)
+        })?;
+        weight.with_scales(data, block).map_err(|e| LoadError::tensor(&file, &scales, e))
+    }
+
+    /// The scales that belong to an FP8 tensor: their name, their file, the numbers.
+    fn scales_of(&self, name: &str) -> Result<(String, String, Vec<f32>), LoadError> {
+        let names = ["_scale_inv", "_scale"].map(|suffix| format!("{name}{suffix}"));
+        let Some(scales) = names.iter().find(|n| self.entries.contains_key(*n)) else {
+            let problem = format!("is FP8, and neither `{}` nor `{}` is there", names[0], names[1]);
+            return Err(LoadError::tensor(&self.file_of(name), name, problem));
+        };
+        let data = self.numbers(scales, &self.entries[scales].shape)?.to_f32().f32s().to_vec();
+        Ok((scales.clone(), self.file_of(scales), data))
+    }
+
+    /// Rows and columns of the blocks that a tensor of scales is for.
+    fn block_of_scales(&self, scales: &str, rows: usize, cols: usize) -> Option<(usize, usize)> {
+        let shape = self.entries[scales].shape.as_slice();
+        if let Some((r, c)) = self.quantization.and_then(|q| q.block)
+            && shape == [rows.div_ceil(r), cols.div_ceil(c)]
+        {
+            return Some((r, c));
+        }
+        match shape {
+            [] | [1] | [1, 1] => Some((rows, cols)),
+            [n] | [n, 1] if *n == rows => Some((1, cols)),
+            _ => None,
+        }
+    }
+
+    /// A tensor of one number, where there is one.
+    pub(super) fn scalar(&self, name: &str) -> Result<Option<f32>, LoadError> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        match entry.shape.as_slice() {
+            [] | [1] => Ok(Some(self.numbers(name, &entry.shape)?.get(0))),
+            other => {
+                let problem = format!("has shape {other:?} where one number is needed");
+                Err(LoadError::tensor(&self.file_of(name), name, problem))
+            }
+        }
+    }
+
+    fn numbers(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
         let kind = self.check(name, shape)?;
         let (rows, cols) = rows_cols(shape);
         let entry = &self.entries[name];

@@ -83,6 +83,24 @@ fn widen_fp8(x: __m128i) -> __m256 {
     _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0))
 }
 
+/// Eight at a time; returns how many that were.
+///
+/// # Safety
+/// `to` is as long as `from`; the machine has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn scaled_fp8(from: &[F8E4M3], scale: f32, to: &mut [f32]) -> usize {
+    let scale = _mm256_set1_ps(scale);
+    let whole = from.len() - from.len() % LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: elements i.. i + 8 of both.
+        unsafe {
+            let x = widen_fp8(_mm_loadl_epi64(from.as_ptr().add(i).cast()));
+            _mm256_storeu_ps(to.as_mut_ptr().add(i), _mm256_mul_ps(x, scale));
+        }
+    }
+    whole
+}
+
 /// The sums of four vectors.
 #[inline]
 #[target_feature(enable = "avx2,fma")]

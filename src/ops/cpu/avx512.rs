@@ -99,6 +99,24 @@ fn widen_fp8(x: __m128i) -> __m512 {
     _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0))
 }
 
+/// Sixteen at a time; returns how many that were.
+///
+/// # Safety
+/// `to` is as long as `from`; the machine has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub unsafe fn scaled_fp8(from: &[F8E4M3], scale: f32, to: &mut [f32]) -> usize {
+    let scale = _mm512_set1_ps(scale);
+    let whole = from.len() - from.len() % 16;
+    for i in (0..whole).step_by(16) {
+        // SAFETY: elements i.. i + 16 of both.
+        unsafe {
+            let x = widen_fp8(_mm_loadu_si128(from.as_ptr().add(i).cast()));
+            _mm512_storeu_ps(to.as_mut_ptr().add(i), _mm512_mul_ps(x, scale));
+        }
+    }
+    whole
+}
+
 /// Sums of four vectors, one in each lane of every quarter; the quarters are still apart.
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -3,7 +3,7 @@
 //! A sign, four bits of exponent, three of mantissa: up to ±448, no infinity, NaN at 0x7f and 0xff. Knows
 //! single numbers and slices; scales are the business of whoever holds them.
 
-use super::Element;
+use super::{Element, Isa};
 
 /// One number. As candle's own type it is its byte.
 #[repr(transparent)]
@@ -43,6 +43,10 @@ impl F8E4M3 {
         self.0
     }
 
+    pub const fn is_nan(self) -> bool {
+        self.0 & 0x7f == 0x7f
+    }
+
     /// Numbers as bytes.
     pub fn bytes(all: &[F8E4M3]) -> &[u8] {
         // SAFETY: each is its byte.
@@ -53,6 +57,31 @@ impl F8E4M3 {
     pub fn from_bytes(bytes: &[u8]) -> &[F8E4M3] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
+    }
+}
+
+/// `to[i] = from[i] · scale`, rounded once to f32: the same numbers on every instruction set.
+///
+/// # Safety
+/// The machine has `isa`.
+///
+/// # Panics
+/// When the slices are of unlike length.
+pub unsafe fn scaled(isa: Isa, from: &[F8E4M3], scale: f32, to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "a place for each number");
+    let mut whole = 0;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the slices are as long, and the caller has the instruction set.
+    unsafe {
+        match isa {
+            Isa::Avx512 => whole = super::avx512::scaled_fp8(from, scale, to),
+            Isa::Avx2 => whole = super::avx2::scaled_fp8(from, scale, to),
+            Isa::Scalar => {}
+        }
+    }
+    let _ = isa;
+    for (x, to) in from[whole..].iter().zip(&mut to[whole..]) {
+        *to = x.widen() * scale;
     }
 }
 
@@ -138,7 +167,7 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: each is called where the machine has it, on as many numbers as it reads.
         unsafe {
-            use super::super::{Isa, avx2::Eight, avx512::Wide};
+            use super::super::{avx2::Eight, avx512::Wide};
             use std::arch::x86_64::*;
             if Isa::Avx2.is_available() {
                 for first in (0..256).step_by(8) {
@@ -158,6 +187,17 @@ mod tests {
                     );
                     same(&lanes[..5], first);
                     assert_eq!(lanes[5..], [0.0; 11]);
+                }
+            }
+        }
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+            for length in [0, 1, 15, 17, 250] {
+                let mut got = vec![0.0; length];
+                // SAFETY: the machine has it.
+                unsafe { scaled(isa, &all[..length], 0.3, &mut got) };
+                for (x, got) in all.iter().zip(&got) {
+                    let want = x.widen() * 0.3;
+                    assert!(*got == want || got.is_nan() && want.is_nan(), "{isa:?}: {got}, not {want}");
                 }
             }
         }

@@ -23,6 +23,9 @@ namespace attention_prefill_kernels {
 namespace sample_kernels {
 #include "sample.cu"
 }
+namespace dequantise_kernels {
+#include "dequantise.cu"
+}
 extern "C" int hashwatt_launch(const char *name, const unsigned *grid, const unsigned *block, unsigned shared_bytes,
                                void **arguments) {
   return launch_on_host(name, grid, block, shared_bytes, arguments);

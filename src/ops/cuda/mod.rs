@@ -150,8 +150,18 @@ impl Launcher for Driver {
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
         self.stream.context().bind_to_thread().map_err(driver("product"))?;
-        // SAFETY: the caller's promise.
-        unsafe { self.products.run(product, &self.stream) }
+        let Some(scales) = product.scales else {
+            // SAFETY: the caller's promise.
+            return unsafe { self.products.run(product, &self.stream) };
+        };
+        let bytes = product.n * product.k * product.src_type.size_in_bytes();
+        let (launch, product) = product.dequantised(scales, self.products.room(bytes, &self.stream)?)?;
+        // SAFETY: the caller's promise, and the room is large enough; the stream keeps the two in order, and
+        // the next product's weights come after this product.
+        unsafe {
+            self.launch(&launch)?;
+            self.products.run(&product, &self.stream)
+        }
     }
 
     fn mirror(&self, kind: ArrayKind, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {

@@ -41,6 +41,8 @@ pub struct Products {
     handle: sys::cublasLtHandle_t,
     workspace: CudaSlice<u8>,
     prepared: Mutex<HashMap<Key, Prepared>>,
+    /// For weights that are dequantised; grows to the largest matrix.
+    room: Mutex<Option<CudaSlice<u8>>>,
 }
 
 fn cublas(what: &'static str) -> impl Fn(CublasError) -> candle_core::Error {
@@ -63,7 +65,24 @@ impl Products {
         let workspace =
             workspace.map_err(|e| candle_core::Error::Msg(format!("cuBLASLt's workspace: {e:?}")))?;
         let handle = result::create_handle().map_err(cublas("cuBLASLt"))?;
-        Ok(Products { handle, workspace, prepared: Mutex::default() })
+        Ok(Products { handle, workspace, prepared: Mutex::default(), room: Mutex::default() })
+    }
+
+    /// The address of so many bytes, used by one product at a time.
+    ///
+    /// # Errors
+    /// A device without so much memory.
+    pub fn room(&self, bytes: usize, stream: &Arc<CudaStream>) -> Result<u64> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        if room.as_ref().is_none_or(|r| r.len() < bytes) {
+            // SAFETY: a kernel writes it before a product reads it.
+            let larger = unsafe { stream.alloc::<u8>(bytes) };
+            *room = Some(larger.map_err(|e| {
+                candle_core::Error::Msg(format!("{bytes} bytes for a dequantised matrix: {e:?}"))
+            })?);
+        }
+        let Some(room) = &*room else { bail!("no room for a dequantised matrix") };
+        Ok(room.device_ptr(stream).0)
     }
 
     fn prepare(&self, key: Key) -> Result<Prepared> {

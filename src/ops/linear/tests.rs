@@ -18,12 +18,14 @@ fn numbers(seed: u64, n: usize) -> Vec<f32> {
         .collect()
 }
 
-const PAIRS: [(WeightType, DType); 5] = [
+const PAIRS: [(WeightType, DType); 7] = [
     (WeightType::Bf16, DType::BF16),
     (WeightType::F32, DType::F32),
     (WeightType::F16, DType::F32),
     (WeightType::Bf16, DType::F32),
     (WeightType::F32, DType::BF16),
+    (WeightType::Fp8, DType::F32),
+    (WeightType::Fp8, DType::BF16),
 ];
 
 fn weight(kind: WeightType, data: Vec<f32>, rows: usize, cols: usize) -> Weight {
@@ -31,6 +33,7 @@ fn weight(kind: WeightType, data: Vec<f32>, rows: usize, cols: usize) -> Weight 
         WeightType::F32 => Weight::from_f32(data, rows, cols),
         WeightType::F16 => Weight::from_f16(data.into_iter().map(f16::from_f32).collect(), rows, cols),
         WeightType::Bf16 => Weight::from_bf16(data.into_iter().map(bf16::from_f32).collect(), rows, cols),
+        WeightType::Fp8 => Weight::from_f32(data, rows, cols).to_fp8(),
     }
 }
 
@@ -94,6 +97,41 @@ fn every_kernel_agrees_with_the_oracle() {
                             Linear { weight: &w, bias: None, rows, column: 0, accumulate: false, on: &pool };
                         let what = format!("{isa:?} {kind:?}·{src_kind:?} rows {rows} n {n} k {k}");
                         check_against_oracle(&apply(op, isa, &x), &w, &values(&x), None, 0.0, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fp8_weights_are_their_numbers_times_their_scales() {
+    let pools = [Exec::cpu(1), Exec::cpu(3)];
+    let blocks = [(usize::MAX, usize::MAX), (1, usize::MAX), (128, 128), (7, 40)];
+    for isa in isas() {
+        for src_kind in [DType::F32, DType::BF16] {
+            for (n, k) in [(1, 40), (15, 1), (17, 300), (130, 257)] {
+                for (block_rows, block_cols) in blocks {
+                    let (r, c) = (block_rows.min(n), block_cols.min(k));
+                    let grid =
+                        numbers(5, n.div_ceil(r) * k.div_ceil(c)).iter().map(|s| s.abs() + 0.01).collect();
+                    let numbers_of_a_byte: Vec<u8> =
+                        numbers(1, n * k).iter().map(|x| F8E4M3::narrow(x * 400.0).to_bits()).collect();
+                    let w = Weight::from_bytes(&numbers_of_a_byte, n, k, WeightType::Fp8);
+                    let w = w.with_scales(grid, (r, c)).unwrap();
+                    let rows = 17;
+                    let x = numbers(2, rows * k);
+                    let op =
+                        Linear { weight: &w, bias: None, rows, column: 0, accumulate: false, on: &pools[0] };
+                    let src = input(x.clone(), rows, k, src_kind);
+                    let what = format!("{isa:?} FP8·{src_kind:?} n {n} k {k} blocks {r} × {c}");
+                    let got = apply(op, isa, &src);
+                    check_against_oracle(&got, &w, &values(&src), None, 0.0, &what);
+                    for row in [0, 16] {
+                        let alone = input(x[row * k..][..k].to_vec(), 1, k, src_kind);
+                        let alone = apply(Linear { rows: 1, on: &pools[1], ..op }, isa, &alone);
+                        let same = alone.iter().zip(&got[row * n..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{what}: row {row} alone differs");
                     }
                 }
             }

@@ -1,0 +1,108 @@
+//! `quantization_config` of a checkpoint: whether its quantised weights can be read, and in which blocks.
+//!
+//! What it says of single tensors need not be read: a tensor's own type tells whether it has scales. Activations
+//! are never quantised here, so what is said of theirs does not matter.
+
+use serde_json::Value;
+
+use crate::model::LoadError;
+
+const KEY: &str = "quantization_config";
+
+/// How a checkpoint's FP8 weights are scaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantization {
+    /// Rows and columns of the blocks that have a scale each; without them scales are per tensor or per row.
+    pub block: Option<(usize, usize)>,
+}
+
+/// What a `config.json` says of its weights; `None` when they are not quantised.
+///
+/// # Errors
+/// A method or a number format that this server does not read; names it.
+pub fn of_config(file: &str, config: &Value) -> Result<Option<Quantization>, LoadError> {
+    let Some(section) = config.get(KEY).filter(|v| !v.is_null()) else { return Ok(None) };
+    let fail = |key: &str, problem: String| LoadError::Config {
+        file: file.into(),
+        key: if key.is_empty() { KEY.into() } else { format!("{KEY}.{key}") },
+        problem,
+    };
+    match section.get("quant_method").and_then(Value::as_str) {
+        Some("fp8" | "fbgemm_fp8") => {
+            if let Some(format) = section.get("fmt").filter(|f| **f != "e4m3") {
+                return Err(fail("fmt", format!("{format} is not \"e4m3\"")));
+            }
+            let key = "weight_block_size";
+            let block = block(section.get(key)).map_err(|problem| fail(key, problem))?;
+            Ok(Some(Quantization { block }))
+        }
+        Some("compressed-tensors") => {
+            let Some(groups) = section.get("config_groups").and_then(Value::as_object) else {
+                return Err(fail("config_groups", "is missing or not an object".into()));
+            };
+            let mut found = None;
+            for (name, group) in groups {
+                let key = format!("config_groups.{name}.weights");
+                let weights = group.get("weights").unwrap_or(&Value::Null);
+                if weights.get("type") != Some(&"float".into()) || weights.get("num_bits") != Some(&8.into())
+                {
+                    return Err(fail(&key, format!("{weights}: only 8 bits of type \"float\" are read")));
+                }
+                let block = block(weights.get("block_structure")).map_err(|p| fail(&key, p))?;
+                if found.is_some_and(|f| f != block) {
+                    return Err(fail(&key, "blocks of several sizes are not read".into()));
+                }
+                found = Some(block);
+            }
+            Ok(Some(Quantization { block: found.flatten() }))
+        }
+        Some(other) => Err(fail(
+            "quant_method",
+            format!("`{other}` is not read here; fp8, fbgemm_fp8 and compressed-tensors (8-bit float) are"),
+        )),
+        None => Err(fail("quant_method", "is missing or not a string".into())),
+    }
+}
+
+/// `[rows, columns]`
+fn block(value: Option<&Value>) -> Result<Option<(usize, usize)>, String> {
+    let Some(value) = value.filter(|v| !v.is_null()) else { return Ok(None) };
+    let side = |i: usize| value.get(i)?.as_u64().filter(|n| (1..=1 << 24).contains(n)).map(|n| n as usize);
+    match (value.as_array().map(Vec::len), side(0), side(1)) {
+        (Some(2), Some(rows), Some(cols)) => Ok(Some((rows, cols))),
+        _ => Err(format!("{value} is not two sizes of a block")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_read_is_told_from_what_is_not() {
+        let read = |section: Value| of_config("config.json", &json!({KEY: section}));
+        let block = |found: Result<Option<Quantization>, LoadError>| found.unwrap().unwrap().block;
+        assert_eq!(of_config("config.json", &json!({})).unwrap(), None);
+        assert_eq!(block(read(json!({"quant_method": "fp8", "activation_scheme": "static"}))), None);
+        let blocks = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 64]});
+        assert_eq!(block(read(blocks)), Some((128, 64)));
+        let group = |weights: Value| json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}});
+        assert_eq!(block(read(group(json!({"type": "float", "num_bits": 8, "strategy": "channel"})))), None);
+        let structure = json!({"type": "float", "num_bits": 8, "block_structure": [128, 128]});
+        assert_eq!(block(read(group(structure))), Some((128, 128)));
+        for (section, named) in [
+            (json!({"quant_method": "gptq"}), "gptq"),
+            (json!({}), "quant_method"),
+            (json!({"quant_method": "fp8", "fmt": "e5m2"}), "e5m2"),
+            (json!({"quant_method": "fp8", "weight_block_size": [128]}), "weight_block_size"),
+            (json!({"quant_method": "fp8", "weight_block_size": [0, 128]}), "weight_block_size"),
+            (group(json!({"type": "int", "num_bits": 4})), "config_groups.group_0.weights"),
+            (json!({"quant_method": "compressed-tensors"}), "config_groups"),
+        ] {
+            let error = read(section).unwrap_err().to_string();
+            assert!(error.contains("config.json") && error.contains(KEY) && error.contains(named), "{error}");
+        }
+    }
+}
