@@ -42,35 +42,60 @@ __device__ inline void gemv_part(float *sums, const W *weight, const X *src, u32
       }
 }
 
+// sums[r] = src[r] · weight for r < rows <= ROWS, the same in every lane of the warp. src: X [rows, k], weight: W [k].
+template <u32 ROWS, typename W, typename X>
+__device__ inline void gemv_sums(float *sums, const W *weight, const X *src, u32 rows, u32 k) {
+#pragma unroll
+  for (u32 r = 0; r < ROWS; ++r) sums[r] = 0.0f;
+  u32 at = threadIdx.x % WARP * GROUP;
+  for (; at + (UNDER_WAY - 1) * WARP * GROUP < k; at += UNDER_WAY * WARP * GROUP)
+    gemv_part<ROWS, UNDER_WAY>(sums, weight, src, at, rows, k);
+  for (; at < k; at += WARP * GROUP) gemv_part<ROWS, 1>(sums, weight, src, at, rows, k);
+#pragma unroll
+  for (u32 r = 0; r < ROWS; ++r) sums[r] = warp_sum(sums[r]);
+}
+
 // dst[r, out] (+)= src[r] · weight[out] + bias[out] for r < rows <= ROWS. dst: f32, rows `stride` apart; src: X [rows, k];
 // weight: W [n, k]; bias: f32 [n] or null.
 template <u32 ROWS, typename W, typename X>
 __device__ inline void gemv(float *dst, const X *src, const W *weight, const float *bias, u32 rows, u32 n, u32 k,
                             u32 stride, u32 accumulate) {
-  const u32 lane = threadIdx.x % WARP, out = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+  const u32 out = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (out >= n) return;
-  const W *row = weight + size_t(out) * k;
   float sums[ROWS];
-#pragma unroll
-  for (u32 r = 0; r < ROWS; ++r) sums[r] = 0.0f;
-  u32 at = lane * GROUP;
-  for (; at + (UNDER_WAY - 1) * WARP * GROUP < k; at += UNDER_WAY * WARP * GROUP)
-    gemv_part<ROWS, UNDER_WAY>(sums, row, src, at, rows, k);
-  for (; at < k; at += WARP * GROUP) gemv_part<ROWS, 1>(sums, row, src, at, rows, k);
+  gemv_sums<ROWS>(sums, weight + size_t(out) * k, src, rows, k);
+  if (threadIdx.x % WARP != 0) return;
 #pragma unroll
   for (u32 r = 0; r < ROWS; ++r) {
-    const float sum = warp_sum(sums[r]);
-    if (lane != 0 || r >= rows) continue;
+    if (r >= rows) continue;
     float *to = dst + size_t(r) * stride + out;
-    const float value = bias ? sum + bias[out] : sum;
+    const float value = bias ? sums[r] + bias[out] : sums[r];
     *to = accumulate ? *to + value : value;
   }
+}
+
+// dst[r, out] = silu(src[r] · weight[out]) * (src[r] · weight[n + out]), with the bits of gemv and silu_mul one after
+// the other. dst: X [rows, n]; src: X [rows, k]; weight: W [2 * n, k], gate before up.
+template <u32 ROWS, typename W, typename X>
+__device__ inline void gemv_silu_mul(X *dst, const X *src, const W *weight, u32 rows, u32 n, u32 k) {
+  const u32 out = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+  if (out >= n) return;
+  float gate[ROWS], up[ROWS];
+  gemv_sums<ROWS>(gate, weight + size_t(out) * k, src, rows, k);
+  gemv_sums<ROWS>(up, weight + (size_t(n) + out) * k, src, rows, k);
+  if (threadIdx.x % WARP != 0) return;
+#pragma unroll
+  for (u32 r = 0; r < ROWS; ++r)
+    if (r < rows) dst[size_t(r) * n + out] = narrow<X>(gate[r] / (1.0f + expf(-gate[r])) * up[r]);
 }
 
 #define GEMV(ROWS, W, X)                                                                                              \
   KERNEL(gemv_##ROWS##_##W##_##X, float *dst, const X *src, const W *weight, const float *bias, u32 rows, u32 n,      \
          u32 k, u32 stride, u32 accumulate) {                                                                         \
     gemv<ROWS>(dst, src, weight, bias, rows, n, k, stride, accumulate);                                               \
+  }                                                                                                                   \
+  KERNEL(gemv_silu_mul_##ROWS##_##W##_##X, X *dst, const X *src, const W *weight, u32 rows, u32 n, u32 k) {           \
+    gemv_silu_mul<ROWS>(dst, src, weight, rows, n, k);                                                                \
   }
 #define GEMV_OF_TYPES(W, X) GEMV(1, W, X) GEMV(2, W, X) GEMV(4, W, X) GEMV(8, W, X)
 typedef float f32;
