@@ -25,7 +25,7 @@ constexpr u32 GROUP = 8;
 // Groups of weights that a lane has under way.
 constexpr u32 UNDER_WAY = 4;
 
-// sums[r] += the part of `groups` groups, 32 apart, of src's row r and one row of weights; rows beyond `rows` are not read.
+// sums[r] += the part of `groups` groups, 32 apart, of src's row r and a row of weights; only `rows` rows are read.
 template <u32 ROWS, u32 GROUPS, typename W, typename X>
 __device__ inline void gemv_part(float *sums, const W *weight, const X *src, u32 at, u32 rows, u32 k) {
   Eight<W> w[GROUPS];
@@ -55,7 +55,7 @@ __device__ inline void gemv_sums(float *sums, const W *weight, const X *src, u32
   for (u32 r = 0; r < ROWS; ++r) sums[r] = warp_sum(sums[r]);
 }
 
-// dst[r, out] (+)= src[r] · weight[out] + bias[out] for r < rows <= ROWS. dst: f32, rows `stride` apart; src: X [rows, k];
+// dst[r, out] (+)= src[r] · weight[out] + bias[out], r < rows <= ROWS. dst: f32, rows `stride` apart; src: X [rows, k];
 // weight: W [n, k]; bias: f32 [n] or null.
 template <u32 ROWS, typename W, typename X>
 __device__ inline void gemv(float *dst, const X *src, const W *weight, const float *bias, u32 rows, u32 n, u32 k,
