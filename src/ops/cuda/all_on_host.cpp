@@ -20,6 +20,9 @@ namespace attention_split_kernels {
 namespace attention_prefill_kernels {
 #include "attention_prefill.cu"
 }
+namespace gemv_kernels {
+#include "gemv.cu"
+}
 namespace sample_kernels {
 #include "sample.cu"
 }
