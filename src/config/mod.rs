@@ -98,6 +98,7 @@ pub struct Config {
     /// `None` where it pays.
     pub async_scheduling: Option<bool>,
     pub enforce_eager: bool,
+    pub batch_invariant: bool,
     pub max_queue: usize,
     pub api_key: Option<String>,
     pub insecure: bool,
@@ -238,6 +239,7 @@ impl Resolved {
                 Some(_) => Some(self.flag("async-scheduling")?),
             },
             enforce_eager: self.flag("enforce-eager")?,
+            batch_invariant: self.flag("batch-invariant")?,
             max_queue: self.number("max-queue", 1)?,
             api_key: self.text("api-key"),
             insecure: self.flag("insecure")?,

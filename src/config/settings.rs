@@ -85,6 +85,12 @@ pub static SETTINGS: &[Setting] = &[
         "auto|true|false",
         "Launch a step before the last one's tokens are read; auto does so on GPUs",
     ),
+    setting(
+        "batch-invariant",
+        "false",
+        "",
+        "On GPUs: a request's tokens do not depend on who shares its steps (slower; the CPU always does so)",
+    ),
     setting("enforce-eager", "false", "", "On GPUs: launch each operation, capture no graphs"),
     setting("max-queue", "512", "N", "Requests an engine takes beyond --max-num-seqs; more are answered 503"),
     Setting {

@@ -14,6 +14,7 @@ use super::workspace::Workspace;
 use crate::ops::activation::SiluMul;
 use crate::ops::exec::Exec;
 use crate::ops::gather::{Gather, SelectRows};
+use crate::ops::gemv::NormProduct;
 use crate::ops::kv_write::CacheScales;
 use crate::ops::linear::Linear;
 use crate::ops::paged_attention::{AttentionPlan, PagedAttention};
@@ -381,10 +382,14 @@ impl Decoder {
         }
         let select = SelectRows { rows: logit_rows, width: self.spec.hidden, on };
         ws.selected.inplace_op2(&ws.residual, &select)?;
-        let norm = self.norm(&self.final_norm, logit_rows.host.len(), on);
-        ws.selected_normed.inplace_op2(&ws.selected, &norm)?;
         let rows = logit_rows.host.len();
-        let head = Linear { weight: &self.head, bias: None, rows, column: 0, accumulate: false, on };
+        let norm = self.norm(&self.final_norm, rows, on);
+        let (weight, bias, activations) = (&self.head, None, self.activations);
+        if (NormProduct { norm, weight, bias, activations, on }).product(&ws.logits, &ws.selected)? {
+            return Ok(());
+        }
+        ws.selected_normed.inplace_op2(&ws.selected, &self.norm(&self.final_norm, rows, on))?;
+        let head = Linear { weight, bias, rows, column: 0, accumulate: false, on };
         ws.logits.inplace_op2(&ws.selected_normed, &head)
     }
 
@@ -402,8 +407,12 @@ impl Decoder {
     ) -> Result<()> {
         let s = &self.spec;
         let (rows, heads, kv_heads, head_dim) = (input.tokens.host.len(), s.heads, s.kv_heads, s.head_dim);
-        ws.normed.inplace_op2(&ws.residual, &self.norm(&layer.input_norm, rows, on))?;
-        layer.qkv.product(&ws.qkv, &ws.normed, rows, false, on)?;
+        let norm = || self.norm(&layer.input_norm, rows, on);
+        let at_once = layer.qkv.after(norm(), self.activations, on);
+        if !at_once.map_or(Ok(false), |op| op.product(&ws.qkv, &ws.residual))? {
+            ws.normed.inplace_op2(&ws.residual, &norm())?;
+            layer.qkv.product(&ws.qkv, &ws.normed, rows, false, on)?;
+        }
         let norms = layer.head_norms.as_ref().map(|weights| (weights, s.norm_eps));
         let scales = match kv.dtype() {
             DType::F8E4M3 => layer.cache_scales,
@@ -426,15 +435,29 @@ impl Decoder {
     }
 
     fn feed_forward(&self, layer: &Layer, rows: usize, ws: &Workspace, on: &Exec) -> Result<()> {
-        ws.normed.inplace_op2(&ws.residual, &self.norm(&layer.post_attention_norm, rows, on))?;
-        layer.gate_up.product(&ws.gate_up, &ws.normed, rows, false, on)?;
-        let activate = SiluMul { rows, width: self.spec.intermediate, on };
-        ws.activated.inplace_op2(&ws.gate_up, &activate)?;
+        let norm = || self.norm(&layer.post_attention_norm, rows, on);
+        let at_once = layer.gate_up.after(norm(), self.activations, on);
+        if !at_once.map_or(Ok(false), |op| op.silu_mul(&ws.activated, &ws.residual))? {
+            ws.normed.inplace_op2(&ws.residual, &norm())?;
+            layer.gate_up.product(&ws.gate_up, &ws.normed, rows, false, on)?;
+            let activate = SiluMul { rows, width: self.spec.intermediate, on };
+            ws.activated.inplace_op2(&ws.gate_up, &activate)?;
+        }
         layer.down.product(&ws.residual, &ws.activated, rows, true, on)
     }
 }
 
 impl Projection {
+    /// With the norm before it, where it is one matrix.
+    fn after<'a>(&'a self, norm: RmsNorm<'a>, activations: DType, on: &'a Exec) -> Option<NormProduct<'a>> {
+        match self.0.as_slice() {
+            [Matrix { weight, bias }] => {
+                Some(NormProduct { norm, weight, bias: bias.as_ref(), activations, on })
+            }
+            _ => None,
+        }
+    }
+
     fn product(&self, dst: &Tensor, src: &Tensor, rows: usize, accumulate: bool, on: &Exec) -> Result<()> {
         let mut column = 0;
         for Matrix { weight, bias } in &self.0 {

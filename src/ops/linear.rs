@@ -15,6 +15,7 @@ use super::cpu::dot::{PANEL_ROWS, Pair, Panel, panel};
 use super::cpu::fp8::{self, F8E4M3};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
+use super::gemv;
 use super::launch::{Launcher, Place, PlaceOfScales, Product};
 use super::weight::{Weight, WeightSlice, WeightType};
 
@@ -147,7 +148,12 @@ impl Linear<'_> {
             accumulate: self.accumulate,
         };
         // SAFETY: the places hold the rows, and a row the outputs, as checked.
-        unsafe { launcher.product(&product) }
+        unsafe {
+            match gemv::product(launcher, &product, self.on.batch_invariant)? {
+                true => Ok(()),
+                false => launcher.product(&product),
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod exec;
 pub mod gather;
+pub mod gemv;
 pub mod kv_write;
 pub mod launch;
 pub mod linear;

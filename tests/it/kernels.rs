@@ -12,6 +12,7 @@ use crate::host_kernels::kernels;
 use crate::support::{Shape, Steps, checkpoint, decoder, llama, prompt, qwen3};
 
 mod attention;
+mod gemv;
 
 /// Largest difference of any logit, as a share of the largest logit.
 fn difference(a: &[Vec<Vec<f32>>], b: &[Vec<Vec<f32>>]) -> f32 {

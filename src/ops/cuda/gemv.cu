@@ -2,7 +2,7 @@
 //
 // The order of additions for an output depends on K alone: lane l takes the groups of eight elements l, l + 32, ...
 // in turn, and the warp adds up its lanes. K is a multiple of 8 and rows of weights and activations begin at 16
-// bytes. No barrier: warps without an output leave.
+// bytes. A block takes outputs in turn, gridDim.x blocks apart: what it normalises first is for all of them.
 #include "device.cuh"
 
 // Eight weights, which nobody reads again: 16 bytes at once, past the first-level cache.
@@ -55,22 +55,49 @@ __device__ inline void gemv_sums(float *sums, const W *weight, const X *src, u32
   for (u32 r = 0; r < ROWS; ++r) sums[r] = warp_sum(sums[r]);
 }
 
+constexpr u32 MOST_ROWS = 8, MOST_WARPS = 4;
+constexpr u32 SCRATCH_BYTES = MOST_ROWS * MOST_WARPS * sizeof(float); // before the normed rows, as in ops/gemv.rs
+
+// The rows of src, normalised (see rms_norm.cu) and rounded, in shared memory. src: f32 [rows, k]; norm: f32 [k].
+template <typename X>
+__device__ inline const X *normed_rows(const float *src, const float *norm, float eps, u32 rows, u32 k) {
+  float *scratch = (float *)shared();
+  X *out = (X *)(shared() + SCRATCH_BYTES);
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  for (u32 r = 0; r < rows; ++r) {
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x; i < k; i += blockDim.x) sum += src[size_t(r) * k + i] * src[size_t(r) * k + i];
+    sum = warp_sum(sum);
+    if (lane == 0) scratch[r * warps + warp] = sum;
+  }
+  __syncthreads();
+  for (u32 r = 0; r < rows; ++r) {
+    float sum = 0.0f;
+    for (u32 w = 0; w < warps; ++w) sum += scratch[r * warps + w];
+    const float scale = rsqrtf(sum / k + eps);
+    for (u32 i = threadIdx.x; i < k; i += blockDim.x) out[r * k + i] = narrow<X>(src[size_t(r) * k + i] * scale * norm[i]);
+  }
+  __syncthreads();
+  return out;
+}
+
 // dst[r, out] (+)= src[r] · weight[out] + bias[out], r < rows <= ROWS. dst: f32, rows `stride` apart; src: X [rows, k];
 // weight: W [n, k]; bias: f32 [n] or null.
 template <u32 ROWS, typename W, typename X>
 __device__ inline void gemv(float *dst, const X *src, const W *weight, const float *bias, u32 rows, u32 n, u32 k,
                             u32 stride, u32 accumulate) {
-  const u32 out = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-  if (out >= n) return;
-  float sums[ROWS];
-  gemv_sums<ROWS>(sums, weight + size_t(out) * k, src, rows, k);
-  if (threadIdx.x % WARP != 0) return;
+  const u32 warps = blockDim.x / WARP;
+  for (u32 out = blockIdx.x * warps + threadIdx.x / WARP; out < n; out += gridDim.x * warps) {
+    float sums[ROWS];
+    gemv_sums<ROWS>(sums, weight + size_t(out) * k, src, rows, k);
+    if (threadIdx.x % WARP != 0) continue;
 #pragma unroll
-  for (u32 r = 0; r < ROWS; ++r) {
-    if (r >= rows) continue;
-    float *to = dst + size_t(r) * stride + out;
-    const float value = bias ? sums[r] + bias[out] : sums[r];
-    *to = accumulate ? *to + value : value;
+    for (u32 r = 0; r < ROWS; ++r) {
+      if (r >= rows) continue;
+      float *to = dst + size_t(r) * stride + out;
+      const float value = bias ? sums[r] + bias[out] : sums[r];
+      *to = accumulate ? *to + value : value;
+    }
   }
 }
 
@@ -78,30 +105,35 @@ __device__ inline void gemv(float *dst, const X *src, const W *weight, const flo
 // the other. dst: X [rows, n]; src: X [rows, k]; weight: W [2 * n, k], gate before up.
 template <u32 ROWS, typename W, typename X>
 __device__ inline void gemv_silu_mul(X *dst, const X *src, const W *weight, u32 rows, u32 n, u32 k) {
-  const u32 out = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-  if (out >= n) return;
-  float gate[ROWS], up[ROWS];
-  gemv_sums<ROWS>(gate, weight + size_t(out) * k, src, rows, k);
-  gemv_sums<ROWS>(up, weight + (size_t(n) + out) * k, src, rows, k);
-  if (threadIdx.x % WARP != 0) return;
+  const u32 warps = blockDim.x / WARP;
+  for (u32 out = blockIdx.x * warps + threadIdx.x / WARP; out < n; out += gridDim.x * warps) {
+    float gate[ROWS], up[ROWS];
+    gemv_sums<ROWS>(gate, weight + size_t(out) * k, src, rows, k);
+    gemv_sums<ROWS>(up, weight + (size_t(n) + out) * k, src, rows, k);
+    if (threadIdx.x % WARP != 0) continue;
 #pragma unroll
-  for (u32 r = 0; r < ROWS; ++r)
-    if (r < rows) dst[size_t(r) * n + out] = narrow<X>(gate[r] / (1.0f + expf(-gate[r])) * up[r]);
+    for (u32 r = 0; r < ROWS; ++r)
+      if (r < rows) dst[size_t(r) * n + out] = narrow<X>(gate[r] / (1.0f + expf(-gate[r])) * up[r]);
+  }
 }
 
-#define GEMV(ROWS, W, X)                                                                                              \
-  KERNEL(gemv_##ROWS##_##W##_##X, float *dst, const X *src, const W *weight, const float *bias, u32 rows, u32 n,      \
-         u32 k, u32 stride, u32 accumulate) {                                                                         \
+#define GEMV(ROWS, T)                                                                                                 \
+  KERNEL(gemv_##ROWS##_##T, float *dst, const T *src, const T *weight, const float *bias, u32 rows, u32 n, u32 k,     \
+         u32 stride, u32 accumulate) {                                                                                \
     gemv<ROWS>(dst, src, weight, bias, rows, n, k, stride, accumulate);                                               \
   }                                                                                                                   \
-  KERNEL(gemv_silu_mul_##ROWS##_##W##_##X, X *dst, const X *src, const W *weight, u32 rows, u32 n, u32 k) {           \
-    gemv_silu_mul<ROWS>(dst, src, weight, rows, n, k);                                                                \
+  KERNEL(gemv_norm_##ROWS##_##T, float *dst, const float *src, const float *norm, float eps, const T *weight,         \
+         const float *bias, u32 rows, u32 n, u32 k, u32 stride) {                                                     \
+    const T *normed = normed_rows<T>(src, norm, eps, rows, k);                                                  \
+    gemv<ROWS>(dst, normed, weight, bias, rows, n, k, stride, 0);                                                     \
+  }                                                                                                                   \
+  KERNEL(gemv_norm_silu_mul_##ROWS##_##T, T *dst, const float *src, const float *norm, float eps, const T *weight,    \
+         u32 rows, u32 n, u32 k) {                                                                                    \
+    const T *normed = normed_rows<T>(src, norm, eps, rows, k);                                                  \
+    gemv_silu_mul<ROWS>(dst, normed, weight, rows, n, k);                                                             \
   }
-#define GEMV_OF_TYPES(W, X) GEMV(1, W, X) GEMV(2, W, X) GEMV(4, W, X) GEMV(8, W, X)
+#define GEMV_OF_TYPE(T) GEMV(1, T) GEMV(2, T) GEMV(4, T) GEMV(8, T)
 typedef float f32;
-GEMV_OF_TYPES(bf16, bf16)
-GEMV_OF_TYPES(bf16, f32)
-GEMV_OF_TYPES(f16, f16)
-GEMV_OF_TYPES(f16, f32)
-GEMV_OF_TYPES(f32, f32)
-GEMV_OF_TYPES(f32, bf16)
+GEMV_OF_TYPE(bf16)
+GEMV_OF_TYPE(f16)
+GEMV_OF_TYPE(f32)
