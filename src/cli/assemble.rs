@@ -103,6 +103,15 @@ pub fn on_gpus(config: &Config) -> bool {
     config.devices.iter().any(|d| matches!(d, DeviceKind::Cuda(_)))
 }
 
+/// UUIDs of the engines' boards, in their order; none where one of them does not tell (a slice of a board, a CPU).
+pub fn gpu_uuids(config: &Config) -> Vec<String> {
+    let uuid = |device: &DeviceKind| match device {
+        DeviceKind::Cuda(ordinal) => cuda::uuid(*ordinal).ok(),
+        _ => None,
+    };
+    config.devices.iter().map(uuid).collect::<Option<_>>().unwrap_or_default()
+}
+
 /// Bytes of the KV cache that a GPU has room for beside the weights and the workspace.
 fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow::Result<u64> {
     let spec = &checkpoint.spec;
@@ -328,6 +337,7 @@ pub fn meters(config: &Config, clock: &Clock) -> anyhow::Result<Metered> {
     let busy = observed.iter().map(|o| o.busy.clone()).collect();
     let mut context = MeterContext::new(clock.clone(), busy, machine::cores());
     context.gpus = on_gpus(config);
+    context.gpu_uuids = gpu_uuids(config);
     let (monitor, notes) = monitor(config, &context)?;
     Ok(Metered { observed, monitor, notes })
 }

@@ -4,10 +4,13 @@ use std::net::{SocketAddr, TcpListener};
 
 use serde_json::{Value, json};
 
+mod gpu;
+
 use super::{Exit, assemble, devices, machine};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ops::cpu::Isa;
+use crate::power::health;
 use crate::power::spec::{self, MeterContext};
 use crate::unit::Unit;
 
@@ -42,8 +45,9 @@ fn finding(check: &'static str, level: Level, found: String, fix: &str) -> Findi
 
 /// Prints all findings; 1 when one is an error.
 pub fn run(config: &Config, as_json: bool) -> Exit {
-    let all = [
-        device(config),
+    let mut all = vec![device(config)];
+    all.extend(gpu::findings(health::read(None)));
+    all.extend([
         threads(config),
         memory(),
         model(config),
@@ -51,7 +55,7 @@ pub fn run(config: &Config, as_json: bool) -> Exit {
         port(config),
         exposure(config),
         files(),
-    ];
+    ]);
     if as_json {
         let rows: Vec<Value> = all
             .iter()

@@ -36,6 +36,23 @@ pub mod cuda {
         }
     }
 
+    /// A GPU's UUID as NVML writes it.
+    ///
+    /// # Errors
+    /// As [`count`].
+    #[cfg(feature = "cuda")]
+    pub fn uuid(ordinal: usize) -> Result<String> {
+        match cudarc::driver::CudaContext::new(ordinal).and_then(|c| c.uuid()) {
+            Ok(uuid) => Ok(super::uuid_text(uuid.bytes.map(|b| b as u8))),
+            Err(error) => bail!("cuda:{ordinal}: {error:?}"),
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn uuid(_: usize) -> Result<String> {
+        count().map(|_| String::new())
+    }
+
     #[cfg(not(feature = "cuda"))]
     pub fn count() -> Result<usize> {
         bail!("this build has no CUDA (cargo build --features cuda)")
@@ -45,6 +62,14 @@ pub mod cuda {
     pub fn memory(_: usize) -> Result<(u64, u64)> {
         count().map(|_| (0, 0))
     }
+}
+
+/// Sixteen bytes as "GPU-8-4-4-4-12" hexadecimal digits.
+#[cfg(any(feature = "cuda", test))]
+fn uuid_text(bytes: [u8; 16]) -> String {
+    let digits: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let [a, b, c, d] = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20]];
+    format!("GPU-{a}-{b}-{c}-{d}-{}", &digits[20..])
 }
 
 /// One device's means. Cheap to clone.
@@ -98,5 +123,14 @@ impl Exec {
             Some(launcher) => Ok(&**launcher),
             None => bail!("{operation}: a tensor on a device that nothing here launches kernels on"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_uuid_is_written_as_nvml_does() {
+        let bytes = std::array::from_fn(|i| (i * 17) as u8);
+        assert_eq!(super::uuid_text(bytes), "GPU-00112233-4455-6677-8899-aabbccddeeff");
     }
 }

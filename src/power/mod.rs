@@ -6,6 +6,7 @@
 pub mod assumed;
 pub mod caps;
 pub mod declared;
+pub mod health;
 pub mod http;
 pub mod monitor;
 pub mod nvml;

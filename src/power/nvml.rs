@@ -86,11 +86,13 @@ struct Board {
     xid: Option<u64>,
 }
 
-/// One meter for each board.
+/// One meter for each board. `engines`: the UUIDs of the boards that this process computes on, in the order of its
+/// engines, which need not be NVML's (`CUDA_VISIBLE_DEVICES`); boards of others are left out. Empty where they are
+/// not known: then boards are taken as they are numbered.
 ///
 /// # Errors
 /// `Absent` without a driver or without boards, and what a board answers that cannot be read.
-pub fn open(path: Option<&Path>) -> Result<Vec<Box<dyn PowerMeter>>, PowerError> {
+pub fn open(path: Option<&Path>, engines: &[String]) -> Result<Vec<Box<dyn PowerMeter>>, PowerError> {
     let nvml = library(path)?;
     let count = nvml.device_count().map_err(|e| failed("nvml", "nvmlDeviceGetCount", &e))?;
     if count == 0 {
@@ -99,8 +101,11 @@ pub fn open(path: Option<&Path>) -> Result<Vec<Box<dyn PowerMeter>>, PowerError>
     let mut meters: Vec<Box<dyn PowerMeter>> = Vec::new();
     let mut first_error = None;
     for index in 0..count {
-        match Board::open(nvml, index) {
-            Ok(board) => meters.push(Box::new(board)),
+        match Board::open(nvml, index, engines) {
+            Ok(Some(board)) => meters.push(Box::new(board)),
+            Ok(None) => {
+                tracing::info!(index, "a board that no engine of this process runs on is not metered")
+            }
             // One dead board must not leave the others unmetered.
             Err(error) => {
                 tracing::warn!(%error, "a board is not metered");
@@ -110,15 +115,28 @@ pub fn open(path: Option<&Path>) -> Result<Vec<Box<dyn PowerMeter>>, PowerError>
     }
     match first_error {
         Some(error) if meters.is_empty() => Err(error),
+        None if meters.is_empty() => {
+            let problem = format!("none of the {count} boards is one of {}", engines.join(", "));
+            Err(PowerError::Absent { meter: "nvml".into(), problem })
+        }
         _ => Ok(meters),
     }
 }
 
 impl Board {
-    fn open(nvml: &'static Nvml, index: u32) -> Result<Board, PowerError> {
+    /// `None` for a board of others.
+    fn open(nvml: &'static Nvml, index: u32, engines: &[String]) -> Result<Option<Board>, PowerError> {
         let meter = format!("nvml:{index}");
         let device =
             nvml.device_by_index(index).map_err(|e| failed(&meter, "nvmlDeviceGetHandleByIndex", &e))?;
+        let uuid = device.uuid().unwrap_or_default();
+        let engine = match engines {
+            [] => usize::try_from(index).ok(),
+            known => match known.iter().position(|engine| *engine == uuid) {
+                None => return Ok(None),
+                found => found,
+            },
+        };
         let model = device.name().unwrap_or_else(|_| "board without a name".into());
         // Slices of a board have no energy of their own: this is the whole board's.
         let mig = device.mig_mode().is_ok_and(|mode| mode.current == 1);
@@ -143,7 +161,7 @@ impl Board {
             limits.or_else(|_| device.enforced_power_limit()).ok().map(|mw| Watts(f64::from(mw) * 1e-3));
         let info = MeterInfo {
             name: format!("{meter} {model}{note}"),
-            device: usize::try_from(index).ok(),
+            device: engine,
             boundary: Boundary::GpuBoard,
             method,
             period,
@@ -152,7 +170,7 @@ impl Board {
             wraps_at: None,
             gain_error: GAIN_ERROR,
         };
-        Ok(Board { info, device, source, events, xid: None })
+        Ok(Some(Board { info, device, source, events, xid: None }))
     }
 
     /// Notes fault codes that have come since it was last asked.
@@ -227,20 +245,20 @@ impl PowerMeter for Board {
 
 /// Processes on the board beside this one. In a container the driver may tell the host's numbers: then one
 /// of them is ours, whichever it is.
-fn others(pids: &[u32], own: u32, own_namespace: bool) -> usize {
+pub(super) fn others(pids: &[u32], own: u32, own_namespace: bool) -> usize {
     let others = pids.iter().filter(|pid| **pid != own).count();
     let renumbered = own_namespace && others == pids.len();
     others.saturating_sub(usize::from(renumbered))
 }
 
 /// Whether processes are numbered apart from the host's. The host's namespace has a fixed inode.
-fn own_pid_namespace() -> bool {
+pub(super) fn own_pid_namespace() -> bool {
     const HOST: &str = "pid:[4026531836]";
     std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() != HOST)
 }
 
 /// NVML's reasons in our words. Idleness and clocks that someone set are no throttling.
-fn throttles(reasons: ThrottleReasons) -> Vec<Throttle> {
+pub(super) fn throttles(reasons: ThrottleReasons) -> Vec<Throttle> {
     let any = |set: ThrottleReasons| reasons.intersects(set);
     let thermal = ThrottleReasons::SW_THERMAL_SLOWDOWN | ThrottleReasons::HW_THERMAL_SLOWDOWN;
     let brake = ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN;

@@ -43,6 +43,8 @@ pub struct MeterContext {
     pub cores: usize,
     /// Engines run on NVIDIA boards, engine i on board i.
     pub gpus: bool,
+    /// UUIDs of their boards, in the engines' order; empty where CUDA does not tell them.
+    pub gpu_uuids: Vec<String>,
     /// Instead of the system's `libnvidia-ml.so.1`.
     pub nvml_library: Option<PathBuf>,
     pub powercap: PathBuf,
@@ -50,7 +52,15 @@ pub struct MeterContext {
 
 impl MeterContext {
     pub fn new(clock: Clock, busy: Vec<BusyTime>, cores: usize) -> MeterContext {
-        MeterContext { clock, busy, cores, gpus: false, nvml_library: None, powercap: rapl::POWERCAP.into() }
+        MeterContext {
+            clock,
+            busy,
+            cores,
+            gpus: false,
+            gpu_uuids: Vec::new(),
+            nvml_library: None,
+            powercap: rapl::POWERCAP.into(),
+        }
     }
 }
 
@@ -127,7 +137,7 @@ pub fn open(spec: &MeterSpec, context: &MeterContext) -> Result<Opened, PowerErr
             let problem = "no engine of this process runs on an NVIDIA board".into();
             return Err(PowerError::Absent { meter: "nvml".into(), problem });
         }
-        MeterSpec::Nvml => nvml::open(context.nvml_library.as_deref())?,
+        MeterSpec::Nvml => nvml::open(context.nvml_library.as_deref(), &context.gpu_uuids)?,
         MeterSpec::Rapl => rapl::open(&context.powercap)?,
         MeterSpec::Http { url, path } => one(Box::new(HttpMeter::open(url, path, clock())?)),
         MeterSpec::Assumed => one(Box::new(assumed::cpu(context.cores, clock(), context.busy.clone())?)),
@@ -157,7 +167,7 @@ fn auto(context: &MeterContext) -> Result<Opened, PowerError> {
         Err(error) => notes.push(error.to_string()),
     };
     if context.gpus {
-        take(nvml::open(context.nvml_library.as_deref()));
+        take(nvml::open(context.nvml_library.as_deref(), &context.gpu_uuids));
     }
     // Beside boards, the host's packages: another boundary, never added to them.
     take(rapl::open(&context.powercap));

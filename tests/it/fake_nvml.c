@@ -2,7 +2,7 @@
  *
  * Built with -DCONTROL="FILE". The file holds lines `name value`; each call reads it again. Names: ms (the
  * time), lost, counter (0: none), instant (0: none), cap_ignored, denied, mig, xid, others (beside this
- * process), reasons. Only what the program calls is here; numbers are those of nvml.h. */
+ * process), reasons, boards, free (percent of the memory), ecc, uncorrected, pending, lanes, persistence. Only what the program calls is here; numbers are those of nvml.h. */
 #include <stdio.h>
 #include <string.h>
 #include <stdlib.h>
@@ -12,7 +12,7 @@ enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, TIMEOUT = 10, 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-static u32 limit = 700000;
+static u32 limit = 700000, second;
 
 static long control(const char *name, long otherwise) {
   FILE *file = fopen(CONTROL, "r");
@@ -28,16 +28,16 @@ static int gone(void) { return control("lost", 0) ? GPU_LOST : OK; }
 
 int nvmlInit_v2(void) { return OK; }
 int nvmlShutdown(void) { return OK; }
-int nvmlDeviceGetCount_v2(u32 *count) { *count = 1; return OK; }
+int nvmlDeviceGetCount_v2(u32 *count) { *count = (u32)control("boards", 1); return OK; }
 int nvmlSystemGetDriverVersion(char *out, u32 n) { snprintf(out, n, "580.95.05"); return OK; }
 int nvmlSystemGetCudaDriverVersion_v2(int *out) { *out = 13000; return OK; }
 int nvmlDeviceGetHandleByIndex_v2(u32 index, void **device) {
-  if (index > 0) return INVALID;
-  *device = &limit;
+  if (index >= (u32)control("boards", 1)) return INVALID;
+  *device = index ? (void *)&second : (void *)&limit;
   return gone();
 }
 int nvmlDeviceGetName(void *d, char *out, u32 n) { (void)d; snprintf(out, n, "NVIDIA Fake H200"); return gone(); }
-int nvmlDeviceGetUUID(void *d, char *out, u32 n) { (void)d; snprintf(out, n, "GPU-fake"); return gone(); }
+int nvmlDeviceGetUUID(void *d, char *out, u32 n) { snprintf(out, n, d == &second ? "GPU-second" : "GPU-fake"); return gone(); }
 
 /* The counter moves every 100 ms. */
 int nvmlDeviceGetTotalEnergyConsumption(void *d, u64 *mj) {
@@ -97,6 +97,7 @@ struct memory { u32 version; u64 total, reserved, free, used; };
 int nvmlDeviceGetMemoryInfo_v2(void *d, struct memory *m) {
   (void)d;
   m->total = 150754820096ull;
+  m->free = m->total / 100 * (u64)control("free", 99);
   return gone();
 }
 
@@ -127,3 +128,17 @@ int nvmlEventSetWait_v2(void *set, struct event *out, u32 timeout) {
   out->data = (u64)xid;
   return OK;
 }
+
+int nvmlDeviceGetCudaComputeCapability(void *d, int *major, int *minor) { (void)d; *major = 9; *minor = 0; return gone(); }
+int nvmlDeviceGetEccMode(void *d, int *now, int *next) { (void)d; *now = *next = (int)control("ecc", 1); return gone(); }
+int nvmlDeviceGetTotalEccErrors(void *d, int kind, int counter, u64 *out) {
+  (void)d;
+  *out = kind == 1 ? (u64)control("uncorrected", 0) + (counter == 1 ? 1u : 0u) * (control("uncorrected", 0) > 0) : 7;
+  return gone();
+}
+int nvmlDeviceGetRetiredPagesPendingStatus(void *d, int *out) { (void)d; *out = (int)control("pending", 0); return gone(); }
+int nvmlDeviceGetCurrPcieLinkGeneration(void *d, u32 *out) { (void)d; *out = 1; return gone(); }
+int nvmlDeviceGetMaxPcieLinkGeneration(void *d, u32 *out) { (void)d; *out = 5; return gone(); }
+int nvmlDeviceGetCurrPcieLinkWidth(void *d, u32 *out) { (void)d; *out = (u32)control("lanes", 16); return gone(); }
+int nvmlDeviceGetMaxPcieLinkWidth(void *d, u32 *out) { (void)d; *out = 16; return gone(); }
+int nvmlDeviceGetPersistenceMode(void *d, int *out) { (void)d; *out = (int)control("persistence", 1); return gone(); }

@@ -51,13 +51,13 @@ impl Fake {
         std::fs::rename(written, self.control()).unwrap();
     }
     fn open(&self) -> Box<dyn PowerMeter> {
-        nvml::open(Some(&self.library())).unwrap().remove(0)
+        nvml::open(Some(&self.library()), &[]).unwrap().remove(0)
     }
 }
 
 #[test]
 fn a_machine_without_the_driver_says_so() {
-    let error = nvml::open(Some(Path::new("/nowhere/libnvidia-ml.so.1"))).err().unwrap();
+    let error = nvml::open(Some(Path::new("/nowhere/libnvidia-ml.so.1")), &[]).err().unwrap();
     assert!(matches!(&error, PowerError::Absent { .. }), "{error}");
 }
 
@@ -161,4 +161,48 @@ fn a_cap_is_read_back_and_put_back() {
     fake.set("denied 1");
     assert!(matches!(refused(400.0, "root"), PowerError::Permission { .. }));
     assert_eq!(limit(), 700.0);
+}
+
+#[test]
+fn boards_are_matched_to_engines_by_uuid() {
+    let Some(fake) = fake("ms 0\nboards 2\n") else { return };
+    let devices = |engines: &[&str]| {
+        let engines: Vec<String> = engines.iter().map(|e| e.to_string()).collect();
+        let meters = nvml::open(Some(&fake.library()), &engines);
+        meters.map(|m| m.iter().map(|m| m.info().device).collect::<Vec<_>>())
+    };
+    assert_eq!(devices(&[]).unwrap(), [Some(0), Some(1)]);
+    assert_eq!(devices(&["GPU-second", "GPU-fake"]).unwrap(), [Some(1), Some(0)]);
+    // A board of somebody else is not ours to bill.
+    assert_eq!(devices(&["GPU-second"]).unwrap(), [Some(0)]);
+    let error = devices(&["GPU-elsewhere"]).unwrap_err().to_string();
+    assert!(error.contains("GPU-elsewhere"), "{error}");
+}
+
+#[test]
+fn a_boards_health_is_what_the_library_says() {
+    use hashwatt::power::health::{self, Link};
+    let Some(fake) = fake("ms 0\nboards 2\n") else { return };
+    let read = || health::read(Some(&fake.library())).unwrap();
+    let boards = read();
+    assert_eq!(boards.len(), 2);
+    let well = boards[0].as_ref().unwrap();
+    assert_eq!(
+        (well.compute_capability, well.ecc, well.uncorrected),
+        (Some((9, 0)), Some(true), Some((0, 0)))
+    );
+    assert_eq!((well.persistence, well.retirement_pending, well.mig), (Some(true), Some(false), false));
+    let link = |generation, lanes| Link { generation, lanes };
+    assert_eq!(well.link, Some((link(1, 16), link(5, 16))));
+    assert_eq!((well.power_limit, well.other_processes), (Some((700.0, 700.0)), Some(0)));
+    assert_eq!(well.driver, "580.95.05");
+    fake.set("ms 0\necc 0\nuncorrected 2\npending 1\nlanes 4\npersistence 0\nfree 10\nothers 3\nmig 1\n");
+    let boards = read();
+    let ill = boards[0].as_ref().unwrap();
+    assert_eq!((ill.ecc, ill.uncorrected, ill.retirement_pending), (Some(false), Some((2, 3)), Some(true)));
+    assert_eq!((ill.persistence, ill.other_processes, ill.mig), (Some(false), Some(3), true));
+    assert_eq!(ill.link.unwrap().0, link(1, 4));
+    assert!(ill.memory.is_some_and(|(free, total)| free * 9 < total));
+    fake.set("ms 0\nlost 1\n");
+    assert!(read()[0].is_err());
 }
