@@ -66,3 +66,7 @@ kill -TERM "$server"
 wait "$server" || { echo "the server ended with $? after SIGTERM" >&2; exit 1; }
 server=""
 echo "smoke: passed"
+
+# The operations and the demo model on this machine's processor.
+"$binary" selftest >"$work/selftest" || { grep FAILED "$work/selftest" >&2; exit 1; }
+tail -1 "$work/selftest"

@@ -30,6 +30,7 @@ pub mod model;
 pub mod ops;
 pub mod power;
 pub mod quantity;
+pub mod selftest;
 pub mod service;
 pub mod text;
 pub mod tls;

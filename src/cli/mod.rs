@@ -13,6 +13,7 @@ pub mod machine;
 mod market;
 mod models;
 mod report;
+mod selftest;
 mod serve;
 
 pub use serve::api_state as serve_state;
@@ -79,6 +80,7 @@ pub fn command() -> Command {
         .subcommand(bench::command())
         .subcommand(market::command())
         .subcommand(report::command())
+        .subcommand(selftest::command())
         .subcommand(Command::new("doctor").about("Check this machine and this configuration").arg(json()))
 }
 
@@ -116,7 +118,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
     start_logging(&config)?;
     quiet_panics();
     // The others open no device.
-    if ["serve", "chat", "bench", "doctor"].contains(&name) {
+    if ["serve", "chat", "bench", "doctor", "selftest"].contains(&name) {
         let chosen = devices::choose(&config.devices)?;
         tracing::info!("devices: {}; {}", devices::list(&chosen.devices), chosen.why);
         config.devices = chosen.devices;
@@ -128,6 +130,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         ("bench", _) => bench::run(&config, inner),
         ("market", _) => market::run(inner),
         ("report", _) => report::run(inner),
+        ("selftest", _) => selftest::run(&config, inner),
         ("doctor", _) => doctor::run(&config, inner.get_flag("json")),
         _ if inner.get_flag("check") => serve::check(&config),
         _ => serve::run(config),

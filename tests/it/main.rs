@@ -17,6 +17,7 @@ mod kernels;
 mod nvml;
 mod parity;
 mod scheduler;
+mod selftest;
 mod serving;
 mod support;
 mod tidy;

@@ -41,6 +41,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "http_client",
         ],
     ),
+    ("selftest", &["error", "quantity", "clock", "ops", "model"]),
     ("measure/baseline", &["error", "quantity", "clock", "ops", "model", "engine"]),
     ("api", &["error", "quantity", "clock", "wire", "unit", "service", "metrics", "energy"]),
     ("config", &["quantity", "model", "power"]),

@@ -1,0 +1,302 @@
+//! The operations' shape table: for each operation its cases, and what comes out by definition, in f64.
+//!
+//! Another operation is one row of [`OPERATIONS`] and a function.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::attention;
+use super::numbers::{Want, compare, mirrored, poison, random, read, rounded, tensor, ulp, weight};
+use super::{Outcome, Size};
+use crate::ops::activation::SiluMul;
+use crate::ops::exec::Exec;
+use crate::ops::gather::{Gather, SelectRows};
+use crate::ops::gemv::NormProduct;
+use crate::ops::launch::{ArrayKind, Mirrored};
+use crate::ops::linear::Linear;
+use crate::ops::rms_norm::RmsNorm;
+use crate::ops::rope::RopeAngles;
+use crate::ops::sample::{self, NONE, RESULT_WORDS, Sample, Samples, Task};
+
+type Cases = fn(&Exec, Size) -> Vec<Outcome>;
+
+pub const OPERATIONS: &[(&str, Cases)] = &[
+    ("gather", gather),
+    ("select_rows", select_rows),
+    ("rms_norm", rms_norm),
+    ("rope_angles", rope_angles),
+    ("rope_kv_write", attention::rope_kv_write),
+    ("paged_attention", attention::paged_attention),
+    ("linear", linear),
+    ("norm_product", norm_product),
+    ("silu_mul", silu_mul),
+    ("sample", sample_tokens),
+];
+
+/// Types of activations that a device computes with.
+pub fn types(on: &Exec) -> &'static [DType] {
+    match on.launcher {
+        Some(_) => &[DType::F32, DType::F16, DType::BF16],
+        None => &[DType::F32, DType::BF16],
+    }
+}
+
+/// Odd ones, and one behind a power of two.
+fn widths(size: Size) -> &'static [usize] {
+    match size {
+        Size::Small => &[1, 15, 17],
+        Size::Full => &[1, 15, 17, 256, 4097],
+    }
+}
+
+fn gather(on: &Exec, size: Size) -> Vec<Outcome> {
+    let mut all = Vec::new();
+    for (&width, &dtype) in widths(size).iter().flat_map(|w| types(on).iter().map(move |t| (w, t))) {
+        for rows in [0usize, 1, 17] {
+            let table = random(1, 40 * width);
+            let ids: Vec<u32> = (0..rows as u32).map(|r| r * 7 % 40).collect();
+            let run = || -> Result<Vec<f32>> {
+                let table = weight(on, &table, 40, width, dtype)?;
+                let [ids] = mirrored(on, [&ids])?;
+                let dst = poison(on, rows + 1, width, DType::F32)?;
+                dst.inplace_op1(&Gather { table: &table, ids, sampled: 0, on })?;
+                read(&dst)
+            };
+            let held = rounded(&table, dtype);
+            let row = |id: &u32| &held[*id as usize * width..][..width];
+            let numbers = ids.iter().flat_map(row).map(|x| f64::from(*x)).collect();
+            let want = Want { numbers, tolerance: (0.0, f64::MIN_POSITIVE) };
+            all.push(compare("gather", format!("{rows} rows of {width}, {dtype:?}"), run(), &want));
+        }
+    }
+    all
+}
+
+fn select_rows(on: &Exec, size: Size) -> Vec<Outcome> {
+    let case = |width: usize| {
+        let (src, rows) = (random(2, 20 * width), [3u32, 19, 0, 3]);
+        let run = || -> Result<Vec<f32>> {
+            let dst = poison(on, 5, width, DType::F32)?;
+            let [rows] = mirrored(on, [&rows])?;
+            dst.inplace_op2(&tensor(on, src.clone(), width, DType::F32)?, &SelectRows { rows, width, on })?;
+            read(&dst)
+        };
+        let row = |r: &u32| &src[*r as usize * width..][..width];
+        let numbers = rows.iter().flat_map(row).map(|x| f64::from(*x)).collect();
+        let want = Want { numbers, tolerance: (0.0, f64::MIN_POSITIVE) };
+        compare("select_rows", format!("4 of 20 rows of {width}"), run(), &want)
+    };
+    widths(size).iter().map(|w| case(*w)).collect()
+}
+
+/// `x / rms(x) · weight`, of f32 numbers.
+fn normed(src: &[f32], scale: &[f32], eps: f32) -> Vec<f64> {
+    let row = |row: &[f32]| {
+        let squares: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let inverse = 1.0 / (squares / row.len() as f64 + f64::from(eps)).sqrt();
+        row.iter().zip(scale).map(|(x, w)| f64::from(*x) * inverse * f64::from(*w)).collect::<Vec<_>>()
+    };
+    src.chunks(scale.len()).flat_map(row).collect()
+}
+
+fn rms_norm(on: &Exec, size: Size) -> Vec<Outcome> {
+    let mut all = Vec::new();
+    for (&width, &dtype) in widths(size).iter().flat_map(|w| types(on).iter().map(move |t| (w, t))) {
+        for rows in [0usize, 1, 15] {
+            let (src, scale) = (random(3, rows * width), random(4, width));
+            let run = || -> Result<Vec<f32>> {
+                let weight = weight(on, &scale, 1, width, DType::F32)?;
+                let dst = poison(on, rows + 1, width, dtype)?;
+                // One more row than is asked for.
+                let src = tensor(on, [src.clone(), vec![1.0; width]].concat(), width, DType::F32)?;
+                dst.inplace_op2(&src, &RmsNorm { weight: &weight, eps: 1e-5, rows, on })?;
+                read(&dst)
+            };
+            let want = Want { numbers: normed(&src, &scale, 1e-5), tolerance: (4.0 * ulp(dtype), 1e-6) };
+            all.push(compare("rms_norm", format!("{rows} rows of {width}, {dtype:?}"), run(), &want));
+        }
+    }
+    all
+}
+
+fn rope_angles(on: &Exec, _: Size) -> Vec<Outcome> {
+    let case = |half: usize| {
+        let frequencies: Vec<f32> =
+            (0..half).map(|i| (-(i as f32) / half as f32 * 500_000f32.ln()).exp()).collect();
+        let positions = [0u32, 1, 17, 4097, 131_071];
+        let run = || -> Result<Vec<f32>> {
+            let inverse_frequencies = &weight(on, &frequencies, 1, half, DType::F32)?;
+            let [positions] = mirrored(on, [&positions])?;
+            let dst = poison(on, positions.host.len() + 1, 2 * half, DType::F32)?;
+            dst.inplace_op1(&RopeAngles { positions, inverse_frequencies, on })?;
+            read(&dst)
+        };
+        let row = |p: &u32| {
+            // The angle is an f32 by definition; its sine and cosine are not.
+            let angle = |f: &f32| f64::from(*p as f32 * f);
+            let cosines = frequencies.iter().map(move |f| angle(f).cos());
+            cosines.chain(frequencies.iter().map(move |f| angle(f).sin())).collect::<Vec<_>>()
+        };
+        let want = Want { numbers: positions.iter().flat_map(row).collect(), tolerance: (0.0, 2e-6) };
+        compare("rope_angles", format!("heads of {}", 2 * half), run(), &want)
+    };
+    [32, 48, 64, 128].map(case).into()
+}
+
+/// `src · weightᵀ`, rows after rows.
+fn products(src: &[f32], weight: &[f32], k: usize) -> Vec<f64> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    src.chunks(k).flat_map(|a| weight.chunks(k).map(move |b| dot(a, b))).collect()
+}
+
+fn linear(on: &Exec, size: Size) -> Vec<Outcome> {
+    let shapes: &[(usize, usize, usize)] = match size {
+        Size::Small => &[(1, 17, 64), (3, 15, 40), (9, 17, 33)],
+        Size::Full => {
+            &[(0, 17, 64), (1, 4097, 256), (5, 15, 2048), (8, 64, 96), (9, 33, 100), (130, 17, 128)]
+        }
+    };
+    let mut all = Vec::new();
+    for (i, &(rows, n, k)) in shapes.iter().enumerate() {
+        for &dtype in types(on) {
+            let (accumulate, column) = (i % 2 == 1, i % 3);
+            let width = n + column + 2;
+            let (src, w, bias) = (random(5, rows * k), random(6, n * k), random(7, n));
+            let before = if accumulate { 0.25 } else { f32::NAN };
+            let run = || -> Result<Vec<f32>> {
+                let matrix = weight(on, &w, n, k, dtype)?;
+                let bias = weight(on, &bias, 1, n, DType::F32)?;
+                let bias = (i % 2 == 0).then_some(&bias);
+                let dst = tensor(on, vec![before; (rows + 1) * width], width, DType::F32)?;
+                let src = tensor(on, [src.clone(), vec![1.0; k]].concat(), k, dtype)?;
+                dst.inplace_op2(&src, &Linear { weight: &matrix, bias, rows, column, accumulate, on })?;
+                read(&dst)
+            };
+            let sums = products(&rounded(&src, dtype), &rounded(&w, dtype), k);
+            let mut numbers = vec![f64::from(before); (rows + 1) * width];
+            for (at, sum) in sums.iter().enumerate() {
+                let (row, out) = (at / n, at % n);
+                let more = if i % 2 == 0 { f64::from(bias[out]) } else { 0.25 };
+                numbers[row * width + column + out] = sum + more;
+            }
+            // Additions in f32 in any order: half an ulp of the partial sums each.
+            let want = Want { numbers, tolerance: (1e-6, 2e-7 * k as f64) };
+            let case = format!("{rows} rows, {n} outputs of {k} inputs, {dtype:?}, column {column}");
+            all.push(compare("linear", case, run(), &want));
+        }
+    }
+    all
+}
+
+/// The fused kernels; the CPU has none, and runs the operations one by one.
+fn norm_product(on: &Exec, size: Size) -> Vec<Outcome> {
+    if on.launcher.is_none() {
+        return Vec::new();
+    }
+    let mut all = Vec::new();
+    let shapes: &[_] =
+        if size == Size::Small { &[(1, 10, 64), (3, 6, 40)] } else { &[(1, 514, 2048), (8, 66, 256)] };
+    for (&(rows, n, k), &dtype) in shapes.iter().flat_map(|s| types(on).iter().map(move |t| (s, t))) {
+        let (src, w, scale) = (random(8, rows * k), random(9, n * k), random(10, k));
+        let run = |gated: bool| -> Result<Vec<f32>> {
+            let (matrix, scale) = (weight(on, &w, n, k, dtype)?, weight(on, &scale, 1, k, DType::F32)?);
+            let norm = RmsNorm { weight: &scale, eps: 1e-5, rows, on };
+            let op = NormProduct { norm, weight: &matrix, bias: None, activations: dtype, on };
+            let src = tensor(on, src.clone(), k, DType::F32)?;
+            let (dst, done);
+            if gated {
+                dst = poison(on, rows + 1, n / 2, dtype)?;
+                done = op.silu_mul(&dst, &src)?;
+            } else {
+                dst = poison(on, rows + 1, n, DType::F32)?;
+                done = op.product(&dst, &src)?;
+            }
+            if done { read(&dst) } else { candle_core::bail!("no kernel takes it") }
+        };
+        let rows_in: Vec<f32> = normed(&src, &scale, 1e-5).iter().map(|x| *x as f32).collect();
+        let sums = products(&rounded(&rows_in, dtype), &rounded(&w, dtype), k);
+        // A normed number that rounds the other way is an ulp of itself.
+        let noise = ulp(dtype) * (k as f64).sqrt();
+        let gates = sums.chunks(n).flat_map(|row| {
+            let (gate, up) = row.split_at(n / 2);
+            gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+        });
+        let gates = Want { numbers: gates.collect(), tolerance: (4.0 * ulp(dtype), 4.0 * noise) };
+        let case = format!("{rows} rows, {n} outputs of {k} inputs, {dtype:?}");
+        all.push(compare("norm_product", format!("{case}, gated"), run(true), &gates));
+        let want = Want { numbers: sums, tolerance: (1e-5, noise) };
+        all.push(compare("norm_product", case, run(false), &want));
+    }
+    all
+}
+
+fn silu_mul(on: &Exec, size: Size) -> Vec<Outcome> {
+    let mut all = Vec::new();
+    for (&width, &dtype) in widths(size).iter().flat_map(|w| types(on).iter().map(move |t| (w, t))) {
+        let rows = 3;
+        let src: Vec<f32> = random(11, rows * 2 * width).iter().map(|x| 12.0 * x).collect();
+        let run = || -> Result<Vec<f32>> {
+            let dst = poison(on, rows + 1, width, dtype)?;
+            let src = tensor(on, [src.clone(), vec![1.0; 2 * width]].concat(), 2 * width, DType::F32)?;
+            dst.inplace_op2(&src, &SiluMul { rows, width, on })?;
+            read(&dst)
+        };
+        let row = |row: &[f32]| {
+            let (gate, up) = row.split_at(width);
+            let both = gate.iter().zip(up).map(|(g, u)| (f64::from(*g), f64::from(*u)));
+            both.map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect::<Vec<_>>()
+        };
+        let numbers = src.chunks(2 * width).flat_map(row).collect();
+        let want = Want { numbers, tolerance: (4.0 * ulp(dtype), 1e-5) };
+        all.push(compare("silu_mul", format!("{rows} rows of {width}, {dtype:?}"), run(), &want));
+    }
+    all
+}
+
+/// The largest of the allowed, and log-probabilities.
+fn sample_tokens(on: &Exec, size: Size) -> Vec<Outcome> {
+    let vocabularies: &[usize] = if size == Size::Small { &[15, 517] } else { &[1, 15, 4097, 128_256] };
+    let case = |&vocab: &usize| {
+        let logits = random(12, 3 * vocab);
+        let mut samples = Samples::default();
+        let mask = samples.mask(&vec![0x5555_5555; vocab.div_ceil(32)]);
+        let greedy = Task { top: 0, ..Task::GREEDY };
+        samples.tasks =
+            vec![greedy, Task { mask, ..greedy }, Task { temperature: 1.0, top_k: 1, top: NONE, ..greedy }];
+        let run = || -> Result<Vec<f32>> {
+            let tensors = [0; 2].map(|_| tensor(on, logits.clone(), vocab, DType::F32));
+            let [logits, adjusted] = tensors;
+            let results = Tensor::zeros((3, RESULT_WORDS), DType::U32, &on.device)?;
+            let mut arrays: [Mirrored<'_, u32>; 2] =
+                [samples.task_words().into(), samples.words.as_slice().into()];
+            if let Some(launcher) = &on.launcher {
+                let mut to = [0; 2];
+                launcher.mirror(ArrayKind::Samples, &[arrays[0].host, arrays[1].host], &mut to)?;
+                (arrays[0].address, arrays[1].address) = (to[0], to[1]);
+            }
+            let op = Sample { samples: &samples, tasks: arrays[0], words: arrays[1], vocab, on };
+            sample::sample(&logits?, &adjusted?, &results, &op)?;
+            let words: Vec<u32> = results.to_device(&candle_core::Device::Cpu)?.flatten_all()?.to_vec1()?;
+            let logprob = |row: usize| f32::from_bits(words[row * RESULT_WORDS + 2]);
+            let token = |row: usize| words[row * RESULT_WORDS] as f32;
+            Ok(vec![token(0), token(1), token(2), logprob(0), logprob(1)])
+        };
+        let best = |row: usize, step: usize| {
+            let row = &logits[row * vocab..][..vocab];
+            (0..vocab).step_by(step).max_by(|a, b| row[*a].total_cmp(&row[*b]).then(b.cmp(a))).unwrap_or(0)
+        };
+        let tokens = [best(0, 1), best(1, 2), best(2, 1)];
+        let logprob = |row: usize| {
+            let all = &logits[row * vocab..][..vocab];
+            let sum: f64 = all.iter().map(|x| f64::from(*x).exp()).sum();
+            f64::from(all[tokens[row]]) - sum.ln()
+        };
+        let numbers = tokens.iter().map(|t| *t as f64).chain([logprob(0), logprob(1)]).collect();
+        compare(
+            "sample",
+            format!("a vocabulary of {vocab}"),
+            run(),
+            &Want { numbers, tolerance: (0.0, 1e-4) },
+        )
+    };
+    vocabularies.iter().map(case).collect()
+}
