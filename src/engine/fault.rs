@@ -39,6 +39,10 @@ impl Faults {
     /// The fault that is due before this step, once.
     pub fn due(&self, step: u64) -> Option<Fault> {
         let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        orders.pop_front_if(|(at, _)| *at <= step).map(|(_, fault)| fault)
+        let (at, fault) = *orders.front()?;
+        (at <= step).then(|| {
+            orders.pop_front();
+            fault
+        })
     }
 }
