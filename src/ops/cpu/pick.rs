@@ -1,6 +1,6 @@
 //! One row of logits → one token: the loops of sampling.
 //!
-//! The reference of `ops/cuda/sample.cu`, step by step the same. What is kept is described by a [`Cut`], found by
+//! The reference of `ops/cuda/sample.cu`, step by step the same. What is kept is described by a `Cut`, found by
 //! counting into bins, so that nothing is sorted and no memory is needed. Knows tasks and slices, no tensors.
 
 use crate::ops::activation::exp;
