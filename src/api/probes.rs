@@ -1,6 +1,6 @@
 //! `/livez`, `/readyz`, `/health`: what load balancers and orchestrators ask, without a key.
 //!
-//! Alive means that this answers. Ready means that requests are taken and that every engine gave a
+//! Alive means that this answers. Ready means that requests are taken and that an engine gave a
 //! sign of life within the last seconds; `/health` is the same, for those who know no other.
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! Step input → logits in the workspace. It reads flags of the spec, never a model's name, and never
 //! asks a weight's type. One forward serves prefill, decode and anything between.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::LoadError;
 use super::input::StepView;
@@ -12,6 +12,7 @@ use super::spec::{DecoderSpec, FloatType};
 use super::weights::WeightSource;
 use super::workspace::Workspace;
 use crate::ops::activation::SiluMul;
+use crate::ops::all_reduce::{AllReduce, Rank};
 use crate::ops::exec::Exec;
 use crate::ops::gather::{Gather, SelectRows};
 use crate::ops::gemv::NormProduct;
@@ -21,6 +22,9 @@ use crate::ops::paged_attention::{AttentionPlan, PagedAttention};
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::rope::{self, Rope, RopeAngles};
 use crate::ops::weight::{Weight, WeightType};
+
+mod device;
+mod shard;
 
 /// How the numbers of a checkpoint are held and computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,8 @@ pub struct Decoder {
     final_norm: Weight,
     head: Weight,
     inverse_frequencies: Weight,
+    /// Of a part of a model, whose ranks add up what they compute.
+    rank: Option<Rank>,
 }
 
 /// The tensors of a decoder with their shapes, in the order they are used.
@@ -268,6 +274,7 @@ impl Loader<'_> {
             final_norm: self.norm(n.final_norm, 0, s.hidden)?,
             head,
             inverse_frequencies: Weight::vector(s.rope.inverse_frequencies(s.head_dim)),
+            rank: None,
         })
     }
 }
@@ -288,57 +295,6 @@ impl Decoder {
 
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
-    }
-
-    /// The same in a device's memory, matrices over the same input as one.
-    ///
-    /// # Errors
-    /// A device without room.
-    pub fn on_device(&self, device: &Device) -> Result<Decoder> {
-        let one = |weight: &Weight| Weight::on_device(&[weight], device);
-        let together = |matrices: &[Matrix]| {
-            let weights: Vec<&Weight> = matrices.iter().map(|m| &m.weight).collect();
-            let biases: Vec<&Weight> = matrices.iter().filter_map(|m| m.bias.as_ref()).collect();
-            let bias = match biases.as_slice() {
-                [] => None,
-                // A bias is a row: side by side they are one longer row.
-                all => Some(Weight::vector(all.iter().flat_map(|b| b.f32s()).copied().collect())),
-            };
-            let bias = bias.as_ref().map(one).transpose()?;
-            Ok::<_, candle_core::Error>(Matrix { weight: Weight::on_device(&weights, device)?, bias })
-        };
-        let projection = |projection: &Projection| {
-            // A checkpoint may leave some of the matrices as they were, and round the others to FP8.
-            let alike = projection.0.chunk_by(|a, b| a.weight.kind() == b.weight.kind());
-            alike.map(together).collect::<Result<_>>().map(Projection)
-        };
-        let layer = |layer: &Layer| {
-            let norms = layer.head_norms.as_ref();
-            Ok::<_, candle_core::Error>(Layer {
-                input_norm: one(&layer.input_norm)?,
-                qkv: projection(&layer.qkv)?,
-                o: projection(&layer.o)?,
-                head_norms: norms
-                    .map(|[q, k]| Ok::<_, candle_core::Error>([one(q)?, one(k)?]))
-                    .transpose()?,
-                post_attention_norm: one(&layer.post_attention_norm)?,
-                gate_up: projection(&layer.gate_up)?,
-                down: projection(&layer.down)?,
-                cache_scales: layer.cache_scales,
-            })
-        };
-        let embedding = one(&self.embedding)?;
-        Ok(Decoder {
-            spec: self.spec.clone(),
-            // Products take both sides of one type.
-            activations: self.head.kind().dtype(),
-            cache: self.cache,
-            head: if self.spec.tied_head { embedding.clone() } else { one(&self.head)? },
-            embedding,
-            layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
-            final_norm: one(&self.final_norm)?,
-            inverse_frequencies: one(&self.inverse_frequencies)?,
-        })
     }
 
     pub fn activations(&self) -> DType {
@@ -367,6 +323,15 @@ impl Decoder {
 
     /// One pass over the step's rows; the logits of `input.logit_rows` are in `ws.logits` afterwards.
     pub fn forward(&self, input: &StepView<'_>, ws: &Workspace, cache: &KvCache, on: &Exec) -> Result<()> {
+        let done = self.pass(input, ws, cache, on);
+        if let (Err(_), Some(rank)) = (&done, &self.rank) {
+            // The others must not wait for this one.
+            rank.leave();
+        }
+        done
+    }
+
+    fn pass(&self, input: &StepView<'_>, ws: &Workspace, cache: &KvCache, on: &Exec) -> Result<()> {
         let rows = input.tokens.host.len();
         let (table, ids, sampled) = (&self.embedding, input.tokens, input.sampled);
         ws.residual.inplace_op1(&Gather { table, ids, sampled, on })?;
@@ -431,7 +396,7 @@ impl Decoder {
         let scratch = Some(&ws.attention_scratch);
         let attend = PagedAttention { plan, kv, scales, heads, kv_heads, head_dim, scale, scratch, on };
         ws.attention.inplace_op2(&ws.qkv, &attend)?;
-        layer.o.product(&ws.residual, &ws.attention, rows, true, on)
+        self.add(&layer.o, &ws.residual, &ws.attention, rows, on)
     }
 
     fn feed_forward(&self, layer: &Layer, rows: usize, ws: &Workspace, on: &Exec) -> Result<()> {
@@ -443,7 +408,22 @@ impl Decoder {
             let activate = SiluMul { rows, width: self.spec.intermediate, on };
             ws.activated.inplace_op2(&ws.gate_up, &activate)?;
         }
-        layer.down.product(&ws.residual, &ws.activated, rows, true, on)
+        self.add(&layer.down, &ws.residual, &ws.activated, rows, on)
+    }
+
+    /// Adds a product to the residual. Of ranks the first adds to it and the others put their part in its place, so
+    /// that the sum over all is the residual with every part.
+    fn add(
+        &self,
+        product: &Projection,
+        residual: &Tensor,
+        src: &Tensor,
+        rows: usize,
+        on: &Exec,
+    ) -> Result<()> {
+        let Some(rank) = &self.rank else { return product.product(residual, src, rows, true, on) };
+        product.product(residual, src, rows, rank.index() == 0, on)?;
+        residual.inplace_op1(&AllReduce { rank, rows })
     }
 }
 

@@ -5,6 +5,7 @@
 //! writes for one row does not depend on the other rows, on the row count, or on the thread count.
 
 pub mod activation;
+pub mod all_reduce;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -13,6 +13,7 @@ use super::cpu::Element;
 use super::cpu::fp8::F8E4M3;
 
 mod fp8;
+mod shard;
 pub use fp8::{ScaleError, Scales};
 
 /// Element type a weight is stored in.

@@ -128,6 +128,12 @@ impl Throttle {
     }
 }
 
+/// Fault codes after which a board is not to be used, by NVIDIA's "Xid Errors" (deployment guide, 2025): memory
+/// errors that are not contained, failed row remapping, a board off the bus, a GSP that does not answer. Not those
+/// that an application causes (13, 31, 43, 45): if they matter, a step fails. Nor those that say that an error was
+/// contained or a row remapped as it should be (63, 94).
+pub const CRITICAL_XIDS: [u64; 10] = [46, 48, 62, 64, 74, 79, 95, 119, 120, 140];
+
 /// What else a board says of itself; what it does not say is absent, never guessed.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct BoardState {

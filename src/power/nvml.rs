@@ -18,7 +18,9 @@ use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_POWER_INSTANT;
 use nvml_wrapper::{Device, EventSet, Nvml};
 use serde::{Deserialize, Serialize};
 
-use super::{BoardState, Boundary, MeterInfo, Method, PowerError, PowerMeter, Reading, Throttle};
+use super::{
+    BoardState, Boundary, CRITICAL_XIDS, MeterInfo, Method, PowerError, PowerMeter, Reading, Throttle,
+};
 use crate::quantity::{Joules, Watts};
 
 /// ±5 %, as NVIDIA states for its sensors.
@@ -176,11 +178,15 @@ impl Board {
     /// Notes fault codes that have come since it was last asked.
     fn take_events(&mut self) {
         while let Some(Ok(event)) = self.events.as_ref().map(|set| set.wait(0)) {
-            self.xid = match event.event_data {
-                Some(XidError::Value(code)) => Some(code),
-                Some(XidError::Unknown) | None => Some(0),
+            let xid = match event.event_data {
+                Some(XidError::Value(code)) => code,
+                Some(XidError::Unknown) | None => 0,
             };
-            tracing::error!(board = %self.info.name, xid = ?self.xid, "the board reports a fault");
+            tracing::error!(board = %self.info.name, xid, "the board reports a fault");
+            // What comes after a critical one must not hide it.
+            if !self.xid.is_some_and(|known| CRITICAL_XIDS.contains(&known)) {
+                self.xid = Some(xid);
+            }
         }
     }
 }

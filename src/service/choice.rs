@@ -87,6 +87,11 @@ impl Choice {
         }
     }
 
+    /// Where its events come from, until it is over.
+    pub fn answer(&self) -> Option<&Answer> {
+        self.events.as_ref()
+    }
+
     pub fn is_over(&self) -> bool {
         self.events.is_none()
     }

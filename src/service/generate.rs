@@ -92,7 +92,7 @@ impl ServedModel {
         let account = self.unit.ledger().map(|ledger| ledger.open());
         let clock = self.unit.clock().clone();
         let begun_at = clock.now();
-        let mut choices = Vec::with_capacity(valid.choices.len());
+        let mut choices: Vec<Choice> = Vec::with_capacity(valid.choices.len());
         for (index, mut request) in valid.choices.into_iter().enumerate() {
             if let Some(account) = &account {
                 request.account = account.id;
@@ -110,7 +110,12 @@ impl ServedModel {
                 }),
             };
             // When one is refused, those before it are dropped, and so cancelled.
-            let answer = self.unit.submit(request)?;
+            // Choices of one prompt stay together.
+            let beside = choices.last().and_then(Choice::answer).filter(|_| index % parameters.n != 0);
+            let answer = match beside {
+                Some(other) => self.unit.submit_beside(request, other)?,
+                None => self.unit.submit(request)?,
+            };
             choices.push(Choice::new(index, answer, self.tokenizer.clone(), plan));
         }
         Ok(Generation {

@@ -25,7 +25,7 @@ impl Answer {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<TokenEvent>> {
         loop {
             let error = match self.events.poll_next(cx) {
-                Poll::Ready(Some(TokenEvent::Failed(error))) if error.is_of_the_device() => *error,
+                Poll::Ready(Some(TokenEvent::Failed(error))) if self.is_of_the_device(&error) => *error,
                 Poll::Ready(event) => {
                     if !matches!(event, Some(TokenEvent::Admitted { .. })) {
                         self.again = None;
@@ -46,7 +46,16 @@ impl Answer {
         }
     }
 
-    /// Asks another replica, if nothing was told yet and there is one.
+    /// A replica that is taken out ends what it still has, too.
+    fn is_of_the_device(&self, error: &EngineError) -> bool {
+        error.is_of_the_device()
+            || *error == EngineError::Aborted
+                && !self.unit.was_aborted()
+                && !self.unit.replicas()[self.replica].is_in()
+    }
+
+    /// Asks another replica, if nothing was told yet and there is one. Also while the unit drains: the request was
+    /// taken before that.
     fn move_on(&mut self, error: EngineError) -> Result<(), EngineError> {
         let unit = self.unit.clone();
         unit.take_out(self.replica, &error.to_string());
@@ -56,7 +65,7 @@ impl Answer {
         }
         let from = self.replica;
         // The unit's own answer tells more than that one replica is gone.
-        *self = unit.submit(*request)?;
+        *self = unit.send(*request)?;
         unit.replicas()[from].moved.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(from, to = self.replica, "a request goes on elsewhere");
         Ok(())

@@ -9,7 +9,7 @@ mod answer;
 mod replica;
 mod watchdog;
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ pub struct Unit {
     affinity: Mutex<Affinity>,
     ledger: OnceLock<Arc<Ledger>>,
     state: AtomicU8,
+    aborted: AtomicBool,
     /// Longest silence of a replica that still serves.
     patience: OnceLock<Duration>,
 }
@@ -61,6 +62,7 @@ impl Unit {
             affinity: Mutex::default(),
             ledger: OnceLock::new(),
             state: AtomicU8::new(0),
+            aborted: AtomicBool::new(false),
             patience: OnceLock::new(),
         })
     }
@@ -98,7 +100,12 @@ impl Unit {
 
     /// Ends every live request with `EngineError::Aborted`.
     pub fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
         self.replicas().iter().for_each(|r| r.engine.abort());
+    }
+
+    fn was_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
     }
 
     pub fn set_limits(&self, limits: Limits) {
@@ -153,7 +160,31 @@ impl Unit {
             State::Draining => return Err(EngineError::Stopping),
             State::Ready => {}
         }
+        self.send(request)
+    }
+
+    /// The same, to the replica of another answer while that serves: choices of one request share its blocks.
+    ///
+    /// # Errors
+    /// As [`Unit::submit`].
+    pub fn submit_beside(
+        self: &Arc<Unit>,
+        request: GenerateRequest,
+        other: &Answer,
+    ) -> Result<Answer, EngineError> {
+        match self.replicas().get(other.replica).filter(|r| r.is_in()) {
+            Some(_) => self.send_to(request, other.replica),
+            None => self.submit(request),
+        }
+    }
+
+    /// For a request that was taken already.
+    fn send(self: &Arc<Unit>, request: GenerateRequest) -> Result<Answer, EngineError> {
         let replica = self.place(&request)?;
+        self.send_to(request, replica)
+    }
+
+    fn send_to(self: &Arc<Unit>, request: GenerateRequest, replica: usize) -> Result<Answer, EngineError> {
         let again = request.again().map(Box::new);
         let found = &self.replicas()[replica];
         let lost = Box::pin(found.when_lost());
@@ -162,7 +193,7 @@ impl Unit {
             // It has ended, and nobody had noticed.
             (Err(error), Some(again)) if error.is_of_the_device() => {
                 self.take_out(replica, &error.to_string());
-                self.submit(*again)
+                self.send(*again)
             }
             (Err(error), _) => Err(error),
         }

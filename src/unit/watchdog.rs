@@ -2,15 +2,12 @@
 //!
 //! A thread of its own: an engine that hangs in a step cannot say so.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::Unit;
-
-/// Fault codes after which a board is not to be used, by NVIDIA's "Xid Errors" (deployment guide, 2025): memory
-/// errors that are not contained, failed row remapping, a board off the bus, a GSP that does not answer. Codes that
-/// an application causes (13, 31, 43, 45) take nothing out by themselves: if they matter, a step fails.
-const CRITICAL: [u64; 10] = [46, 48, 62, 64, 74, 79, 95, 119, 120, 140];
+use crate::power::CRITICAL_XIDS;
 
 /// How often it looks; a quarter of the patience, if that is less.
 const LONGEST_PERIOD: Duration = Duration::from_millis(500);
@@ -28,8 +25,15 @@ impl Unit {
         let unit: Weak<Unit> = Arc::downgrade(self);
         let period = (patience / 4).min(LONGEST_PERIOD);
         std::thread::Builder::new().name("hashwatt-watchdog".into()).spawn(move || {
+            let mut last = None;
             while let Some(unit) = unit.upgrade() {
-                unit.inspect(patience);
+                let now = unit.clock().now();
+                // Where the whole process stood still (a stopped container, a frozen machine) everyone is silent.
+                let stood = last.is_some_and(|last| now.since(last) > 2 * period + patience / 2);
+                if !stood {
+                    unit.inspect(patience);
+                }
+                last = Some(now);
                 drop(unit);
                 std::thread::sleep(period);
             }
@@ -41,14 +45,15 @@ impl Unit {
     pub fn inspect(&self, patience: Duration) {
         let now = self.clock().now();
         for (index, replica) in self.replicas().iter().enumerate().filter(|(_, r)| r.is_in()) {
-            if !replica.stats().is_alive(now, patience) {
-                let silent = format!("no sign of life for {patience:?}");
-                self.take_out(index, &silent);
+            if !replica.stats().ready.load(Ordering::Acquire) {
+                self.take_out(index, "it has ended; the log says why");
+            } else if !replica.stats().is_alive(now, patience) {
+                self.take_out(index, &format!("no sign of life for {patience:?}"));
             }
         }
         let Some(ledger) = self.ledger() else { return };
         for meter in ledger.monitor().meters() {
-            let xid = meter.board.as_ref().and_then(|b| b.xid).filter(|xid| CRITICAL.contains(xid));
+            let xid = meter.board.as_ref().and_then(|b| b.xid).filter(|xid| CRITICAL_XIDS.contains(xid));
             if let (Some(xid), Some(index)) = (xid, meter.info.device) {
                 self.take_out(index, &format!("{} reports Xid {xid}", meter.info.name));
             }

@@ -121,6 +121,29 @@ fn a_hang_is_noticed_and_its_requests_go_on_elsewhere() {
     goes_on_elsewhere(Fault::Hang(Duration::from_secs(12)));
 }
 
+/// Taken out for what its board says, a replica still lives, and ends what it has by itself.
+#[test]
+fn a_replica_that_is_taken_out_alive_hands_its_requests_on() {
+    let model = model();
+    let want = run(&unit(&model, Faults::default()), (0..6).map(sampled).collect());
+    // Long enough in its first step that all are there.
+    let unit = unit(&model, Faults::new([(0, Fault::Hang(Duration::from_millis(300)))]));
+    let answers: Vec<_> = (0..6).map(|i| unit.submit(sampled(i)).unwrap()).collect();
+    unit.take_out(0, "Xid 79");
+    unit.drain();
+    // Its own last words are there before anyone reads.
+    std::thread::sleep(Duration::from_millis(600));
+    let got = wait(async {
+        let mut all = Vec::new();
+        for answer in answers {
+            all.push(read(answer).await);
+        }
+        all
+    });
+    assert_eq!(got, want);
+    assert!(unit.replicas()[0].moved() > 0);
+}
+
 #[test]
 fn what_was_told_is_not_told_again() {
     let model = model();

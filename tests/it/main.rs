@@ -15,6 +15,7 @@ mod fp8;
 mod host_kernels;
 mod kernels;
 mod nvml;
+mod parallel;
 mod parity;
 mod scheduler;
 mod selftest;

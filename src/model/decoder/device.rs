@@ -1,0 +1,63 @@
+//! A decoder copied to a device's memory.
+
+use candle_core::{Device, Result};
+
+use super::{Decoder, Layer, Matrix, Projection};
+use crate::ops::weight::Weight;
+
+impl Decoder {
+    /// The same in a device's memory, matrices over the same input as one.
+    ///
+    /// # Errors
+    /// A device without room.
+    pub fn on_device(&self, device: &Device) -> Result<Decoder> {
+        if self.rank.is_some() {
+            candle_core::bail!("a part of a model for several ranks runs on the CPU only")
+        }
+        let one = |weight: &Weight| Weight::on_device(&[weight], device);
+        let together = |matrices: &[Matrix]| {
+            let weights: Vec<&Weight> = matrices.iter().map(|m| &m.weight).collect();
+            let biases: Vec<&Weight> = matrices.iter().filter_map(|m| m.bias.as_ref()).collect();
+            let bias = match biases.as_slice() {
+                [] => None,
+                // A bias is a row: side by side they are one longer row.
+                all => Some(Weight::vector(all.iter().flat_map(|b| b.f32s()).copied().collect())),
+            };
+            let bias = bias.as_ref().map(one).transpose()?;
+            Ok::<_, candle_core::Error>(Matrix { weight: Weight::on_device(&weights, device)?, bias })
+        };
+        let projection = |projection: &Projection| {
+            // A checkpoint may leave some of the matrices as they were, and round the others to FP8.
+            let alike = projection.0.chunk_by(|a, b| a.weight.kind() == b.weight.kind());
+            alike.map(together).collect::<Result<_>>().map(Projection)
+        };
+        let layer = |layer: &Layer| {
+            let norms = layer.head_norms.as_ref();
+            Ok::<_, candle_core::Error>(Layer {
+                input_norm: one(&layer.input_norm)?,
+                qkv: projection(&layer.qkv)?,
+                o: projection(&layer.o)?,
+                head_norms: norms
+                    .map(|[q, k]| Ok::<_, candle_core::Error>([one(q)?, one(k)?]))
+                    .transpose()?,
+                post_attention_norm: one(&layer.post_attention_norm)?,
+                gate_up: projection(&layer.gate_up)?,
+                down: projection(&layer.down)?,
+                cache_scales: layer.cache_scales,
+            })
+        };
+        let embedding = one(&self.embedding)?;
+        Ok(Decoder {
+            spec: self.spec.clone(),
+            // Products take both sides of one type.
+            activations: self.head.kind().dtype(),
+            cache: self.cache,
+            head: if self.spec.tied_head { embedding.clone() } else { one(&self.head)? },
+            embedding,
+            layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
+            final_norm: one(&self.final_norm)?,
+            inverse_frequencies: one(&self.inverse_frequencies)?,
+            rank: None,
+        })
+    }
+}
