@@ -16,6 +16,7 @@ use super::workspace::{Capacity, Workspace};
 use crate::ops::exec::Exec;
 use crate::ops::launch::{ArrayKind, Launcher, Mirrored, Place};
 use crate::ops::paged_attention::Cutting;
+use crate::ops::paged_attention::kernels::SPLIT_TILES;
 use crate::ops::pool::Pool;
 use crate::ops::sample::{self, RESULT_WORDS, Sample, Samples};
 
@@ -99,6 +100,7 @@ impl Runner {
     pub fn capture(&mut self, sequences: usize, progress: &dyn Fn(f32)) -> Result<GraphReport> {
         let Some(launcher) = self.on.launcher.clone() else { bail!("the CPU captures no graphs") };
         let most = sequences.min(self.capacity().logit_rows).min(self.capacity().rows);
+        self.reserve_arrays(&*launcher)?;
         let mut graphs = Graphs::default();
         let sizes: Vec<_> = Graphs::sizes(most)
             .into_iter()
@@ -122,6 +124,15 @@ impl Runner {
         }
         self.graphs = graphs;
         Ok(self.graphs.report())
+    }
+
+    /// Makes a launcher's memory for a step's arrays as large as the largest step wants it: captured steps read it
+    /// where it lies, so it must not move.
+    fn reserve_arrays(&self, launcher: &dyn Launcher) -> Result<()> {
+        // Tokens, positions, slots, logit rows, spans, tiles; a block that is shared is listed for each sequence.
+        let rows = self.capacity().rows.max(self.capacity().logit_rows);
+        let words = 8 * rows + 4 * (SPLIT_TILES + rows) + 4 * self.blocks();
+        launcher.mirror(ArrayKind::Step, &[&vec![0; words]], &mut [0])
     }
 
     /// Steps run one operation at a time from now on.
