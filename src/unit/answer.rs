@@ -25,7 +25,17 @@ impl Answer {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<TokenEvent>> {
         loop {
             let error = match self.events.poll_next(cx) {
-                Poll::Ready(Some(TokenEvent::Failed(error))) if self.is_of_the_device(&error) => *error,
+                // Nothing was told, and it is out: whatever it has left to say, another says it whole.
+                _ if self.again.is_some() && self.why_out().is_some() => self.gone(),
+                Poll::Ready(Some(TokenEvent::Failed(error))) if error.is_of_the_device() => *error,
+                // A replica that is taken out alive ends what it has by itself.
+                Poll::Ready(Some(TokenEvent::Failed(error)))
+                    if *error == EngineError::Aborted
+                        && self.why_out().is_some()
+                        && !self.unit.was_aborted() =>
+                {
+                    self.gone()
+                }
                 Poll::Ready(event) => {
                     if !matches!(event, Some(TokenEvent::Admitted { .. })) {
                         self.again = None;
@@ -34,10 +44,7 @@ impl Answer {
                 }
                 Poll::Pending => match self.lost.as_mut().poll(cx) {
                     Poll::Pending => return Poll::Pending,
-                    Poll::Ready(()) => {
-                        let why = self.unit.replicas()[self.replica].why_out().unwrap_or_default();
-                        EngineError::Dead(why.to_string())
-                    }
+                    Poll::Ready(()) => self.gone(),
                 },
             };
             if let Err(error) = self.move_on(error) {
@@ -46,12 +53,13 @@ impl Answer {
         }
     }
 
-    /// A replica that is taken out ends what it still has, too.
-    fn is_of_the_device(&self, error: &EngineError) -> bool {
-        error.is_of_the_device()
-            || *error == EngineError::Aborted
-                && !self.unit.was_aborted()
-                && !self.unit.replicas()[self.replica].is_in()
+    /// Why the replica was taken out, if it was.
+    fn why_out(&self) -> Option<&str> {
+        self.unit.replicas()[self.replica].why_out()
+    }
+
+    fn gone(&self) -> EngineError {
+        EngineError::Dead(self.why_out().unwrap_or_default().to_string())
     }
 
     /// Asks another replica, if nothing was told yet and there is one. Also while the unit drains: the request was
