@@ -287,7 +287,7 @@ pub fn start_engines(
         let pool = Arc::new(Pool::new(sizes.threads_per_device));
         let (device, on, decoder) = match config.devices[index] {
             DeviceKind::Cuda(ordinal) => {
-                let mut on = Exec::cuda(ordinal, pool)?;
+                let mut on = Exec::cuda(ordinal, pool, config.enable_pdl)?;
                 on.batch_invariant = config.batch_invariant;
                 let there = decoder.on_device(&on.device).map_err(|e| anyhow!("cuda:{ordinal}: {e}"))?;
                 (format!("cuda:{ordinal}"), on, Arc::new(there))

@@ -52,17 +52,17 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
     let pool = Arc::new(Pool::new(config.threads.unwrap_or_else(machine::cores)));
     let as_json = matches.get_flag("json");
     let (mut rows, mut failed, mut tried) = (Vec::new(), 0, 0);
-    for device in &config.devices {
-        let on = match device {
-            DeviceKind::Cuda(ordinal) => Exec::cuda(*ordinal, pool.clone())?,
+    for way in &ways(config)? {
+        let on = match way.device {
+            DeviceKind::Cuda(ordinal) => Exec::cuda(*ordinal, pool.clone(), way.dependent)?,
             _ => Exec::from(pool.clone()),
         };
         let mut told = |outcome: Outcome| {
             tried += 1;
             failed += usize::from(!outcome.passed());
             match as_json {
-                true => rows.push(row(device, &outcome)),
-                false => println!("{}", line(device, &outcome)),
+                true => rows.push(row(way, &outcome)),
+                false => println!("{}", line(way, &outcome)),
             }
         };
         selftest::operations(&on, Size::Full, &wanted).into_iter().for_each(&mut told);
@@ -71,7 +71,7 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
         let full = matches.get_flag("full") || on.launcher.is_some();
         let models = if full { vec!["demo", LARGE] } else { vec!["demo"] };
         for name in models {
-            let tries = Tries::new(name, &on, device)?;
+            let tries = Tries::new(name, &on, way.device)?;
             tries.run(&wanted).into_iter().for_each(&mut told);
             while clock.now().since(begun) < burn_in {
                 tries.run(&wanted).into_iter().for_each(&mut told);
@@ -89,17 +89,39 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
     Ok(u8::from(failed > 0))
 }
 
-fn line(device: &DeviceKind, o: &Outcome) -> String {
+/// A device, and how kernels are launched there.
+struct Way<'a> {
+    device: &'a DeviceKind,
+    dependent: bool,
+}
+
+/// Each device in the ordinary way, and by programmatic dependent launch where there is such a thing.
+fn ways(config: &Config) -> anyhow::Result<Vec<Way<'_>>> {
+    let mut all = Vec::new();
+    for device in &config.devices {
+        all.push(Way { device, dependent: false });
+        if let DeviceKind::Cuda(ordinal) = device
+            && cuda::has_dependent_launch(*ordinal)?
+        {
+            all.push(Way { device, dependent: true });
+        }
+    }
+    Ok(all)
+}
+
+fn line(way: &Way<'_>, o: &Outcome) -> String {
     let verdict = if o.passed() { "ok    " } else { "FAILED" };
-    let text = format!("{verdict} {device} {:<16} {}; {:.3} of the tolerance", o.operation, o.case, o.error);
+    let (device, pdl) = (way.device, if way.dependent { " PDL" } else { "" });
+    let text =
+        format!("{verdict} {device}{pdl} {:<16} {}; {:.3} of the tolerance", o.operation, o.case, o.error);
     if o.passed() { text } else { format!("{text}: {}", o.worst) }
 }
 
-fn row(device: &DeviceKind, o: &Outcome) -> Value {
+fn row(way: &Way<'_>, o: &Outcome) -> Value {
     // JSON has no infinity.
     let error = if o.error.is_finite() { Value::from(o.error) } else { Value::Null };
     json!({
-        "device": device.to_string(), "operation": o.operation, "case": o.case,
+        "device": way.device.to_string(), "pdl": way.dependent, "operation": o.operation, "case": o.case,
         "passed": o.passed(), "error": error, "worst": o.worst,
     })
 }

@@ -98,6 +98,7 @@ pub struct Config {
     /// `None` where it pays.
     pub async_scheduling: Option<bool>,
     pub enforce_eager: bool,
+    pub enable_pdl: bool,
     pub batch_invariant: bool,
     pub max_queue: usize,
     pub api_key: Option<String>,
@@ -239,6 +240,7 @@ impl Resolved {
                 Some(_) => Some(self.flag("async-scheduling")?),
             },
             enforce_eager: self.flag("enforce-eager")?,
+            enable_pdl: self.flag("enable-pdl")?,
             batch_invariant: self.flag("batch-invariant")?,
             max_queue: self.number("max-queue", 1)?,
             api_key: self.text("api-key"),

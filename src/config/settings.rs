@@ -92,6 +92,12 @@ pub static SETTINGS: &[Setting] = &[
         "On GPUs: a request's tokens do not depend on who shares its steps (slower; the CPU always does so)",
     ),
     setting("enforce-eager", "false", "", "On GPUs: launch each operation, capture no graphs"),
+    setting(
+        "enable-pdl",
+        "false",
+        "",
+        "On GPUs from Hopper on: let a kernel start before the last has ended (programmatic dependent launch)",
+    ),
     setting("max-queue", "512", "N", "Requests an engine takes beyond --max-num-seqs; more are answered 503"),
     Setting {
         secret: true,

@@ -36,6 +36,23 @@ pub mod cuda {
         }
     }
 
+    /// Whether a GPU has programmatic dependent launch.
+    ///
+    /// # Errors
+    /// As [`count`].
+    #[cfg(feature = "cuda")]
+    pub fn has_dependent_launch(ordinal: usize) -> Result<bool> {
+        match cudarc::driver::CudaContext::new(ordinal).and_then(|c| c.compute_capability()) {
+            Ok((major, _)) => Ok(major >= crate::ops::cuda::DEPENDENT_CAPABILITY),
+            Err(error) => bail!("cuda:{ordinal}: {error:?}"),
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn has_dependent_launch(_: usize) -> Result<bool> {
+        count().map(|_| false)
+    }
+
     /// A GPU's UUID as NVML writes it.
     ///
     /// # Errors
@@ -96,21 +113,22 @@ impl Exec {
         Arc::new(Pool::new(threads)).into()
     }
 
-    /// A CUDA device by its number, with a pool for what is left to the host.
+    /// A CUDA device by its number, with a pool for what is left to the host. `dependent`: a kernel's blocks start
+    /// before the kernel in front of it has ended (programmatic dependent launch).
     ///
     /// # Errors
-    /// A build without CUDA, no such device, a driver that does not take the kernels.
+    /// A build without CUDA, no such device, one that has no such launches, a driver that does not take the kernels.
     #[cfg(feature = "cuda")]
-    pub fn cuda(ordinal: usize, pool: Arc<Pool>) -> Result<Exec> {
+    pub fn cuda(ordinal: usize, pool: Arc<Pool>, dependent: bool) -> Result<Exec> {
         let device = candle_core::CudaDevice::new_with_stream(ordinal)?;
         // SAFETY: all tensors of this device are made and used on its one stream.
         unsafe { device.disable_event_tracking() };
-        let launcher = Arc::new(super::cuda::Driver::new(&device)?);
+        let launcher = Arc::new(super::cuda::Driver::new(&device, dependent)?);
         Ok(Exec { pool, launcher: Some(launcher), device: Device::Cuda(device), batch_invariant: false })
     }
 
     #[cfg(not(feature = "cuda"))]
-    pub fn cuda(_: usize, _: Arc<Pool>) -> Result<Exec> {
+    pub fn cuda(_: usize, _: Arc<Pool>, _: bool) -> Result<Exec> {
         cuda::count().and_then(|_| bail!("no CUDA"))
     }
 

@@ -7,7 +7,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::exec::Exec;
-use super::launch::{self, Arguments, Launch, Launcher, Place, Product};
+use super::launch::{self, Argument, Arguments, Launch, Launcher, Place, PlaceOfScales, Product};
 use super::rms_norm::RmsNorm;
 use super::weight::{Weight, WeightType};
 
@@ -25,9 +25,58 @@ const MOST_SHARED_BYTES: usize = 96 << 10;
 /// anew, so more of them would only do that more often.
 const MOST_FUSED_BLOCKS: usize = 132 * 8;
 
-/// True for a product that the kernels take, a group of rows at a time.
-fn suits(k: usize, weight: WeightType, activations: DType) -> bool {
-    k.is_multiple_of(8) && weight != WeightType::Fp8 && weight.dtype() == activations
+/// A matrix of weights as the kernels take it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Matrix {
+    weights: u64,
+    /// Of FP8; 0 for none.
+    scales: u64,
+    block_rows: u32,
+    block_cols: u32,
+}
+// SAFETY: two addresses and two numbers, without padding, as in gemv.cu.
+unsafe impl Argument for Matrix {}
+
+impl Matrix {
+    fn new(weights: u64, scales: Option<PlaceOfScales>) -> Matrix {
+        let scales = scales.unwrap_or(PlaceOfScales { address: 0, rows: 1, cols: 1 });
+        let (block_rows, block_cols) = (scales.rows as u32, scales.cols as u32);
+        Matrix { weights, scales: scales.address, block_rows, block_cols }
+    }
+}
+
+/// The types in the names of the kernels for weights `[n, k]`, if they take them.
+fn types(
+    k: usize,
+    weight: WeightType,
+    scales: Option<PlaceOfScales>,
+    src: DType,
+) -> Option<&'static [DType]> {
+    if weight == WeightType::Fp8 {
+        // Sixteen weights that a lane reads at once share a scale.
+        let block = scales?.cols;
+        let whole = k.is_multiple_of(16) && (block >= k || block.is_multiple_of(16));
+        let types: &[DType] = match src {
+            DType::F32 => &[DType::F32, DType::F8E4M3],
+            DType::F16 => &[DType::F16, DType::F8E4M3],
+            DType::BF16 => &[DType::BF16, DType::F8E4M3],
+            _ => return None,
+        };
+        return whole.then_some(types);
+    }
+    (k.is_multiple_of(8) && weight.dtype() == src).then(|| launch::types(src).ok())?
+}
+
+/// Rows up to which these kernels are taken. Past a launch's own rows FP8 weights are read twice, a byte each; made
+/// bf16 for another product they would be read once, written, and read again at two.
+fn most_rows(weight: WeightType) -> usize {
+    if weight == WeightType::Fp8 { 2 * MOST_ROWS } else { MOST_ROWS }
+}
+
+/// Outputs of a warp: two where it is the activations that take long to read.
+fn outputs(rows: usize) -> usize {
+    if rows > 2 { 2 } else { 1 }
 }
 
 /// The instance of a kernel for so many rows.
@@ -46,29 +95,31 @@ fn instance(names: [&'static str; 4], rows: usize) -> &'static str {
 /// # Safety
 /// As [`Launcher::product`].
 pub(super) unsafe fn product(launcher: &dyn Launcher, p: &Product, batch_invariant: bool) -> Result<bool> {
-    let suits = suits(p.k, p.weight_type, p.src_type);
-    if batch_invariant && !suits {
-        candle_core::bail!(
-            "linear: no product of {:?} weights of {} inputs gives a row the same bits in every batch",
-            p.weight_type,
-            p.k
-        )
-    }
-    if !suits || p.rows > MOST_ROWS && !batch_invariant {
+    let Some(types) = types(p.k, p.weight_type, p.scales, p.src_type) else {
+        match batch_invariant {
+            true => candle_core::bail!(
+                "linear: no product of {:?} weights of {} inputs gives a row the same bits in every batch",
+                p.weight_type,
+                p.k
+            ),
+            false => return Ok(false),
+        }
+    };
+    if p.rows > most_rows(p.weight_type) && !batch_invariant {
         return Ok(false);
     }
     for first in (0..p.rows).step_by(MOST_ROWS) {
         let rows = MOST_ROWS.min(p.rows - first);
         let launch = Launch {
             kernel: instance(["gemv_1", "gemv_2", "gemv_4", "gemv_8"], rows),
-            types: launch::types(p.src_type)?,
-            grid: [p.n.div_ceil(WARPS) as u32, 1, 1],
+            types,
+            grid: [p.n.div_ceil(WARPS * outputs(rows)) as u32, 1, 1],
             threads: THREADS,
             shared_bytes: 0,
             arguments: Arguments::default()
                 .with(p.dst + (first * p.dst_stride * 4) as u64)
                 .with(p.src + (first * p.k * p.src_type.size_in_bytes()) as u64)
-                .with(p.weight)
+                .with(Matrix::new(p.weight, p.scales))
                 .with(p.bias)
                 .with(rows as u32)
                 .with(p.n as u32)
@@ -94,25 +145,33 @@ pub struct NormProduct<'a> {
 }
 
 impl NormProduct<'_> {
-    /// What launches it as one kernel, if one fits.
-    fn fused(&self) -> Option<&dyn Launcher> {
-        let (rows, k) = (self.norm.rows, self.weight.cols());
-        let shared = SCRATCH_BYTES + rows * k * self.activations.size_in_bytes();
-        let fits = (1..=MOST_ROWS).contains(&rows) && shared <= MOST_SHARED_BYTES;
-        let suits = fits && suits(k, self.weight.kind(), self.activations) && !self.on.batch_invariant;
-        self.on.launcher.as_deref().filter(|_| suits && self.norm.weight.cols() == k)
+    fn shared_bytes(&self) -> usize {
+        SCRATCH_BYTES + self.norm.rows * self.weight.cols() * self.activations.size_in_bytes()
     }
 
-    fn launch(&self, kernel: &'static str, outputs: usize, arguments: Arguments) -> Result<Launch> {
-        let shared = SCRATCH_BYTES + self.norm.rows * self.weight.cols() * self.activations.size_in_bytes();
-        Ok(Launch {
-            kernel,
-            types: launch::types(self.activations)?,
-            grid: [outputs.div_ceil(WARPS).min(MOST_FUSED_BLOCKS) as u32, 1, 1],
-            threads: THREADS,
-            shared_bytes: shared as u32,
-            arguments,
-        })
+    /// What launches it as one kernel, and the types in its name, if one fits.
+    fn fused(&self) -> Option<(&dyn Launcher, &'static [DType])> {
+        let (weight, k) = (self.weight, self.weight.cols());
+        let fits = (1..=MOST_ROWS).contains(&self.norm.rows)
+            && self.shared_bytes() <= MOST_SHARED_BYTES
+            && self.norm.weight.cols() == k
+            && !self.on.batch_invariant;
+        let types = types(k, weight.kind(), weight.place_of_scales(), self.activations).filter(|_| fits)?;
+        Some((self.on.launcher.as_deref()?, types))
+    }
+
+    /// `each_warp`: outputs of a warp at once.
+    fn launch(
+        &self,
+        kernel: &'static str,
+        types: &'static [DType],
+        outputs: usize,
+        each_warp: usize,
+        arguments: Arguments,
+    ) -> Launch {
+        let blocks = outputs.div_ceil(WARPS * each_warp).min(MOST_FUSED_BLOCKS);
+        let shared_bytes = self.shared_bytes() as u32;
+        Launch { kernel, types, grid: [blocks as u32, 1, 1], threads: THREADS, shared_bytes, arguments }
     }
 
     fn places(&self, dst: &Tensor, src: &Tensor, width: usize, dtype: DType) -> Result<(Place, Place)> {
@@ -128,23 +187,24 @@ impl NormProduct<'_> {
     /// # Errors
     /// Tensors that do not hold the rows, what the launcher says.
     pub fn product(&self, dst: &Tensor, src: &Tensor) -> Result<bool> {
-        let Some(launcher) = self.fused() else { return Ok(false) };
+        let Some((launcher, types)) = self.fused() else { return Ok(false) };
         let (n, stride) = (self.weight.rows(), dst.dim(1)?);
         if stride < n || self.bias.is_some_and(|b| b.rows() * b.cols() != n) {
             candle_core::bail!("norm_product: {n} outputs in rows of {stride}, or a bias of others")
         }
         let (to, from) = self.places(dst, src, stride, DType::F32)?;
         let names = ["gemv_norm_1", "gemv_norm_2", "gemv_norm_4", "gemv_norm_8"];
+        let rows = self.norm.rows;
         let arguments = self
             .begin(to, from)
-            .with(self.weight.address())
             .with(self.bias.map_or(0, Weight::address))
-            .with(self.norm.rows as u32)
+            .with(rows as u32)
             .with(n as u32)
             .with(self.weight.cols() as u32)
             .with(stride as u32);
+        let launch = self.launch(instance(names, rows), types, n, outputs(rows), arguments);
         // SAFETY: the places hold the rows, and a row of dst the outputs, as checked.
-        unsafe { launcher.launch(&self.launch(instance(names, self.norm.rows), n, arguments)?)? };
+        unsafe { launcher.launch(&launch)? };
         Ok(true)
     }
 
@@ -154,7 +214,7 @@ impl NormProduct<'_> {
     /// # Errors
     /// As [`NormProduct::product`].
     pub fn silu_mul(&self, dst: &Tensor, src: &Tensor) -> Result<bool> {
-        let Some(launcher) = self.fused().filter(|_| self.bias.is_none()) else { return Ok(false) };
+        let Some((launcher, types)) = self.fused().filter(|_| self.bias.is_none()) else { return Ok(false) };
         let n = self.weight.rows() / 2;
         if dst.dim(1)? != n {
             candle_core::bail!("norm_product: {n} gated outputs in rows of {}", dst.dim(1)?)
@@ -162,19 +222,22 @@ impl NormProduct<'_> {
         let (to, from) = self.places(dst, src, n, self.activations)?;
         let names =
             ["gemv_norm_silu_mul_1", "gemv_norm_silu_mul_2", "gemv_norm_silu_mul_4", "gemv_norm_silu_mul_8"];
-        let arguments = self
-            .begin(to, from)
-            .with(self.weight.address())
-            .with(self.norm.rows as u32)
-            .with(n as u32)
-            .with(self.weight.cols() as u32);
+        let rows = self.norm.rows;
+        let arguments = self.begin(to, from).with(rows as u32).with(n as u32).with(self.weight.cols() as u32);
+        let launch = self.launch(instance(names, rows), types, n, 1, arguments);
         // SAFETY: as above; the weight holds gate and up.
-        unsafe { launcher.launch(&self.launch(instance(names, self.norm.rows), n, arguments)?)? };
+        unsafe { launcher.launch(&launch)? };
         Ok(true)
     }
 
     fn begin(&self, dst: Place, src: Place) -> Arguments {
         let RmsNorm { weight, eps, .. } = &self.norm;
-        Arguments::default().with(dst.address).with(src.address).with(weight.address()).with(*eps)
+        let matrix = Matrix::new(self.weight.address(), self.weight.place_of_scales());
+        Arguments::default()
+            .with(dst.address)
+            .with(src.address)
+            .with(weight.address())
+            .with(*eps)
+            .with(matrix)
     }
 }

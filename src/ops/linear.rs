@@ -16,7 +16,7 @@ use super::cpu::fp8::{self, F8E4M3};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
 use super::gemv;
-use super::launch::{Launcher, Place, PlaceOfScales, Product};
+use super::launch::{Launcher, Place, Product};
 use super::weight::{Weight, WeightSlice, WeightType};
 
 /// Multiply-adds below which waking the pool costs more than it saves.
@@ -136,11 +136,7 @@ impl Linear<'_> {
             src_type: src.dtype,
             weight: self.weight.address(),
             weight_type: self.weight.kind(),
-            scales: self.weight.scales().map(|scales| PlaceOfScales {
-                address: self.weight.scales_address(),
-                rows: scales.block().0,
-                cols: scales.block().1,
-            }),
+            scales: self.weight.place_of_scales(),
             bias: self.bias.map_or(0, Weight::address),
             rows: self.rows,
             n,

@@ -11,6 +11,7 @@ use memmap2::Mmap;
 
 use super::cpu::Element;
 use super::cpu::fp8::F8E4M3;
+use super::launch::PlaceOfScales;
 
 mod fp8;
 mod shard;
@@ -296,12 +297,15 @@ impl Weight {
         }
     }
 
-    /// Where the scales of an FP8 weight lie for a kernel, as [`Scales`] has them: 0 for none.
-    pub fn scales_address(&self) -> u64 {
-        match &self.store {
+    /// Where the scales of an FP8 weight lie for a kernel, as [`Scales`] has them.
+    pub fn place_of_scales(&self) -> Option<PlaceOfScales> {
+        let scales = self.scales()?;
+        let address = match &self.store {
             Store::Device { scales_address, .. } => *scales_address,
-            _ => self.scales.as_ref().map_or(0, |s| s.data().as_ptr() as u64),
-        }
+            _ => scales.data().as_ptr() as u64,
+        };
+        let (rows, cols) = scales.block();
+        Some(PlaceOfScales { address, rows, cols })
     }
 
     /// The elements of a weight that was made f32 (norms, biases, frequencies).

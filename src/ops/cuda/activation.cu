@@ -3,6 +3,7 @@
 
 // src: f32 [rows, 2 * width], gate before up; dst: T [rows, width]. A thread an element, blockIdx.y the row.
 template <typename T> __device__ void silu_mul(T *dst, const float *src, u32 width) {
+  follow();
   const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= width) return;
   const float *row = src + size_t(blockIdx.y) * 2 * width;

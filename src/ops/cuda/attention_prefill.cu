@@ -33,6 +33,7 @@ __device__ void attention_prefill(T *dst, const float *queries, const C *cache, 
   constexpr bool CONVERTS = sizeof(C) < sizeof(T);
   constexpr u32 ROW = DIM + PAD, STEPS = DIM / 16;
   constexpr u32 COPIED_ROW = CONVERTS ? DIM : ROW, PIECE = 16 / sizeof(C), PIECES = DIM / PIECE;
+  follow();
   const Tile tile = tiles[blockIdx.x];
   const Span span = spans[tile.span];
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;

@@ -80,6 +80,7 @@ __device__ inline void merge(O *dst, const float *partial, size_t step, float (*
 template <u32 QUERIES, typename O, typename T>
 __device__ void attention_split(O *dst, const float *queries, const T *cache, const Span *spans, const u32 *tables,
                                 const Tile *tiles, u32 *counters, float *partials, Shape shape) {
+  follow();
   const Tile tile = tiles[blockIdx.x];
   if (tile.span == PADDING) return;
   const Span span = spans[tile.span];

@@ -5,6 +5,7 @@
 // after row of blocks. A block of threads a row.
 template <typename T>
 __device__ void dequantise(T *dst, const fp8 *src, const float *scales, u32 k, u32 block_rows, u32 block_cols) {
+  follow();
   const size_t row = blockIdx.x;
   const float *of_row = scales + row / block_rows * ((k + block_cols - 1) / block_cols);
   for (u32 i = threadIdx.x; i < k; i += blockDim.x)

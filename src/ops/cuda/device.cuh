@@ -30,6 +30,22 @@ __device__ inline float quick_exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
   return x;
 }
+__device__ inline void widen_two(float *to, const fp8 *from) {
+  const float2 two = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(*(const __nv_fp8x2_storage_t *)from, __NV_E4M3)));
+  to[0] = two.x;
+  to[1] = two.y;
+}
+// Into the second-level cache, a line of LINE_BYTES.
+__device__ inline void prefetch(const void *at) { asm volatile("prefetch.global.L2 [%0];" : : "l"(at)); }
+// What every kernel begins with. Launched in the ordinary way it does nothing; launched before the kernel in front of
+// it has ended (programmatic dependent launch) it lets the next one in, and waits until everything in front is done
+// and seen. Before it nothing may be read that a kernel writes, and nothing written.
+__device__ inline void follow() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
 template <typename T> __device__ inline T narrow(float x);
 template <> __device__ inline bf16 narrow<bf16>(float x) { return __float2bfloat16_rn(x); }
 template <> __device__ inline f16 narrow<f16>(float x) { return __float2half_rn(x); }
@@ -41,9 +57,14 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 __device__ inline float widen(float x) { return x; }
+template <typename T> __device__ inline void widen_two(float *to, const T *from) {
+  to[0] = widen(from[0]);
+  to[1] = widen(from[1]);
+}
 template <> __device__ inline float narrow<float>(float x) { return x; }
 
 constexpr u32 WARP = 32;
+constexpr u32 LINE_BYTES = 128;
 constexpr u32 ALL_LANES = 0xffffffffu;
 constexpr float LOG2_E = 1.44269504f;
 

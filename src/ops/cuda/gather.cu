@@ -8,6 +8,7 @@ constexpr u32 RESULT_WORDS = 44; // as in ops/sample.rs
 // An id with the bit PENDING is the index of a row of `sampled`, which begins with the token.
 template <typename T>
 __device__ void gather(float *dst, const T *table, const u32 *ids, const u32 *sampled, u32 width) {
+  follow();
   u32 id = ids[blockIdx.x];
   if (id & PENDING) id = sampled[size_t(id & ~PENDING) * RESULT_WORDS];
   const T *from = table + size_t(id) * width;

@@ -22,6 +22,8 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// A launch that wants more shared memory than this must say so to the driver first.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
+/// From this major one on cards have programmatic dependent launch, and kernels wait as `follow` in device.cuh does.
+pub const DEPENDENT_CAPABILITY: i32 = 9;
 
 #[derive(Clone, Copy)]
 struct Function {
@@ -34,6 +36,8 @@ pub struct Driver {
     stream: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<(&'static str, &'static [DType]), Function>>,
+    /// A kernel's blocks may start before the kernel in front of it has ended.
+    dependent: bool,
     products: Products,
     step: Mutex<Arrays>,
     samples: Mutex<Arrays>,
@@ -50,10 +54,20 @@ fn driver(what: &str) -> impl Fn(DriverError) -> candle_core::Error + '_ {
 }
 
 impl Driver {
+    /// `dependent`: by programmatic dependent launch.
+    ///
     /// # Errors
-    /// Kernels that the driver does not take: it is older than the toolkit they were made with.
-    pub fn new(device: &CudaDevice) -> Result<Driver> {
+    /// Kernels that the driver does not take: it is older than the toolkit they were made with. A card that has no
+    /// programmatic dependent launch.
+    pub fn new(device: &CudaDevice, dependent: bool) -> Result<Driver> {
         let stream = device.cuda_stream();
+        let (major, minor) = stream.context().compute_capability().map_err(driver("compute capability"))?;
+        if dependent && major < DEPENDENT_CAPABILITY {
+            bail!(
+                "programmatic dependent launch needs compute capability {DEPENDENT_CAPABILITY}.0, and this \
+                 card has {major}.{minor}"
+            )
+        }
         stream.context().bind_to_thread().map_err(driver("the CUDA context"))?;
         let mut modules = Vec::new();
         for image in FATBINS {
@@ -75,6 +89,7 @@ impl Driver {
             stream,
             modules,
             functions: Mutex::default(),
+            dependent,
             products,
             step: Mutex::default(),
             samples: Mutex::default(),
@@ -133,19 +148,28 @@ impl Launcher for Driver {
         self.stream.context().bind_to_thread().map_err(driver(launch.kernel))?;
         let function = self.function(launch)?;
         let mut pointers: [*mut c_void; _] = launch.arguments.pointers();
-        let [x, y, z] = launch.grid;
-        // SAFETY: the caller's promise about the arguments; their number is the kernel's own.
-        let done = unsafe {
-            result::launch_kernel(
-                function.handle,
-                (x, y, z),
-                (launch.threads, 1, 1),
-                launch.shared_bytes,
-                self.stream.cu_stream(),
-                &mut pointers,
-            )
+        let mut dependent = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        done.map_err(driver(launch.kernel))
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut dependent,
+            numAttrs: u32::from(self.dependent),
+        };
+        let (function, arguments) = (function.handle, pointers.as_mut_ptr());
+        // SAFETY: the caller's promise about the arguments; their number is the kernel's own.
+        let done =
+            unsafe { sys::cuLaunchKernelEx(&raw const config, function, arguments, std::ptr::null_mut()) };
+        done.result().map_err(driver(launch.kernel))
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {

@@ -114,6 +114,7 @@ struct Fiber {
   Waits waits;
   unsigned behind;           // turns that it lets pass
   unsigned exchanges;        // of its warp, so far
+  bool follows;              // it has called follow()
   std::vector<Copy> copies;  // under way
   std::unique_ptr<char[]> stack;
   jmp_buf place;
@@ -185,6 +186,7 @@ struct Machine {
       fiber.thread = {i % threads.x, i / threads.x % threads.y, i / threads.x / threads.y};
       fiber.waits = Waits::No;
       fiber.behind = fiber.exchanges = 0;
+      fiber.follows = false;
       fiber.copies.clear();
     }
   }
@@ -278,6 +280,7 @@ inline void Machine::enter() {
   // A fiber is kept for the blocks that follow.
   for (Machine &self = machine();;) {
     (*self.body)();
+    if (!self.running->follows) stop("a kernel does not begin with follow()");
     self.wait(Waits::Done);
   }
 }
@@ -355,6 +358,8 @@ template <typename T> T atomicAdd(T *place, T x) {
   return before;
 }
 inline void __threadfence() {} // memory is one here
+inline void prefetch(const void *) {}
+inline void follow() { on_host::machine().running->follows = true; } // launches follow each other here
 inline float quick_exp2(float x) { return exp2f(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 

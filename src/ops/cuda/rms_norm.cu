@@ -4,6 +4,7 @@
 // dst[row] = src[row] / rms(src[row]) * weight. src: f32 [rows, width], weight: f32 [width], dst: T [rows, width].
 template <typename T>
 __device__ void rms_norm(T *dst, const float *src, const float *weight, u32 width, float eps) {
+  follow();
   const float *row = src + size_t(blockIdx.x) * width;
   T *out = dst + size_t(blockIdx.x) * width;
   float sum = 0.0f;

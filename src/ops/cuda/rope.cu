@@ -6,6 +6,7 @@ constexpr u32 BLOCK_SIZE = 16; // positions of a cache block, as in ops/paged_at
 
 // dst[row] = [cos(p * f_0) ..., sin(p * f_0) ...]; f32 [rows, 2 * half]. A block a row.
 KERNEL(rope_angles, float *dst, const u32 *positions, const float *inverse_frequencies, u32 half) {
+  follow();
   const float position = (float)positions[blockIdx.x];
   float *row = dst + size_t(blockIdx.x) * 2 * half;
   for (u32 i = threadIdx.x; i < half; i += blockDim.x) {
@@ -29,6 +30,7 @@ struct Heads {
 template <typename T>
 __device__ void rope_kv_write(float *qkv, T *cache, const float *angles, const u32 *slots, const float *q_norm,
                               const float *k_norm, Heads heads, u32 stride, float eps, float k_scale, float v_scale) {
+  follow();
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   const u32 row = blockIdx.x, half = heads.dim / 2;
   const float *cosines = angles + size_t(row) * heads.dim, *sines = cosines + half;

@@ -29,6 +29,7 @@ __device__ inline bool adjusts(const Task &task) {
 
 // adjusted[row] = logits[row] with penalties, bias, bans and mask, where the row has any.
 KERNEL(sample_adjust, float *adjusted, const float *logits, const Task *tasks, const u32 *words, u32 vocab) {
+  follow();
   const Task task = tasks[blockIdx.x];
   if (!adjusts(task)) return;
   const float *from = logits + size_t(blockIdx.x) * vocab;
@@ -287,6 +288,7 @@ __device__ void logprobs(u32 *out, const float *row, u32 vocab, float max, u32 t
 // results[row] = [token, whether the logits were finite, log-probability, alternatives, (token, log-probability)...].
 KERNEL(sample_pick, u32 *results, const float *logits, const float *adjusted, const Task *tasks, const u32 *words,
        u32 vocab) {
+  follow();
   Shared &shared_block = *(Shared *)shared();
   const Task task = tasks[blockIdx.x];
   const float *raw = logits + size_t(blockIdx.x) * vocab;

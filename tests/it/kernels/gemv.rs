@@ -30,11 +30,27 @@ fn rounded(x: f32, dtype: DType) -> f32 {
     }
 }
 
-fn weight(data: &[f32], rows: usize, cols: usize, dtype: DType) -> Weight {
+/// What a matrix is stored in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stored {
+    AsActivations,
+    /// A scale for each row.
+    Fp8,
+    /// A scale for each 3 × 32 weights.
+    Fp8InBlocks,
+}
+
+fn weight(data: &[f32], rows: usize, cols: usize, dtype: DType, stored: Stored) -> Weight {
     let weight = Weight::from_f32(data.to_vec(), rows, cols);
-    match dtype {
-        DType::F16 => weight.to_f16(),
-        DType::BF16 => weight.to_bf16(),
+    match (stored, dtype) {
+        (Stored::Fp8, _) => weight.to_fp8(),
+        (Stored::Fp8InBlocks, _) => {
+            let scales = numbers(5, rows.div_ceil(3) * cols.div_ceil(32));
+            let scales = scales.iter().map(|x| (x.abs() + 0.01) / 448.0).collect();
+            weight.to_fp8().with_scales(scales, (3, 32)).unwrap()
+        }
+        (_, DType::F16) => weight.to_f16(),
+        (_, DType::BF16) => weight.to_bf16(),
         _ => weight,
     }
 }
@@ -48,10 +64,13 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
 }
 
 /// `src · weightᵀ`, of what the types hold.
-fn reference(src: &[f32], weight: &[f32], k: usize, dtype: DType) -> Vec<f64> {
-    let value = |x: &f32| f64::from(rounded(*x, dtype));
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| value(a) * value(b)).sum();
-    src.chunks(k).flat_map(|a| weight.chunks(k).map(move |b| dot(a, b))).collect()
+fn reference(src: &[f32], weight: &Weight, dtype: DType) -> Vec<f64> {
+    let k = weight.cols();
+    let weights: Vec<f32> = (0..weight.rows() * k).map(|i| weight.get(i)).collect();
+    let dot = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(a, b)| f64::from(rounded(*a, dtype)) * f64::from(*b)).sum()
+    };
+    src.chunks(k).flat_map(|a| weights.chunks(k).map(move |b| dot(a, b)).collect::<Vec<f64>>()).collect()
 }
 
 fn close(got: f32, want: f64, k: usize, what: &str) {
@@ -62,11 +81,24 @@ fn close(got: f32, want: f64, k: usize, what: &str) {
 #[test]
 fn few_rows_are_multiplied_as_in_f64_and_each_as_if_alone() {
     let Some(on) = kernels() else { return };
-    for (i, (n, k)) in [(1, 64), (15, 96), (17, 2048), (64, 1288)].into_iter().enumerate() {
-        for rows in 1..=8usize {
+    use Stored::{AsActivations, Fp8, Fp8InBlocks};
+    let shapes = [
+        (1, 64, AsActivations),
+        (15, 96, AsActivations),
+        (17, 2048, AsActivations),
+        (64, 1288, AsActivations),
+        (1, 16, Fp8),
+        (15, 4112, Fp8),
+        (17, 2048, Fp8InBlocks),
+        (64, 1296, Fp8InBlocks),
+    ];
+    for (i, (n, k, stored)) in shapes.into_iter().enumerate() {
+        // FP8 in two launches too.
+        for rows in if stored == AsActivations { 1..=8usize } else { 1..=11 } {
             let dtype = TYPES[(rows + i) % 3];
-            let (src, w) = (numbers(rows, rows * k), numbers(n, n * k));
-            let (matrix, bias) = (weight(&w, n, k, dtype), Weight::vector(numbers(7, n)));
+            let src = numbers(rows, rows * k);
+            let (matrix, bias) =
+                (weight(&numbers(n, n * k), n, k, dtype, stored), Weight::vector(numbers(7, n)));
             let (accumulate, with_bias, column) = (rows % 2 == 0, rows % 3 == 0, rows % 4);
             let width = n + column + 3;
             let start = if accumulate { 0.5 } else { f32::NAN };
@@ -78,7 +110,7 @@ fn few_rows_are_multiplied_as_in_f64_and_each_as_if_alone() {
                 dst.inplace_op2(&tensor(src, rows, dtype), &op).unwrap();
                 floats(&dst)
             };
-            let (got, want) = (run(&src, rows), reference(&src, &w, k, dtype));
+            let (got, want) = (run(&src, rows), reference(&src, &matrix, dtype));
             for r in 0..=rows {
                 for c in 0..width {
                     let x = got[r * width + c];
@@ -90,7 +122,12 @@ fn few_rows_are_multiplied_as_in_f64_and_each_as_if_alone() {
                     let bias = if with_bias { f64::from(bias.get(out)) } else { 0.0 };
                     let before = if accumulate { 0.5 } else { 0.0 };
                     let want = want[r * n + out] + bias + before;
-                    close(x, want, k, &format!("{dtype:?} rows {rows}, n {n}, k {k}, ({r}, {out})"));
+                    close(
+                        x,
+                        want,
+                        k,
+                        &format!("{stored:?} {dtype:?} rows {rows}, n {n}, k {k}, ({r}, {out})"),
+                    );
                 }
                 if r < rows {
                     let alone = run(&src[r * k..(r + 1) * k], 1);
@@ -108,19 +145,23 @@ fn few_rows_are_multiplied_as_in_f64_and_each_as_if_alone() {
 fn a_norm_and_a_gate_are_the_same_fused() {
     let Some(on) = kernels() else { return };
     let cpu = Exec::cpu(1);
-    for (rows, n, k, dtype) in [
-        (1, 34, 256, DType::BF16),
-        (2, 10, 64, DType::F16),
-        (5, 34, 200, DType::F32),
-        (8, 6, 2048, DType::BF16),
+    for (rows, n, k, dtype, stored) in [
+        (1, 34, 256, DType::BF16, Stored::AsActivations),
+        (2, 10, 64, DType::F16, Stored::AsActivations),
+        (5, 34, 200, DType::F32, Stored::AsActivations),
+        (8, 6, 2048, DType::BF16, Stored::AsActivations),
+        (1, 34, 2048, DType::BF16, Stored::Fp8),
+        (7, 10, 96, DType::F32, Stored::Fp8InBlocks),
+        (3, 6, 4096, DType::F16, Stored::Fp8InBlocks),
     ] {
-        let (src, w) = (numbers(rows, rows * k), numbers(n, n * k));
-        let (matrix, scale) = (weight(&w, n, k, dtype), Weight::vector(numbers(3, k)));
+        let src = numbers(rows, rows * k);
+        let (matrix, scale) =
+            (weight(&numbers(n, n * k), n, k, dtype, stored), Weight::vector(numbers(3, k)));
         let norm = |on| RmsNorm { weight: &scale, eps: 1e-5, rows, on };
         // The CPU rounds normed rows to bf16 at most; f16 is rounded here.
         let normed = Tensor::zeros((rows, k), DType::F32, &Device::Cpu).unwrap();
         normed.inplace_op2(&tensor(&src, rows, DType::F32), &norm(&cpu)).unwrap();
-        let want = reference(&floats(&normed), &w, k, dtype);
+        let want = reference(&floats(&normed), &matrix, dtype);
         let op = NormProduct { norm: norm(&on), weight: &matrix, bias: None, activations: dtype, on: &on };
         let dst = Tensor::full(f32::NAN, (rows, n + 2), &Device::Cpu).unwrap();
         assert!(op.product(&dst, &tensor(&src, rows, DType::F32)).unwrap());
