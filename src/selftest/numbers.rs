@@ -5,6 +5,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::Outcome;
+use crate::ops::cpu::Element;
+use crate::ops::cpu::fp8::F8E4M3;
 use crate::ops::exec::Exec;
 use crate::ops::launch::{ArrayKind, Mirrored};
 use crate::ops::weight::Weight;
@@ -24,9 +26,19 @@ pub fn rounded(numbers: &[f32], dtype: DType) -> Vec<f32> {
     let round = |x: &f32| match dtype {
         DType::F16 => half::f16::from_f32(*x).to_f32(),
         DType::BF16 => half::bf16::from_f32(*x).to_f32(),
+        DType::F8E4M3 => F8E4M3::narrow(*x).widen(),
         _ => *x,
     };
     numbers.iter().map(round).collect()
+}
+
+/// A matrix's numbers as [`weight`] holds them.
+pub fn held(numbers: &[f32], cols: usize, dtype: DType) -> Vec<f32> {
+    if dtype != DType::F8E4M3 {
+        return rounded(numbers, dtype);
+    }
+    let weight = Weight::from_f32(numbers.to_vec(), numbers.len() / cols, cols).to_fp8();
+    (0..numbers.len()).map(|i| weight.get(i)).collect()
 }
 
 /// Share of a number by which a type may be off.
@@ -34,6 +46,7 @@ pub fn ulp(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 2f64.powi(-10),
         DType::BF16 => 2f64.powi(-7),
+        DType::F8E4M3 => 2f64.powi(-3),
         _ => 2f64.powi(-22),
     }
 }
@@ -53,12 +66,13 @@ pub fn read(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
-/// Rounded to a type, where kernels or the CPU's loops can read it.
+/// Rounded to a type, FP8 with a scale for each row, where kernels or the CPU's loops can read it.
 pub fn weight(on: &Exec, numbers: &[f32], rows: usize, cols: usize, dtype: DType) -> Result<Weight> {
     let weight = Weight::from_f32(numbers.to_vec(), rows, cols);
     let weight = match dtype {
         DType::F16 => weight.to_f16(),
         DType::BF16 => weight.to_bf16(),
+        DType::F8E4M3 => weight.to_fp8(),
         _ => weight,
     };
     match on.launcher {

@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::attention;
-use super::numbers::{Want, compare, mirrored, poison, random, read, rounded, tensor, ulp, weight};
+use super::numbers::{Want, compare, held, mirrored, poison, random, read, rounded, tensor, ulp, weight};
 use super::{Outcome, Size};
 use crate::ops::activation::SiluMul;
 use crate::ops::exec::Exec;
@@ -46,6 +46,11 @@ fn widths(size: Size) -> &'static [usize] {
         Size::Small => &[1, 15, 17],
         Size::Full => &[1, 15, 17, 256, 4097],
     }
+}
+
+/// Each of these, with what is stored in it and what is stored in FP8.
+pub fn types_and_stored(on: &Exec) -> Vec<(DType, DType)> {
+    types(on).iter().flat_map(|t| [(*t, *t), (*t, DType::F8E4M3)]).collect()
 }
 
 fn gather(on: &Exec, size: Size) -> Vec<Outcome> {
@@ -157,13 +162,13 @@ fn linear(on: &Exec, size: Size) -> Vec<Outcome> {
     };
     let mut all = Vec::new();
     for (i, &(rows, n, k)) in shapes.iter().enumerate() {
-        for &dtype in types(on) {
+        for (dtype, stored) in types_and_stored(on) {
             let (accumulate, column) = (i % 2 == 1, i % 3);
             let width = n + column + 2;
             let (src, w, bias) = (random(5, rows * k), random(6, n * k), random(7, n));
             let before = if accumulate { 0.25 } else { f32::NAN };
             let run = || -> Result<Vec<f32>> {
-                let matrix = weight(on, &w, n, k, dtype)?;
+                let matrix = weight(on, &w, n, k, stored)?;
                 let bias = weight(on, &bias, 1, n, DType::F32)?;
                 let bias = (i % 2 == 0).then_some(&bias);
                 let dst = tensor(on, vec![before; (rows + 1) * width], width, DType::F32)?;
@@ -171,16 +176,19 @@ fn linear(on: &Exec, size: Size) -> Vec<Outcome> {
                 dst.inplace_op2(&src, &Linear { weight: &matrix, bias, rows, column, accumulate, on })?;
                 read(&dst)
             };
-            let sums = products(&rounded(&src, dtype), &rounded(&w, dtype), k);
+            let sums = products(&rounded(&src, dtype), &held(&w, k, stored), k);
             let mut numbers = vec![f64::from(before); (rows + 1) * width];
             for (at, sum) in sums.iter().enumerate() {
                 let (row, out) = (at / n, at % n);
                 let more = if i % 2 == 0 { f64::from(bias[out]) } else { 0.25 };
                 numbers[row * width + column + out] = sum + more;
             }
-            // Additions in f32 in any order: half an ulp of the partial sums each.
-            let want = Want { numbers, tolerance: (1e-6, 2e-7 * k as f64) };
-            let case = format!("{rows} rows, {n} outputs of {k} inputs, {dtype:?}, column {column}");
+            // Additions in f32 in any order: half an ulp of the partial sums each. FP8 times its scale may be rounded
+            // to the activations' type first.
+            let rounds = if stored == dtype { 0.0 } else { ulp(dtype) * (k as f64).sqrt() };
+            let want = Want { numbers, tolerance: (1e-6, 2e-7 * k as f64 + rounds) };
+            let case =
+                format!("{rows} rows, {n} outputs of {k} inputs, {dtype:?} on {stored:?}, column {column}");
             all.push(compare("linear", case, run(), &want));
         }
     }
@@ -194,11 +202,13 @@ fn norm_product(on: &Exec, size: Size) -> Vec<Outcome> {
     }
     let mut all = Vec::new();
     let shapes: &[_] =
-        if size == Size::Small { &[(1, 10, 64), (3, 6, 40)] } else { &[(1, 514, 2048), (8, 66, 256)] };
-    for (&(rows, n, k), &dtype) in shapes.iter().flat_map(|s| types(on).iter().map(move |t| (s, t))) {
+        if size == Size::Small { &[(1, 10, 64), (3, 6, 48)] } else { &[(1, 514, 2048), (8, 66, 256)] };
+    for (&(rows, n, k), (dtype, stored)) in
+        shapes.iter().flat_map(|s| types_and_stored(on).into_iter().map(move |t| (s, t)))
+    {
         let (src, w, scale) = (random(8, rows * k), random(9, n * k), random(10, k));
         let run = |gated: bool| -> Result<Vec<f32>> {
-            let (matrix, scale) = (weight(on, &w, n, k, dtype)?, weight(on, &scale, 1, k, DType::F32)?);
+            let (matrix, scale) = (weight(on, &w, n, k, stored)?, weight(on, &scale, 1, k, DType::F32)?);
             let norm = RmsNorm { weight: &scale, eps: 1e-5, rows, on };
             let op = NormProduct { norm, weight: &matrix, bias: None, activations: dtype, on };
             let src = tensor(on, src.clone(), k, DType::F32)?;
@@ -213,7 +223,7 @@ fn norm_product(on: &Exec, size: Size) -> Vec<Outcome> {
             if done { read(&dst) } else { candle_core::bail!("no kernel takes it") }
         };
         let rows_in: Vec<f32> = normed(&src, &scale, 1e-5).iter().map(|x| *x as f32).collect();
-        let sums = products(&rounded(&rows_in, dtype), &rounded(&w, dtype), k);
+        let sums = products(&rounded(&rows_in, dtype), &held(&w, k, stored), k);
         // A normed number that rounds the other way is an ulp of itself.
         let noise = ulp(dtype) * (k as f64).sqrt();
         let gates = sums.chunks(n).flat_map(|row| {
@@ -221,7 +231,7 @@ fn norm_product(on: &Exec, size: Size) -> Vec<Outcome> {
             gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u)
         });
         let gates = Want { numbers: gates.collect(), tolerance: (4.0 * ulp(dtype), 4.0 * noise) };
-        let case = format!("{rows} rows, {n} outputs of {k} inputs, {dtype:?}");
+        let case = format!("{rows} rows, {n} outputs of {k} inputs, {dtype:?} on {stored:?}");
         all.push(compare("norm_product", format!("{case}, gated"), run(true), &gates));
         let want = Want { numbers: sums, tolerance: (1e-5, noise) };
         all.push(compare("norm_product", case, run(false), &want));
