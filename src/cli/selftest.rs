@@ -153,6 +153,9 @@ impl<'a> Tries<'a> {
         if wanted("greedy parity") {
             all.push(model::parity(self.name, &self.cpu, &self.there, self.on));
         }
+        if wanted("layers") {
+            all.extend(model::layers(self.name, &self.cpu, &self.there, self.on));
+        }
         if wanted("repeats") {
             all.push(model::repeats(self.name, &self.there, self.on, REPEATS));
         }

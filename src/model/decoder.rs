@@ -54,14 +54,17 @@ pub struct Reading {
     pub scan_all: bool,
 }
 
+#[derive(Clone)]
 struct Matrix {
     weight: Weight,
     bias: Option<Weight>,
 }
 
 /// Matrices over the same input, whose outputs lie side by side. Each stays where its file has it.
+#[derive(Clone)]
 struct Projection(Vec<Matrix>);
 
+#[derive(Clone)]
 struct Layer {
     input_norm: Weight,
     qkv: Projection,
@@ -299,6 +302,27 @@ impl Decoder {
 
     pub fn activations(&self) -> DType {
         self.activations
+    }
+
+    /// The model without the layers behind the first `count`, of the same weights.
+    ///
+    /// # Panics
+    /// Of a part of a model, which is no model by itself.
+    #[must_use]
+    pub fn first_layers(&self, count: usize) -> Decoder {
+        assert!(self.rank.is_none(), "a part of a model for several ranks has no first layers");
+        let layers = self.layers[..count.min(self.layers.len())].to_vec();
+        Decoder {
+            spec: DecoderSpec { layers: layers.len(), ..self.spec.clone() },
+            activations: self.activations,
+            cache: self.cache,
+            embedding: self.embedding.clone(),
+            layers,
+            final_norm: self.final_norm.clone(),
+            head: self.head.clone(),
+            inverse_frequencies: self.inverse_frequencies.clone(),
+            rank: None,
+        }
     }
 
     /// Keeps keys and values as `dtype`: F8E4M3, or what the activations are.

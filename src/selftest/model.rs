@@ -78,6 +78,14 @@ fn noise(activations: DType) -> f32 {
     }
 }
 
+/// The largest difference of two rows of logits as a share of what is allowed, and what that is.
+fn apart(want: &[f32], got: &[f32], activations: DType) -> (f64, f32) {
+    let scale = want.iter().fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()));
+    let allowed = noise(activations) * scale;
+    let off = want.iter().zip(got).map(|(a, b)| if b.is_finite() { (a - b).abs() } else { f32::INFINITY });
+    (f64::from(off.fold(0f32, f32::max) / allowed), allowed)
+}
+
 /// The CPU's greedy tokens on both: logits within the noise of the device's type, and the same choice wherever the
 /// CPU's is clearer than that noise.
 pub fn parity(name: &str, cpu: &Arc<Decoder>, there: &Arc<Decoder>, on: &Exec) -> Outcome {
@@ -92,11 +100,7 @@ pub fn parity(name: &str, cpu: &Arc<Decoder>, there: &Arc<Decoder>, on: &Exec) -
             let want = ours.feed(&tokens, position)?.remove(0);
             let got = theirs.feed(&tokens, position)?.remove(0);
             position += tokens[0].len();
-            let scale = want.iter().fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()));
-            let allowed = noise(there.activations()) * scale;
-            let off =
-                want.iter().zip(&got).map(|(a, b)| if b.is_finite() { (a - b).abs() } else { f32::INFINITY });
-            let off = f64::from(off.fold(0f32, f32::max) / allowed);
+            let (off, allowed) = apart(&want, &got, there.activations());
             if off > error {
                 (error, worst) =
                     (off, format!("token {step}: a logit is off by {off:.3} of what is allowed"));
@@ -109,10 +113,26 @@ pub fn parity(name: &str, cpu: &Arc<Decoder>, there: &Arc<Decoder>, on: &Exec) -
         }
         Ok((error, worst))
     };
-    match run() {
-        Ok((error, worst)) => Outcome { operation, case, error, worst },
-        Err(error) => Outcome::failed(operation, case, &error),
-    }
+    measured(operation, case, run())
+}
+
+/// The model's logits after its first layer, its first two, and so on, for a prompt's last token: which layer it is
+/// that goes wrong.
+pub fn layers(name: &str, cpu: &Decoder, there: &Decoder, on: &Exec) -> Vec<Outcome> {
+    let one = |count: usize| {
+        let case = format!("{name}, {count} of {} layers", cpu.spec().layers);
+        let run = || -> Result<(f64, String)> {
+            let [ours, theirs] = [cpu, there].map(|decoder| Arc::new(decoder.first_layers(count)));
+            let mut ours = Lines::new(&ours, Exec::from(on.pool.clone()), 1)?;
+            let mut theirs = Lines::new(&theirs, on.clone(), 1)?;
+            let prompts = ours.prompts();
+            let (want, got) = (ours.feed(&prompts, 0)?.remove(0), theirs.feed(&prompts, 0)?.remove(0));
+            let (off, _) = apart(&want, &got, there.activations());
+            Ok((off, format!("a logit is off by {off:.3} of what is allowed")))
+        };
+        measured("layers", case, run())
+    };
+    (1..=cpu.spec().layers).map(one).collect()
 }
 
 /// The same step gives the same bits each time it is run.
@@ -181,6 +201,13 @@ pub fn graphs(
 fn same(a: &[Vec<f32>], b: &[Vec<f32>]) -> bool {
     let bits = |rows: &[Vec<f32>]| rows.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
     bits(a) == bits(b)
+}
+
+fn measured(operation: &'static str, case: String, result: Result<(f64, String)>) -> Outcome {
+    match result {
+        Ok((error, worst)) => Outcome { operation, case, error, worst },
+        Err(error) => Outcome::failed(operation, case, &error),
+    }
 }
 
 /// Nothing of what is counted may be.

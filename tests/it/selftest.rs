@@ -31,9 +31,13 @@ fn a_model_passes_beside_itself() {
     let [fine, coarse] = [Precision::F32, Precision::Bf16].map(|p| decoder(&llama(1), p));
     let on = Exec::cpu(2);
     all_pass(&[model::parity("small", &fine, &coarse, &on), model::repeats("small", &coarse, &on, 3)]);
-    // Another model is noticed.
+    let layers = model::layers("small", &fine, &coarse, &on);
+    assert_eq!(layers.len(), fine.spec().layers);
+    all_pass(&layers);
+    // Another model is noticed, in each of its layers.
     let other = decoder(&llama(2), Precision::F32);
     assert!(!model::parity("other", &fine, &other, &on).passed());
+    assert!(model::layers("other", &fine, &other, &on).iter().all(|o| !o.passed()));
 }
 
 #[test]
@@ -46,6 +50,7 @@ fn the_kernels_pass_as_a_device() {
     config["num_hidden_layers"] = 1.into();
     let there = Arc::new(decoder(&config, Precision::Bf16).on_device(&on.device).unwrap());
     all_pass(&model::graphs("small", &there, &on, 3, &|| None));
+    all_pass(&model::layers("small", &decoder(&config, Precision::F32), &there, &on));
 }
 
 /// Passes everything on, but loses the last block of each launch of one kernel. (Those of `gemv` share the work of any
