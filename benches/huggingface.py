@@ -20,7 +20,7 @@ try:
     import transformers
     from transformers import AutoModelForCausalLM, GenerationConfig
 except ImportError as missing:
-    print(f"{missing}: pip install torch transformers safetensors", file=sys.stderr)
+    print(f"{missing}: pip install torch transformers safetensors psutil", file=sys.stderr)
     sys.exit(2)
 
 
@@ -54,9 +54,13 @@ def generate(model, ids, output):
         ids,
         attention_mask=torch.ones_like(ids),
         generation_config=GenerationConfig(
-            max_new_tokens=output, min_new_tokens=output, do_sample=False, use_cache=True, pad_token_id=0
+            max_new_tokens=output,
+            min_new_tokens=output,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+            cache_implementation="static" if getattr(model, "is_static", False) else None,
         ),
-        **({"cache_implementation": "static"} if getattr(model, "is_static", False) else {}),
     )
 
 
@@ -117,7 +121,7 @@ def main():
         "rounds": options.rounds,
         "points": [],
     }
-    with torch.inference_mode():
+    with torch.no_grad():  # continuous batching works in a thread of its own, which inference mode would not cover
         for way in options.ways.split(","):
             try:
                 model = load(options, way)

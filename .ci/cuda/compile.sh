@@ -13,7 +13,7 @@ for architecture in $(sed -n 's/.*ARCHITECTURES.*= \[\(.*\)\];/\1/p' build.rs | 
 done
 [ ${#targets[@]} -ge 6 ] || { echo "build.rs names too few architectures" >&2; exit 1; }
 for source in src/ops/cuda/*.cu; do
-  nvcc -fatbin -std=c++17 -O3 -Werror all-warnings -Xptxas -v "${targets[@]}" -o "$work/out" "$source" 2>"$work/log" ||
+  nvcc -fatbin --threads 0 -std=c++17 -O3 -Werror all-warnings -Xptxas -v "${targets[@]}" -o "$work/out" "$source" 2>"$work/log" ||
     { cat "$work/log" >&2; exit 1; }
   kernels=$(grep -c 'bytes spill' "$work/log" || true)
   spilling=$(grep -cE '[1-9][0-9]* bytes spill' "$work/log" || true)

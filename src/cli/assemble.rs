@@ -116,8 +116,7 @@ pub fn gpu_uuids(config: &Config) -> Vec<String> {
 fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow::Result<u64> {
     let spec = &checkpoint.spec;
     let (free, total) = cuda::memory(ordinal)?;
-    let (rows, logit_rows) =
-        (config.max_num_batched_tokens as u64, config.max_num_seqs.max(MIN_LOGIT_ROWS) as u64);
+    let (rows, logit_rows) = (config.batched_tokens() as u64, config.sequences().max(MIN_LOGIT_ROWS) as u64);
     let row = 4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
     let scratch = kernels::scratch_bytes(spec.heads, spec.kv_heads, spec.head_dim) as u64;
     // An FP8 matrix is multiplied out before its product.
@@ -147,7 +146,7 @@ fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
     let context = config.max_model_len.unwrap_or(spec.max_positions);
     let cache = if config.fp8_cache { DType::F8E4M3 } else { activations(config, checkpoint) };
     let block_bytes = KvCache::block_bytes(spec, cache) as u64;
-    let wanted = config.max_num_seqs * context.div_ceil(BLOCK_SIZE);
+    let wanted = config.sequences() * context.div_ceil(BLOCK_SIZE);
     let rooms = config.devices.iter().filter_map(|d| match d {
         DeviceKind::Cuda(ordinal) => Some(gpu_room(config, checkpoint, *ordinal)),
         _ => None,
@@ -280,10 +279,8 @@ pub fn start_engines(
     let decoder = Arc::new(decoder);
     let mut engines = Vec::new();
     for (index, observed) in observed.into_iter().enumerate() {
-        let capacity = Capacity {
-            rows: config.max_num_batched_tokens,
-            logit_rows: config.max_num_seqs.max(MIN_LOGIT_ROWS),
-        };
+        let capacity =
+            Capacity { rows: config.batched_tokens(), logit_rows: config.sequences().max(MIN_LOGIT_ROWS) };
         let pool = Arc::new(Pool::new(sizes.threads_per_device));
         let (device, on, decoder) = match config.devices[index] {
             DeviceKind::Cuda(ordinal) => {
@@ -299,15 +296,11 @@ pub fn start_engines(
         if let DeviceKind::Cuda(ordinal) = config.devices[index]
             && !config.enforce_eager
         {
-            capture(&mut runner, config.max_num_seqs, ordinal)?;
+            capture(&mut runner, config.sequences(), ordinal)?;
         }
         let engine = EngineConfig {
             device: device.clone(),
-            limits: Limits {
-                max_rows: config.max_num_seqs,
-                max_tokens: config.max_num_batched_tokens,
-                duty: 1.0,
-            },
+            limits: Limits { max_rows: config.sequences(), max_tokens: config.batched_tokens(), duty: 1.0 },
             prefix_caching: config.prefix_caching,
             run_ahead: config.async_scheduling.unwrap_or(runner.is_asynchronous()),
             max_queue: config.max_queue,

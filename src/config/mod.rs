@@ -82,8 +82,10 @@ pub struct Config {
     pub served_model_names: Vec<String>,
     /// `None` is the model's own context.
     pub max_model_len: Option<usize>,
-    pub max_num_seqs: usize,
-    pub max_num_batched_tokens: usize,
+    /// `None` is by device, see [`Config::sequences`].
+    pub max_num_seqs: Option<usize>,
+    /// Likewise, see [`Config::batched_tokens`].
+    pub max_num_batched_tokens: Option<usize>,
     pub precision: crate::model::decoder::Precision,
     pub quantize: crate::model::decoder::Quantize,
     pub fp8_cache: bool,
@@ -187,6 +189,10 @@ impl Resolved {
         if self.0[name].0.is_empty() { Ok(None) } else { self.number(name, 1).map(Some) }
     }
 
+    fn number_or_auto(&self, name: &'static str) -> Result<Option<usize>, ConfigError> {
+        if self.0[name].0 == "auto" { Ok(None) } else { self.number(name, 1).map(Some) }
+    }
+
     fn flag(&self, name: &'static str) -> Result<bool, ConfigError> {
         self.get(name, |v| match v {
             "true" | "1" => Ok(true),
@@ -222,8 +228,8 @@ impl Resolved {
             model: self.text("model").unwrap_or_default(),
             served_model_names: list(&self.0["served-model-name"].0),
             max_model_len: self.optional_number("max-model-len")?,
-            max_num_seqs: self.number("max-num-seqs", 1)?,
-            max_num_batched_tokens: self.number("max-num-batched-tokens", 1)?,
+            max_num_seqs: self.number_or_auto("max-num-seqs")?,
+            max_num_batched_tokens: self.number_or_auto("max-num-batched-tokens")?,
             precision: self.get("dtype", value::parse_precision)?,
             quantize: self.get("quantization", value::parse_quantization)?,
             fp8_cache: self.get("kv-cache-dtype", value::parse_fp8_cache)?,
@@ -283,6 +289,22 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// Of a GPU, of a processor.
+    fn by_device<T>(&self, gpu: T, cpu: T) -> T {
+        if self.devices.iter().any(|d| matches!(d, DeviceKind::Cuda(_))) { gpu } else { cpu }
+    }
+
+    /// Sequences in one step at most, once the devices are chosen.
+    pub fn sequences(&self) -> usize {
+        self.max_num_seqs.unwrap_or_else(|| self.by_device(256, 64))
+    }
+
+    /// Tokens in one step at most, once the devices are chosen. A GPU needs a thousand for its products to run at
+    /// their best; on a processor a longer step would only make the others wait.
+    pub fn batched_tokens(&self) -> usize {
+        self.max_num_batched_tokens.unwrap_or_else(|| self.by_device(2048, 512))
     }
 
     /// Refuses to listen to strangers without a key. Only what opens a port asks.
@@ -382,7 +404,7 @@ mod tests {
         )
         .unwrap();
         let c = r.config().unwrap();
-        assert_eq!((c.port, c.max_queue, c.max_num_seqs, c.drain_timeout.as_secs()), (11, 22, 3, 30));
+        assert_eq!((c.port, c.max_queue, c.sequences(), c.drain_timeout.as_secs()), (11, 22, 3, 30));
         assert_eq!(c.served_model_names, ["a", "b"]);
         let lines = r.lines().join("\n");
         for want in [
@@ -392,6 +414,18 @@ mod tests {
         ] {
             assert!(lines.contains(want), "{lines}");
         }
+    }
+
+    #[test]
+    fn the_size_of_a_step_is_that_of_the_devices_unless_it_is_said() {
+        let sizes = |flags: &[(&'static str, &str)]| {
+            let c = resolve(flags, &[]).unwrap().config().unwrap();
+            (c.sequences(), c.batched_tokens())
+        };
+        assert_eq!(sizes(&[("device", "cpu,cpu")]), (64, 512));
+        assert_eq!(sizes(&[("device", "cuda:0,2")]), (256, 2048));
+        assert_eq!(sizes(&[("device", "cuda:0"), ("max-num-seqs", "7")]), (7, 2048));
+        assert_eq!(sizes(&[("max-num-batched-tokens", "9")]), (64, 9));
     }
 
     #[test]

@@ -39,12 +39,17 @@ pub static SETTINGS: &[Setting] = &[
         "TOKENS",
         "Longest prompt plus completion; the model's own context by default",
     ),
-    setting("max-num-seqs", "64", "N", "Sequences in one step at most"),
+    setting(
+        "max-num-seqs",
+        "auto",
+        "N",
+        "Sequences in one step at most; auto is 64 on a processor and 256 on GPUs",
+    ),
     setting(
         "max-num-batched-tokens",
-        "512",
+        "auto",
         "TOKENS",
-        "Tokens in one step at most; longer prompts are prefilled in chunks",
+        "Tokens in one step at most, longer prompts are prefilled in chunks; auto is 512 on a processor and 2048 on GPUs",
     ),
     setting("dtype", "auto", "TYPE", "auto (as stored), float32, float16 or bfloat16"),
     setting(

@@ -78,13 +78,12 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let mut metered = assemble::meters(config, clock)?;
     let (monitor, notes) = (metered.monitor.clone(), std::mem::take(&mut metered.notes));
     assemble::start_metered(config, &opened, &unit, metered)?;
-    let limits =
-        Limits { max_rows: config.max_num_seqs, max_tokens: config.max_num_batched_tokens, duty: 1.0 };
+    let limits = Limits { max_rows: config.sequences(), max_tokens: config.batched_tokens(), duty: 1.0 };
     let set_duty = move |duty| unit.set_limits(Limits { duty, ..limits });
     Ok(Subject {
         target: Arc::new(Target::InProcess(opened.service)),
         takes: Takes {
-            most_at_once: config.max_num_seqs as u32,
+            most_at_once: config.sequences() as u32,
             context: Some(opened.sizes.max_model_len),
             duty: true,
         },
@@ -98,8 +97,8 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
             settings: settings(&[
                 ("device", devices::list(&config.devices)),
                 ("threads-per-device", opened.sizes.threads_per_device.to_string()),
-                ("max-num-seqs", config.max_num_seqs.to_string()),
-                ("max-num-batched-tokens", config.max_num_batched_tokens.to_string()),
+                ("max-num-seqs", config.sequences().to_string()),
+                ("max-num-batched-tokens", config.batched_tokens().to_string()),
                 ("max-model-len", opened.sizes.max_model_len.to_string()),
                 ("kv-memory-bytes", opened.sizes.kv_bytes.to_string()),
                 ("enable-prefix-caching", config.prefix_caching.to_string()),
