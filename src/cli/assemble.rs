@@ -89,13 +89,37 @@ fn is_fp8(config: &Config, checkpoint: &Checkpoint) -> bool {
     config.quantize == Quantize::Fp8 || checkpoint.source.is_fp8()
 }
 
+/// The types that a model's parts are held in.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    pub activations: DType,
+    pub layers: DType,
+    pub head: DType,
+    pub cache: DType,
+}
+
+pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
+    let activations = activations(config, checkpoint);
+    // Weights stay as they are stored unless they were asked for in another type, or a GPU wants them in one.
+    let head = match (config.precision, checkpoint.spec.float_type) {
+        (Precision::AsStored, FloatType::F16) => DType::F16,
+        (Precision::F16, _) => DType::F16,
+        _ => activations,
+    };
+    Held {
+        activations,
+        layers: if is_fp8(config, checkpoint) { DType::F8E4M3 } else { head },
+        head,
+        cache: if config.fp8_cache { DType::F8E4M3 } else { activations },
+    }
+}
+
 /// Bytes of the weights on a device.
 fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> u64 {
-    let spec = &checkpoint.spec;
-    let element = activations(config, checkpoint).size_in_bytes();
-    let tables = spec.vocab * spec.hidden * if spec.tied_head { 1 } else { 2 };
-    let layers = (spec.parameters() - tables) * if is_fp8(config, checkpoint) { 1 } else { element };
-    (layers + tables * element) as u64
+    let (spec, held) = (&checkpoint.spec, held(config, checkpoint));
+    let (layers, table) = spec.step_parameters();
+    let tables = if spec.tied_head { table } else { 2 * table };
+    (layers * held.layers.size_in_bytes() + tables * held.head.size_in_bytes()) as u64
 }
 
 /// Whether any engine is a GPU's.
@@ -144,8 +168,7 @@ fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
         bail!("max-model-len = {asked}: the model's context is {} tokens", spec.max_positions);
     }
     let context = config.max_model_len.unwrap_or(spec.max_positions);
-    let cache = if config.fp8_cache { DType::F8E4M3 } else { activations(config, checkpoint) };
-    let block_bytes = KvCache::block_bytes(spec, cache) as u64;
+    let block_bytes = KvCache::block_bytes(spec, held(config, checkpoint).cache) as u64;
     let wanted = config.sequences() * context.div_ceil(BLOCK_SIZE);
     let rooms = config.devices.iter().filter_map(|d| match d {
         DeviceKind::Cuda(ordinal) => Some(gpu_room(config, checkpoint, *ordinal)),

@@ -1,6 +1,7 @@
 //! L4d. Measuring: what the command line and the criterion suites share.
 
 pub mod baseline;
+pub mod ceilings;
 pub mod compare;
 pub mod criterion_results;
 pub mod economics;

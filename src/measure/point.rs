@@ -2,6 +2,7 @@
 //!
 //! Arithmetic only. Intervals are those between windows; a meter's gain error stays beside them.
 
+use super::ceilings::{copy_share, gemm_share};
 use super::load::Records;
 use super::report::{Board, Energy, Kind, Point, Report, Scope};
 use super::statistics::{inverse, quantiles, ratio};
@@ -70,6 +71,8 @@ pub fn point(setup: &Setup, windows: &[Window], records: Records) -> Option<Poin
         flags: flags(setup, windows, counted, &records),
         ttft_seconds: quantiles(records.ttft_seconds),
         itl_seconds: quantiles(records.itl_seconds),
+        copy_bandwidth_share: None,
+        gemm_share: None,
         window_tokens: counted.clone(),
         window_seconds: seconds,
     })
@@ -203,7 +206,8 @@ fn drifts(windows: &[Window], tokens: &[u64]) -> bool {
     }
 }
 
-/// What points tell of each other: idle watts are taken off, and the prefill point splits the others' joules.
+/// What points tell of each other: idle watts are taken off, and the prefill point splits the others' joules. And
+/// what the ceilings tell of each.
 pub fn fill(report: &mut Report) {
     let prefill: Vec<(Scope, Estimate)> = report
         .points
@@ -217,6 +221,10 @@ pub fn fill(report: &mut Report) {
         .filter_map(|i| Some((Scope { boundary: i.boundary, method: i.method }, i.watts()?)))
         .collect();
     for point in &mut report.points {
+        if let Some(ceilings) = &report.ceilings {
+            point.copy_bandwidth_share = copy_share(ceilings, point);
+            point.gemm_share = gemm_share(ceilings, point);
+        }
         let (tokens, kind) = (point.tokens() as f64, point.kind);
         let inputs_per_output = point.input_tokens as f64 / point.output_tokens as f64;
         for energy in &mut point.energy {

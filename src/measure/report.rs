@@ -32,6 +32,9 @@ pub struct Report {
     pub hardware: Hardware,
     pub model: Model,
     pub target: Target,
+    /// `None` for a server behind a URL, and where they could not be measured.
+    #[serde(default)]
+    pub ceilings: Option<Ceilings>,
     pub meters: Vec<Meter>,
     /// The scope that efficiencies and the verdict are about; `None` without a meter.
     pub primary: Option<Scope>,
@@ -104,6 +107,41 @@ pub enum Target {
 pub struct Setting {
     pub name: String,
     pub value: String,
+}
+
+/// What the devices do at their best, measured before the bench in the same run, and what the model asks of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ceilings {
+    /// One an engine; all were measured at the same time.
+    pub devices: Vec<DeviceCeiling>,
+    /// Of the matrices that a decode step of an engine reads, as they are held: all layers, and the head.
+    pub step_weight_bytes: u64,
+    /// Keys and values of a token.
+    pub kv_bytes_per_token: u64,
+    /// Of a prompt's token: two for each weight of the layers.
+    pub flops_per_token: f64,
+    /// And more for each token that it sees, itself included.
+    pub flops_per_key: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceCeiling {
+    pub device: String,
+    pub copied_bytes: u64,
+    /// Read and written: twice what is copied.
+    pub copy_bytes_per_second: Range,
+    /// Rows, outputs and inputs of the product.
+    pub gemm: [u64; 3],
+    pub gemm_dtype: String,
+    pub gemm_flops_per_second: Range,
+}
+
+/// Of repetitions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Range {
+    pub median: f64,
+    pub least: f64,
+    pub most: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -181,6 +219,12 @@ pub struct Point {
     pub ttft_seconds: Option<Quantiles>,
     /// From token to token of a request; of tokens that came together, the mean.
     pub itl_seconds: Option<Quantiles>,
+    /// Of the copy bandwidth: bytes that a decode step reads at least, over the median time between tokens.
+    #[serde(default)]
+    pub copy_bandwidth_share: Option<f64>,
+    /// Of the rate of a large product: operations that the prompts took, over the time; prefill only.
+    #[serde(default)]
+    pub gemm_share: Option<f64>,
     pub window_seconds: Vec<f64>,
     /// Input tokens where the kind is prefill, else output tokens.
     pub window_tokens: Vec<u64>,

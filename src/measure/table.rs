@@ -2,7 +2,7 @@
 //!
 //! Every column of energy names its scope. What is assumed or an example is headed EXAMPLE.
 
-use super::report::{Energy, Kind, Model, Point, Quantiles, Report, Scope, Target};
+use super::report::{Ceilings, DeviceCeiling, Energy, Kind, Model, Point, Quantiles, Report, Scope, Target};
 use super::worth;
 use crate::economics::inference::TokenPrices;
 
@@ -65,6 +65,7 @@ fn heading(report: &Report) -> Vec<String> {
     let gpus: String = hardware.gpus.iter().map(|g| format!(", {}", g.name)).collect();
     lines.push(format!("{}, {} on {}", report.created, model(&report.model), target(&report.target)));
     lines.push(format!("{}, {} cores{gpus}", hardware.cpu, hardware.cores));
+    lines.extend(report.ceilings.as_ref().map(ceilings));
     lines.push(match report.primary {
         Some(scope) => format!("joules and watts: {}", scope_name(scope)),
         None => "joules and watts: none, there is no meter".into(),
@@ -80,6 +81,21 @@ fn heading(report: &Report) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// What the devices did at their best.
+fn ceilings(ceilings: &Ceilings) -> String {
+    let one = |d: &DeviceCeiling| {
+        format!(
+            "{}: copy {} GB/s, GEMM {} TFLOP/s ({})",
+            d.device,
+            significant(d.copy_bytes_per_second.median / 1e9),
+            significant(d.gemm_flops_per_second.median / 1e12),
+            d.gemm_dtype
+        )
+    };
+    let devices: Vec<String> = ceilings.devices.iter().map(one).collect();
+    format!("measured in this run: {}", devices.join("; "))
 }
 
 fn model(model: &Model) -> String {
@@ -132,6 +148,9 @@ fn rows(report: &Report) -> Vec<Vec<String>> {
     let mut header: Vec<String> =
         ["", "token/s", "TTFT ms p50/p90/p99", "ITL ms p50/p90/p99"].map(String::from).into();
     header.extend(scopes.iter().map(|s| format!("W ({})", scope_name(*s))));
+    if report.ceilings.is_some() {
+        header.extend(["of copy", "of GEMM"].map(String::from));
+    }
     header.extend(["J/token", "token/kWh", "$/M tokens of energy", "$/MWh"].map(String::from));
     let mut rows = vec![header];
     rows.extend(report.points.iter().map(|p| row(report, p, &scopes)));
@@ -147,6 +166,10 @@ fn row(report: &Report, point: &Point, scopes: &[Scope]) -> Vec<String> {
     row.extend([milliseconds(point.ttft_seconds), milliseconds(point.itl_seconds)]);
     let energy_of = |scope: &Scope| point.energy.iter().find(|e| e.scope() == *scope);
     row.extend(scopes.iter().map(|s| energy_of(s).map_or("–".into(), |e| format!("{:.1}", e.watts.value))));
+    if report.ceilings.is_some() {
+        let share = |of: Option<f64>| of.map_or("–".into(), |share| format!("{:.0} %", share * 100.0));
+        row.extend([point.copy_bandwidth_share, point.gemm_share].map(share));
+    }
     let energy = report.primary_energy(point);
     let number = |value: Option<f64>| value.map_or("–".into(), significant);
     let joules = energy.and_then(|e| e.joules_per_token);
@@ -226,7 +249,7 @@ fn remarks(report: &Report) -> Vec<String> {
     lines
 }
 
-const COLUMNS: [&str; 35] = [
+const COLUMNS: [&str; 37] = [
     "kind",
     "label",
     "concurrency",
@@ -246,6 +269,8 @@ const COLUMNS: [&str; 35] = [
     "itl_p50_seconds",
     "itl_p90_seconds",
     "itl_p99_seconds",
+    "copy_bandwidth_share",
+    "gemm_share",
     "boundary",
     "method",
     "meter",
@@ -294,6 +319,7 @@ fn csv_line(report: &Report, point: &Point, energy: Option<&Energy>) -> Vec<Stri
     for q in [point.ttft_seconds, point.itl_seconds] {
         line.extend([q.map(|q| q.p50), q.map(|q| q.p90), q.map(|q| q.p99)].map(number));
     }
+    line.extend([point.copy_bandwidth_share, point.gemm_share].map(number));
     let word = |value: Option<String>| value.unwrap_or_default();
     line.push(word(energy.map(|e| e.boundary.as_str().into())));
     line.push(word(energy.map(|e| e.method.to_string())));
@@ -318,6 +344,7 @@ fn csv_line(report: &Report, point: &Point, energy: Option<&Energy>) -> Vec<Stri
 mod tests {
     use super::*;
     use crate::measure::economics::{Given, judge};
+    use crate::measure::report::Range;
     use crate::measure::testing;
 
     fn report() -> Report {
@@ -382,9 +409,37 @@ mod tests {
         let mut reader = csv_reader(&text);
         let columns = reader.headers().unwrap().len();
         let records: Vec<csv::StringRecord> = reader.records().map(|r| r.unwrap()).collect();
-        assert_eq!((records.len(), columns), (2, 35));
-        assert_eq!(records[1].get(34), Some("thermal throttling of a, \"b\""));
-        assert_eq!(records[0].get(25), Some("10"));
+        assert_eq!((records.len(), columns), (2, 37));
+        assert_eq!(records[1].get(36), Some("thermal throttling of a, \"b\""));
+        assert_eq!(records[0].get(27), Some("10"));
+    }
+
+    #[test]
+    fn shares_stand_beside_the_figures_where_the_ceilings_are_known() {
+        let mut report = report();
+        assert!(!text(&report).contains("of GEMM"));
+        let range = |median: f64| Range { median, least: median, most: median };
+        let device = DeviceCeiling {
+            device: "cuda:0".into(),
+            copied_bytes: 1 << 29,
+            copy_bytes_per_second: range(4.3e12),
+            gemm: [8192; 3],
+            gemm_dtype: "bf16".into(),
+            gemm_flops_per_second: range(7.8e14),
+        };
+        report.ceilings = Some(Ceilings {
+            devices: vec![device],
+            step_weight_bytes: 0,
+            kv_bytes_per_token: 0,
+            flops_per_token: 0.0,
+            flops_per_key: 0.0,
+        });
+        report.points[0].copy_bandwidth_share = Some(0.724);
+        let text = text(&report);
+        for want in ["cuda:0: copy 4300 GB/s, GEMM 780.0 TFLOP/s (bf16)", "of copy", " 72 % "] {
+            assert!(text.contains(want), "`{want}` is not in\n{text}");
+        }
+        assert!(csv(&report).contains(",0.724,,"));
     }
 
     fn csv_reader(text: &str) -> csv::Reader<&[u8]> {

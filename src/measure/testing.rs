@@ -20,6 +20,7 @@ pub fn report() -> Report {
         hardware: Hardware { cpu: "a processor".into(), cores: 2, ..Hardware::default() },
         model: Model { id: "demo".into(), ..Model::default() },
         target: Target::InProcess { settings: Vec::new() },
+        ceilings: None,
         meters: Vec::new(),
         primary: Some(Scope { boundary: Boundary::CpuPackage, method: Method::Counter }),
         idle: Vec::new(),
@@ -55,6 +56,8 @@ pub fn point(kind: Kind, concurrency: u32, tokens_per_second: f64, watts: f64) -
         output_tokens_per_second: rate,
         ttft_seconds: Some(Quantiles { p50: 0.1, p90: 0.2, p99: 0.3 }),
         itl_seconds: Some(Quantiles { p50: 0.01, p90: 0.02, p99: 0.03 }),
+        copy_bandwidth_share: None,
+        gemm_share: None,
         window_seconds: vec![5.0; 10],
         window_tokens: vec![tokens / 10; 10],
         energy: vec![Energy {

@@ -143,6 +143,16 @@ impl DecoderSpec {
         2.0 * (products + attention + head) as f64
     }
 
+    /// Of [`DecoderSpec::row_flops`], those for each position that a row sees.
+    pub fn flops_per_key(&self) -> f64 {
+        (4 * self.layers * self.q_width()) as f64
+    }
+
+    /// Weights that a row of a decode step is multiplied by: those of all layers, and of the head.
+    pub fn step_parameters(&self) -> (usize, usize) {
+        (self.layers * self.layer_parameters(), self.vocab * self.hidden)
+    }
+
     /// Modelled work of a sequence's rows in a step of `step_rows` rows, in FLOP: its arithmetic, plus the
     /// bytes it reads (its keys and values once, its rows' part of the weights) at `FLOP_PER_BYTE`. Only
     /// ratios of it mean anything.

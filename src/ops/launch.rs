@@ -154,6 +154,12 @@ pub trait Launcher: Send + Sync {
     /// As for [`Launcher::launch`].
     unsafe fn product(&self, product: &Product) -> Result<()>;
 
+    /// Copies bytes within the memory.
+    ///
+    /// # Safety
+    /// As for [`Launcher::launch`]; the two do not overlap.
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+
     /// Puts arrays where kernels can read them, without waiting for those; the addresses hold until the next
     /// arrays of the same kind. They depend on the lengths of the arrays alone, all but the last one's.
     fn mirror(&self, kind: ArrayKind, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()>;

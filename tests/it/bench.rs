@@ -135,6 +135,17 @@ fn a_whole_bench_writes_every_file_and_overwrites_none() {
     assert_eq!(kinds, sweep);
     assert_eq!((report.points[4].requests, report.points[4].failed), (3, 0));
     assert!(report.points[4].flags.iter().any(|f| f.contains("cut to the context")));
+    // The demo model: 4.5 MB of weights, of which a step reads all.
+    let ceilings = report.ceilings.as_ref().unwrap();
+    assert!((4_000_000..5_000_000).contains(&ceilings.step_weight_bytes), "{ceilings:?}");
+    assert_eq!(ceilings.devices.len(), 1);
+    let shares: Vec<_> = report.points.iter().map(|p| (p.copy_bandwidth_share, p.gemm_share)).collect();
+    for (point, (copy, gemm)) in report.points.iter().zip(&shares) {
+        let decode = matches!(point.kind, Kind::Concurrency | Kind::Sustained);
+        assert_eq!(copy.is_some_and(|s| s > 0.0), decode, "{shares:?}");
+        assert_eq!(gemm.is_some_and(|s| s > 0.0), point.kind == Kind::Prefill, "{shares:?}");
+    }
+    assert!(text.contains("of copy") && text.contains("of GEMM"), "{text}");
     let energy = report.primary_energy(&report.points[0]).unwrap();
     assert!((9.0..=40.0).contains(&energy.watts.value), "{:?}", energy.watts);
     assert!(energy.joules_per_decode_token.is_some() || energy.joules_per_prefill_token.is_some());
@@ -151,6 +162,14 @@ fn a_whole_bench_writes_every_file_and_overwrites_none() {
     let mut bare = Vec::new();
     bare_figures("", &serde_json::from_str(&json).unwrap(), &mut bare);
     assert!(bare.is_empty(), "without method and boundary: {bare:?}");
+}
+
+/// Made before a report had ceilings.
+#[test]
+fn an_older_report_is_read() {
+    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
+    let report = report(&results, "2026-11-23-bench-quick-demo");
+    assert!(report.ceilings.is_none() && !report.points.is_empty());
 }
 
 /// Numbers of energy or power that do not stand beside their method and boundary. What the operator gave

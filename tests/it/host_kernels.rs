@@ -146,6 +146,12 @@ impl Launcher for Host {
         unsafe { self.call(Call::Product(*product)) }
     }
 
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise; memory of this process.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
+    }
+
     fn mirror(&self, kind: ArrayKind, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {
         let mut state = self.state();
         let memory = match kind {

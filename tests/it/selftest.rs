@@ -70,6 +70,10 @@ impl Launcher for Broken {
         // SAFETY: the caller's promise.
         unsafe { self.0.product(product) }
     }
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.copy(to, from, bytes) }
+    }
     fn mirror(&self, kind: ArrayKind, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {
         self.0.mirror(kind, arrays, addresses)
     }

@@ -43,6 +43,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("selftest", &["error", "quantity", "clock", "ops", "model"]),
     ("measure/baseline", &["error", "quantity", "clock", "ops", "model", "engine"]),
+    ("measure/ceilings", &["error", "quantity", "clock", "ops"]),
     ("api", &["error", "quantity", "clock", "wire", "unit", "service", "metrics", "energy"]),
     ("config", &["quantity", "model", "power"]),
     ("cli", &["*"]),

@@ -124,6 +124,7 @@ fn begin(subject: &Subject) -> Report {
         hardware: hardware::of_this_machine(machine::instructions(), subject::boards()),
         model: subject.model.clone(),
         target: subject.described.clone(),
+        ceilings: subject.ceilings.clone(),
         meters: meters.collect(),
         primary: None,
         idle: Vec::new(),

@@ -10,6 +10,7 @@ use clap::ArgMatches;
 use tokio::runtime::Handle;
 
 use super::arguments::Takes;
+use crate::cli::assemble::Held;
 use crate::cli::{assemble, devices, machine};
 use crate::clock::{BusyTime, Clock};
 use crate::config::{Config, DeviceKind};
@@ -17,6 +18,7 @@ use crate::engine::worker::Limits;
 use crate::error::printable;
 use crate::http_client::shown;
 use crate::measure::baseline::Baseline;
+use crate::measure::ceilings::{self, Engine};
 use crate::measure::hardware::sha256;
 use crate::measure::report::{self, Setting};
 use crate::measure::sweep::Controls;
@@ -26,6 +28,7 @@ use crate::model::checkpoint::SYNTHETIC_SEED;
 use crate::model::decoder::Precision;
 use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
+use crate::ops::exec::Exec;
 use crate::ops::pool::Pool;
 use crate::power::caps::{self, Cap};
 use crate::power::monitor::Monitor;
@@ -45,6 +48,8 @@ pub struct Subject {
     pub busy: BusyTime,
     pub monitor: Arc<Monitor>,
     pub notes: Vec<String>,
+    /// Of the devices; none of a server's.
+    pub ceilings: Option<report::Ceilings>,
     pub model: report::Model,
     pub described: report::Target,
 }
@@ -75,8 +80,13 @@ pub fn open(
 fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let unit = Unit::new(clock.clone());
     let opened = assemble::open(config, &unit)?;
+    // While there is room: the engines take what a device has.
+    let pools = opened.sizes.threads_per_device;
+    let measured =
+        ceilings(config, &opened.checkpoint, assemble::held(config, &opened.checkpoint), pools, clock);
     let mut metered = assemble::meters(config, clock)?;
-    let (monitor, notes) = (metered.monitor.clone(), std::mem::take(&mut metered.notes));
+    let (monitor, mut notes) = (metered.monitor.clone(), std::mem::take(&mut metered.notes));
+    let ceilings = measured.map_err(|why| notes.push(why)).ok();
     assemble::start_metered(config, &opened, &unit, metered)?;
     let limits = Limits { max_rows: config.sequences(), max_tokens: config.batched_tokens(), duty: 1.0 };
     let set_duty = move |duty| unit.set_limits(Limits { duty, ..limits });
@@ -92,6 +102,7 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         busy: BusyTime::default(),
         monitor,
         notes,
+        ceilings,
         model: model(&opened.checkpoint, config),
         described: report::Target::InProcess {
             settings: settings(&[
@@ -104,6 +115,38 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
                 ("enable-prefix-caching", config.prefix_caching.to_string()),
             ]),
         },
+    })
+}
+
+/// What the devices do at their best, and what the model asks of them; or why nobody knows.
+fn ceilings(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    held: Held,
+    threads_per_device: usize,
+    clock: &Clock,
+) -> Result<report::Ceilings, String> {
+    let engine = |(i, device): (usize, &DeviceKind)| -> candle_core::Result<Engine> {
+        let pool = Arc::new(Pool::new(threads_per_device));
+        Ok(match device {
+            DeviceKind::Cuda(ordinal) => {
+                Engine { name: device.to_string(), on: Exec::cuda(*ordinal, pool, false)? }
+            }
+            _ => Engine { name: format!("cpu:{i}"), on: pool.into() },
+        })
+    };
+    let engines: candle_core::Result<Vec<Engine>> = config.devices.iter().enumerate().map(engine).collect();
+    let devices = engines.and_then(|engines| ceilings::measure(&engines, held.activations, clock));
+    let devices =
+        devices.map_err(|e| format!("no copy bandwidth and no GEMM rate beside the figures: {e}"))?;
+    let spec = &checkpoint.spec;
+    let (layers, head) = spec.step_parameters();
+    Ok(report::Ceilings {
+        devices,
+        step_weight_bytes: (layers * held.layers.size_in_bytes() + head * held.head.size_in_bytes()) as u64,
+        kv_bytes_per_token: spec.kv_bytes_per_token(held.cache.size_in_bytes()) as u64,
+        flops_per_token: spec.row_flops(0, false) - spec.flops_per_key(),
+        flops_per_key: spec.flops_per_key(),
     })
 }
 
@@ -131,6 +174,11 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if device.is_cuda() => DType::F16,
         _ => DType::F32,
     };
+    // All weights are of this one type.
+    let held = Held { activations: dtype, layers: dtype, head: dtype, cache: dtype };
+    let mut notes = notes;
+    let ceilings =
+        ceilings(config, &checkpoint, held, pool.threads(), clock).map_err(|why| notes.push(why)).ok();
     let rival = Sequential {
         model: Arc::new(Mutex::new(Baseline::new(&checkpoint, dtype, &device)?)),
         busy,
@@ -145,6 +193,7 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         busy: BusyTime::default(),
         monitor,
         notes,
+        ceilings,
         model,
         described: report::Target::CandleTransformers {
             settings: settings(&[
@@ -186,6 +235,7 @@ fn server(
         busy,
         monitor,
         notes,
+        ceilings: None,
         model: report::Model {
             id: printable(&server.model.clone().unwrap_or_default(), MOST_OF_A_NAME),
             ..report::Model::default()

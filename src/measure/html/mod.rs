@@ -46,6 +46,7 @@ pub fn render(report: &Report) -> String {
     page += &economics(report);
     page += &heading(2, "Machine, model, meters");
     page += &tables::setting(report);
+    page += &tables::ceilings(report);
     page += &tables::meters(report);
     page += &how_to_read(report);
     page + "</main>\n</body>\n</html>\n"

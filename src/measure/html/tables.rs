@@ -4,7 +4,9 @@
 use super::markup::{estimate, or_dash, table};
 use crate::economics::estimate::Estimate;
 use crate::measure::plot::scale::number;
-use crate::measure::report::{Energy, Kind, Meter, Point, Quantiles, Report, Scope, Target};
+use crate::measure::report::{
+    DeviceCeiling, Energy, Kind, Meter, Point, Quantiles, Range, Report, Scope, Target,
+};
 use crate::measure::table::label;
 
 /// Scopes as `method: counter, boundary: GPU board; …`.
@@ -77,12 +79,42 @@ fn percent(share: f64) -> String {
     format!("±{} %", number(share * 100.0))
 }
 
+fn share(of: f64) -> String {
+    format!("{} %", number(of * 100.0))
+}
+
+/// What the devices do at their best; nothing where nobody measured it.
+pub fn ceilings(report: &Report) -> String {
+    let Some(ceilings) = &report.ceilings else { return String::new() };
+    let head =
+        ["device", "copy GB/s", "least", "most", "of MB", "GEMM TFLOP/s", "least", "most", "of", "type"];
+    let range = |r: Range, unit: f64| [r.median, r.least, r.most].map(|x| number(x / unit));
+    let row = |d: &DeviceCeiling| {
+        let mut row = vec![d.device.clone()];
+        row.extend(range(d.copy_bytes_per_second, 1e9));
+        row.push(number(d.copied_bytes as f64 / 1e6));
+        row.extend(range(d.gemm_flops_per_second, 1e12));
+        row.push(d.gemm.map(|n| n.to_string()).join(" × "));
+        row.push(d.gemm_dtype.clone());
+        row
+    };
+    let rows: Vec<_> = ceilings.devices.iter().map(row).collect();
+    table(
+        "What the devices do at their best (method: a copy, bytes read and written, and a product of matrices as the \
+         engine makes it, before the first point, all engines at once; median, least and most of seven; no energy).",
+        &head,
+        &rows,
+    )
+}
+
 /// Latency, load and whatever is to be said of each point.
 pub fn latency(report: &Report) -> String {
     let head = [
         "point",
         "TTFT ms p50 / p90 / p99",
         "ITL ms p50 / p90 / p99",
+        "of copy bandwidth",
+        "of GEMM rate",
         "requests",
         "failed",
         "mean input",
@@ -99,6 +131,8 @@ pub fn latency(report: &Report) -> String {
             label(p),
             milliseconds(p.ttft_seconds),
             milliseconds(p.itl_seconds),
+            or_dash(p.copy_bandwidth_share, share),
+            or_dash(p.gemm_share, share),
             p.requests.to_string(),
             p.failed.to_string(),
             number(p.mean_input_tokens),

@@ -188,6 +188,12 @@ impl Launcher for Driver {
         }
     }
 
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(driver("copy"))?;
+        // SAFETY: the caller's promise.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(driver("copy"))
+    }
+
     fn mirror(&self, kind: ArrayKind, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {
         let memory = match kind {
             ArrayKind::Step => &self.step,
