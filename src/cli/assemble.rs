@@ -103,11 +103,11 @@ pub fn on_gpus(config: &Config) -> bool {
     config.devices.iter().any(|d| matches!(d, DeviceKind::Cuda(_)))
 }
 
-/// UUIDs of the engines' boards, in their order; none where one of them does not tell (a slice of a board, a CPU).
+/// UUIDs of the engines' boards, in their order, an empty one for a CPU; none where a board does not tell (a slice).
 pub fn gpu_uuids(config: &Config) -> Vec<String> {
     let uuid = |device: &DeviceKind| match device {
         DeviceKind::Cuda(ordinal) => cuda::uuid(*ordinal).ok(),
-        _ => None,
+        _ => Some(String::new()),
     };
     config.devices.iter().map(uuid).collect::<Option<_>>().unwrap_or_default()
 }
@@ -266,7 +266,8 @@ fn capture(runner: &mut Runner, sequences: usize, ordinal: usize) -> anyhow::Res
     Ok(())
 }
 
-/// One engine per device, warmed up, all of one decoder.
+/// One engine per device, warmed up, all of one decoder. `faults`: what is to go wrong with each, for tests and drills;
+/// an engine beyond its end has none.
 ///
 /// # Errors
 /// A device that cannot hold its cache, or a warm-up with logits that are not finite.
@@ -276,6 +277,7 @@ pub fn start_engines(
     decoder: Decoder,
     clock: &Clock,
     observed: Vec<Observed>,
+    faults: &[Faults],
 ) -> anyhow::Result<Vec<EngineHandle>> {
     let decoder = Arc::new(decoder);
     let mut engines = Vec::new();
@@ -311,7 +313,7 @@ pub fn start_engines(
             prefix_caching: config.prefix_caching,
             run_ahead: config.async_scheduling.unwrap_or(runner.is_asynchronous()),
             max_queue: config.max_queue,
-            faults: Faults::default(),
+            faults: faults.get(index).cloned().unwrap_or_default(),
         };
         let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), observed)
             .map_err(|e| anyhow!("device {device}: {e}"))?;
@@ -384,12 +386,26 @@ pub fn start_metered(
     unit: &Arc<Unit>,
     metered: Metered,
 ) -> anyhow::Result<()> {
+    start_with_faults(config, opened, unit, metered, &[])
+}
+
+/// The same with engines that meet faults, as [`start_engines`].
+///
+/// # Errors
+/// As [`start_metered`].
+pub fn start_with_faults(
+    config: &Config,
+    opened: &Opened,
+    unit: &Arc<Unit>,
+    metered: Metered,
+    faults: &[Faults],
+) -> anyhow::Result<()> {
     let decoder = load(config, &opened.checkpoint, false)?;
     // Before the warm-up, whose joules are overhead; after the weights, which no request pays for.
     let logs = metered.observed.iter().map(|o| o.steps.clone()).collect();
     if let Some(ledger) = Ledger::start(&metered.monitor, logs) {
         unit.meter(ledger);
     }
-    unit.open(start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed)?);
+    unit.open(start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed, faults)?);
     unit.watch(config.step_timeout).context("the watchdog's thread could not start")
 }

@@ -276,6 +276,8 @@ proptest! {
         let shares: f64 = told().map(|e| e.total().0).sum();
         prop_assert!(told().all(|e| e.settled));
         prop_assert!((shares + totals.idle + totals.overhead - totals.total).abs() < 1e-6 * totals.total.max(1.0));
+        let of_engines: f64 = b.ledger.engine_totals().iter().flatten().sum();
+        prop_assert!((of_engines + totals.idle - totals.total).abs() < 1e-6 * totals.total.max(1.0));
         prop_assert!(totals.idle >= 0.0 && totals.overhead >= 0.0 && shares >= 0.0);
         // And the total is what was drawn, up to the window that is still open.
         let drawn = (b.board.drawn(b.clock.now()) - b.drawn_before).0;
@@ -305,4 +307,8 @@ fn a_failed_attempt_is_overhead() {
     let totals = b.totals();
     assert!((totals.attributed().0 - totals.total).abs() < 1e-6);
     assert!(totals.overhead > totals.prefill, "{totals:?}");
+    let of_engine = b.ledger.engine_totals()[0];
+    for (engine, meter) in of_engine.into_iter().zip([totals.prefill, totals.decode, totals.overhead]) {
+        assert!((engine - meter).abs() < 1e-6, "{of_engine:?} of {totals:?}");
+    }
 }
