@@ -5,6 +5,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use candle_core::DType;
@@ -29,7 +30,7 @@ use crate::ops::exec::{Exec, cuda};
 use crate::ops::paged_attention::kernels;
 use crate::ops::pool::Pool;
 use crate::power::monitor::{Monitor, MonitorConfig};
-use crate::power::spec::{self, MeterContext};
+use crate::power::spec::{self, MeterContext, MeterSpec};
 use crate::service::{SamplingDefaults, ServedModel, Service};
 use crate::text::chat_template::ChatTemplate;
 use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, Tokenizer};
@@ -41,6 +42,9 @@ const KV_SHARE_OF_FREE: u64 = 4;
 const GPU_RESERVE_BYTES: u64 = 768 << 20;
 /// Rows with logits in a step: enough to score a prompt in reasonable chunks.
 const MIN_LOGIT_ROWS: usize = 64;
+
+/// How often boards that are not metered are looked at.
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
 
 /// How large the parts of a unit are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -326,6 +330,8 @@ pub fn start_engines(
 pub struct Metered {
     pub observed: Vec<Observed>,
     pub monitor: Arc<Monitor>,
+    /// The engines' boards, where the meters are others (a PDU): watched for faults, not counted.
+    pub boards: Option<Arc<Monitor>>,
     /// What is to be said about the choice of meters.
     pub notes: Vec<String>,
 }
@@ -340,8 +346,20 @@ pub fn meters(config: &Config, clock: &Clock) -> anyhow::Result<Metered> {
     let mut context = MeterContext::new(clock.clone(), busy, machine::cores());
     context.gpus = on_gpus(config);
     context.gpu_uuids = gpu_uuids(config);
-    let (monitor, notes) = monitor(config, &context)?;
-    Ok(Metered { observed, monitor, notes })
+    let (monitor, mut notes) = monitor(config, &context)?;
+    let metered = matches!(config.meter, MeterSpec::Auto | MeterSpec::Nvml);
+    let boards = (context.gpus && !metered).then(|| watched(&context));
+    let boards = boards.and_then(|found| {
+        found.map_err(|e| notes.push(format!("the boards are not watched for Xids: {e}"))).ok()
+    });
+    Ok(Metered { observed, monitor, boards, notes })
+}
+
+/// The engines' boards by NVML, to be watched.
+fn watched(context: &MeterContext) -> anyhow::Result<Arc<Monitor>> {
+    let meters = spec::open(&MeterSpec::Nvml, context)?.meters;
+    let config = MonitorConfig { poll: WATCH_PERIOD, ..MonitorConfig::default() };
+    Monitor::start(meters, context.clock.clone(), config).context("the boards' thread could not start")
 }
 
 /// The same without engines of this process: the meters that `--meter` asks for, being read.
@@ -401,6 +419,9 @@ pub fn start_with_faults(
     faults: &[Faults],
 ) -> anyhow::Result<()> {
     let decoder = load(config, &opened.checkpoint, false)?;
+    if let Some(boards) = metered.boards {
+        unit.watch_boards(boards);
+    }
     // Before the warm-up, whose joules are overhead; after the weights, which no request pays for.
     let logs = metered.observed.iter().map(|o| o.steps.clone()).collect();
     if let Some(ledger) = Ledger::start(&metered.monitor, logs) {

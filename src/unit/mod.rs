@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::energy::Ledger;
 use crate::engine::event::{EngineError, GenerateRequest};
 use crate::engine::worker::{EngineHandle, Limits};
+use crate::power::monitor::Monitor;
 
 /// A prompt goes where its beginning was seen when that is at least this share of it.
 const WORTH_FOLLOWING: f64 = 0.25;
@@ -47,6 +48,8 @@ pub struct Unit {
     replicas: OnceLock<Vec<Replica>>,
     affinity: Mutex<Affinity>,
     ledger: OnceLock<Arc<Ledger>>,
+    /// Boards whose faults are watched, where the ledger's meters are not theirs.
+    boards: OnceLock<Arc<Monitor>>,
     state: AtomicU8,
     aborted: AtomicBool,
     /// Longest silence of a replica that still serves.
@@ -61,6 +64,7 @@ impl Unit {
             replicas: OnceLock::new(),
             affinity: Mutex::default(),
             ledger: OnceLock::new(),
+            boards: OnceLock::new(),
             state: AtomicU8::new(0),
             aborted: AtomicBool::new(false),
             patience: OnceLock::new(),
@@ -78,6 +82,11 @@ impl Unit {
     /// From now on the joules of requests are counted there. The second call has no effect.
     pub fn meter(&self, ledger: Arc<Ledger>) {
         let _ = self.ledger.set(ledger);
+    }
+
+    /// Faults of these boards take their engines out too; their joules count nowhere. The second call has no effect.
+    pub fn watch_boards(&self, boards: Arc<Monitor>) {
+        let _ = self.boards.set(boards);
     }
 
     /// Where joules are counted, if there is a meter.

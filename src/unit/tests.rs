@@ -128,6 +128,22 @@ fn a_critical_xid_takes_out_the_engine_of_that_meter() {
     assert!(unit.submit(request(1, 20)).is_ok());
 }
 
+/// The same where joules are counted by others, or not at all.
+#[test]
+fn boards_that_are_not_metered_are_watched() {
+    let clock = Clock::fake();
+    let (unit, _inboxes) = unit(&clock, 2);
+    let board = FakeBoard::new(clock.clone(), Faults::default());
+    let monitor = Monitor::new(vec![board.meter(Some(1))], clock.clone(), MonitorConfig::default());
+    let monitor = Arc::new(monitor);
+    unit.watch_boards(monitor.clone());
+    board.set_xid(119);
+    clock.advance(Duration::from_secs(2));
+    monitor.poll();
+    unit.inspect(Duration::from_secs(3600));
+    assert_eq!(unit.replicas().iter().map(|r| r.is_in()).collect::<Vec<_>>(), [true, false]);
+}
+
 #[test]
 fn a_unit_that_is_down_names_each_engines_reason() {
     let (unit, _inboxes) = unit(&Clock::fake(), 2);
