@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Release;
 use std::sync::mpsc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::Unit;
 use crate::clock::Clock;
 use crate::energy::Ledger;
-use crate::engine::event::{GenerateRequest, Tier};
+use crate::engine::event::{EventSender, GenerateRequest, Tier, TokenEvent};
 use crate::engine::sampler::SamplingParams;
 use crate::engine::step_log::StepLog;
 use crate::engine::worker::{Command, EngineHandle};
@@ -88,6 +89,46 @@ fn a_prefix_is_followed_where_the_cache_has_room_for_the_prompt() {
     assert_eq!(unit.place(&prompt()), Ok(0));
     busy(&unit, 0, 1, BLOCKS - 9);
     assert_eq!(unit.place(&prompt()), Ok(1));
+}
+
+/// The next request that an engine was sent: its seed, and where its events go.
+fn taken(inbox: &mpsc::Receiver<Command>) -> (u64, EventSender) {
+    match inbox.try_recv() {
+        Ok(Command::Submit { request, events }) => (request.sampling.seed, events),
+        _ => panic!("no request came"),
+    }
+}
+
+#[test]
+fn a_request_that_has_moved_moves_again_while_nobody_has_seen_it() {
+    let (unit, inboxes) = unit(&Clock::fake(), 3);
+    let asked = GenerateRequest {
+        sampling: SamplingParams { seed: 7, ..SamplingParams::default() },
+        ..request(1, 20)
+    };
+    let mut answer = unit.submit(asked).unwrap();
+    answer.hold();
+    let mut next = || match answer.poll_next(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(event) => event,
+        Poll::Pending => panic!("nothing came"),
+    };
+    let token = |id| TokenEvent::Token { id, logprob: None };
+    for (replica, inbox) in inboxes[..2].iter().enumerate() {
+        let (seed, events) = taken(inbox);
+        assert_eq!(seed, 7);
+        events.send(token(replica as u32));
+        assert_eq!(next(), Some(token(replica as u32)));
+        unit.take_out(replica, "Xid 79");
+        assert_eq!(next(), Some(TokenEvent::Anew));
+    }
+    let (seed, events) = taken(&inboxes[2]);
+    events.send(token(2));
+    assert_eq!((seed, next()), (7, Some(token(2))));
+    assert_eq!(unit.replicas().iter().map(|r| r.moved()).collect::<Vec<_>>(), [1, 1, 0]);
+    unit.take_out(2, "Xid 48");
+    assert!(
+        matches!(next(), Some(TokenEvent::Failed(error)) if error.to_string().contains("engine 2: Xid 48"))
+    );
 }
 
 #[test]
