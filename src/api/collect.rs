@@ -61,6 +61,11 @@ pub async fn respond<G: Source>(mut parts: CollectParts<G>) -> Result<Response, 
                     choice.finish = Some(reason.as_str().to_owned());
                 }
             }
+            Delta::Anew { choice } => {
+                if let Some(choice) = choices.get_mut(choice) {
+                    *choice = Choice::default();
+                }
+            }
             Delta::Failed(error) => return Err(error.into()),
         }
     }

@@ -10,7 +10,9 @@ use axum::routing::get;
 
 use crate::api::ApiState;
 use crate::api::error::ApiError;
-use crate::metrics::{EnergySample, EnergySource, EngineSample, EngineSource, MeterSample, PerToken};
+use crate::metrics::{
+    EnergySample, EnergySource, EngineJoules, EngineSample, EngineSource, MeterSample, PerToken,
+};
 use crate::unit::Unit;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -52,6 +54,7 @@ pub fn engine_source(unit: Arc<Unit>) -> EngineSource {
                 max_rows: stats.max_rows.load(Relaxed),
                 prompt_tokens: stats.prompt_tokens.load(Relaxed),
                 generated_tokens: stats.generated_tokens.load(Relaxed),
+                placed: replica.placed(),
                 moved: replica.moved(),
                 ready: replica.is_in() && stats.ready.load(Relaxed),
             }
@@ -79,6 +82,7 @@ pub fn energy_source(unit: Arc<Unit>) -> EnergySource {
             resets: meter.resets,
             other_processes: meter.board.as_ref().and_then(|b| b.other_processes).map(|n| n as f64),
             xid: meter.board.as_ref().and_then(|b| b.xid).map(|x| x as f64),
+            engine: meter.info.device,
             boundary: meter.info.boundary.as_str(),
             method: meter.info.method.to_string(),
             name: meter.info.name,
@@ -89,6 +93,11 @@ pub fn energy_source(unit: Arc<Unit>) -> EnergySource {
             meters: meters.collect(),
             joules_per_token: (generated > 0 && prefill + decode > 0.0).then(|| PerToken {
                 joules: (prefill + decode) / generated as f64,
+                boundary: ledger.boundary().as_str(),
+                method: ledger.method().to_string(),
+            }),
+            engines: Some(EngineJoules {
+                joules: ledger.engine_totals(),
                 boundary: ledger.boundary().as_str(),
                 method: ledger.method().to_string(),
             }),

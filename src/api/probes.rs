@@ -26,6 +26,6 @@ async fn ready(State(state): State<Arc<ApiState>>) -> Result<&'static str, ApiEr
         unit::State::Loading => Err(ApiError::loading()),
         unit::State::Draining => Err(ApiError::draining()),
         unit::State::Ready if unit.is_ready() => Ok("ready\n"),
-        unit::State::Ready => Err(ApiError::engine_down("No engine gave a sign of life")),
+        unit::State::Ready => Err(ApiError::engine_down(unit.why_down().to_string())),
     }
 }

@@ -90,6 +90,8 @@ impl<G: Source> SseBody<G> {
         match delta {
             Delta::Text { choice, text, logprobs } => writer.text(&mut self.out, choice, &text, logprobs),
             Delta::Finish { choice, reason } => writer.finish(&mut self.out, choice, reason.as_str()),
+            // Nothing was shown of it.
+            Delta::Anew { .. } => {}
             Delta::Failed(error) => self.fail(&error.into()),
         }
     }

@@ -49,6 +49,12 @@ impl Tally {
                 };
                 self.end(how, 1);
             }
+            // The time between two attempts is not one between tokens.
+            Delta::Anew { choice } => {
+                if let Some(last) = self.last_text.get_mut(*choice) {
+                    *last = None;
+                }
+            }
             Delta::Failed(_) => self.failed(),
         }
     }

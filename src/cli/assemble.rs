@@ -5,6 +5,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use candle_core::DType;
@@ -29,7 +30,7 @@ use crate::ops::exec::{Exec, cuda};
 use crate::ops::paged_attention::kernels;
 use crate::ops::pool::Pool;
 use crate::power::monitor::{Monitor, MonitorConfig};
-use crate::power::spec::{self, MeterContext};
+use crate::power::spec::{self, MeterContext, MeterSpec};
 use crate::service::{SamplingDefaults, ServedModel, Service};
 use crate::text::chat_template::ChatTemplate;
 use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, Tokenizer};
@@ -41,6 +42,9 @@ const KV_SHARE_OF_FREE: u64 = 4;
 const GPU_RESERVE_BYTES: u64 = 768 << 20;
 /// Rows with logits in a step: enough to score a prompt in reasonable chunks.
 const MIN_LOGIT_ROWS: usize = 64;
+
+/// How often boards that are not metered are looked at.
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
 
 /// How large the parts of a unit are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,11 +131,11 @@ pub fn on_gpus(config: &Config) -> bool {
     config.devices.iter().any(|d| matches!(d, DeviceKind::Cuda(_)))
 }
 
-/// UUIDs of the engines' boards, in their order; none where one of them does not tell (a slice of a board, a CPU).
+/// UUIDs of the engines' boards, in their order, an empty one for a CPU; none where a board does not tell (a slice).
 pub fn gpu_uuids(config: &Config) -> Vec<String> {
     let uuid = |device: &DeviceKind| match device {
         DeviceKind::Cuda(ordinal) => cuda::uuid(*ordinal).ok(),
-        _ => None,
+        _ => Some(String::new()),
     };
     config.devices.iter().map(uuid).collect::<Option<_>>().unwrap_or_default()
 }
@@ -288,7 +292,8 @@ fn capture(runner: &mut Runner, sequences: usize, ordinal: usize) -> anyhow::Res
     Ok(())
 }
 
-/// One engine per device, warmed up, all of one decoder.
+/// One engine per device, warmed up, all of one decoder. `faults`: what is to go wrong with each, for tests and drills;
+/// an engine beyond its end has none.
 ///
 /// # Errors
 /// A device that cannot hold its cache, or a warm-up with logits that are not finite.
@@ -298,6 +303,7 @@ pub fn start_engines(
     decoder: Decoder,
     clock: &Clock,
     observed: Vec<Observed>,
+    faults: &[Faults],
 ) -> anyhow::Result<Vec<EngineHandle>> {
     let decoder = Arc::new(decoder);
     let mut engines = Vec::new();
@@ -327,7 +333,7 @@ pub fn start_engines(
             prefix_caching: config.prefix_caching,
             run_ahead: config.async_scheduling.unwrap_or(runner.is_asynchronous()),
             max_queue: config.max_queue,
-            faults: Faults::default(),
+            faults: faults.get(index).cloned().unwrap_or_default(),
         };
         let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), observed)
             .map_err(|e| anyhow!("device {device}: {e}"))?;
@@ -340,6 +346,8 @@ pub fn start_engines(
 pub struct Metered {
     pub observed: Vec<Observed>,
     pub monitor: Arc<Monitor>,
+    /// The engines' boards, where the meters are others (a PDU): watched for faults, not counted.
+    pub boards: Option<Arc<Monitor>>,
     /// What is to be said about the choice of meters.
     pub notes: Vec<String>,
 }
@@ -354,8 +362,20 @@ pub fn meters(config: &Config, clock: &Clock) -> anyhow::Result<Metered> {
     let mut context = MeterContext::new(clock.clone(), busy, machine::cores());
     context.gpus = on_gpus(config);
     context.gpu_uuids = gpu_uuids(config);
-    let (monitor, notes) = monitor(config, &context)?;
-    Ok(Metered { observed, monitor, notes })
+    let (monitor, mut notes) = monitor(config, &context)?;
+    let metered = matches!(config.meter, MeterSpec::Auto | MeterSpec::Nvml);
+    let boards = (context.gpus && !metered).then(|| watched(&context));
+    let boards = boards.and_then(|found| {
+        found.map_err(|e| notes.push(format!("the boards are not watched for Xids: {e}"))).ok()
+    });
+    Ok(Metered { observed, monitor, boards, notes })
+}
+
+/// The engines' boards by NVML, to be watched.
+fn watched(context: &MeterContext) -> anyhow::Result<Arc<Monitor>> {
+    let meters = spec::open(&MeterSpec::Nvml, context)?.meters;
+    let config = MonitorConfig { poll: WATCH_PERIOD, ..MonitorConfig::default() };
+    Monitor::start(meters, context.clock.clone(), config).context("the boards' thread could not start")
 }
 
 /// The same without engines of this process: the meters that `--meter` asks for, being read.
@@ -400,12 +420,29 @@ pub fn start_metered(
     unit: &Arc<Unit>,
     metered: Metered,
 ) -> anyhow::Result<()> {
+    start_with_faults(config, opened, unit, metered, &[])
+}
+
+/// The same with engines that meet faults, as [`start_engines`].
+///
+/// # Errors
+/// As [`start_metered`].
+pub fn start_with_faults(
+    config: &Config,
+    opened: &Opened,
+    unit: &Arc<Unit>,
+    metered: Metered,
+    faults: &[Faults],
+) -> anyhow::Result<()> {
     let decoder = load(config, &opened.checkpoint, false)?;
+    if let Some(boards) = metered.boards {
+        unit.watch_boards(boards);
+    }
     // Before the warm-up, whose joules are overhead; after the weights, which no request pays for.
     let logs = metered.observed.iter().map(|o| o.steps.clone()).collect();
     if let Some(ledger) = Ledger::start(&metered.monitor, logs) {
         unit.meter(ledger);
     }
-    unit.open(start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed)?);
+    unit.open(start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed, faults)?);
     unit.watch(config.step_timeout).context("the watchdog's thread could not start")
 }

@@ -82,7 +82,7 @@ async fn answer_here(service: &Service, body: &[u8]) -> anyhow::Result<String> {
                 show(&text)?;
                 answer += &text;
             }
-            Delta::Finish { .. } => {}
+            Delta::Finish { .. } | Delta::Anew { .. } => {}
             Delta::Failed(e) => return Err(e.into()),
         }
     }

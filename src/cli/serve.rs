@@ -34,7 +34,7 @@ pub fn check(config: &Config) -> Exit {
     let bytes = decoder.weight_bytes();
     let metered = assemble::meters(config, unit.clock())?;
     let infos = metered.monitor.infos();
-    assemble::start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed)?;
+    assemble::start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed, &[])?;
     println!(
         "ok: {} ({} parameters, {:.1} MB), context {}, every weight finite, warm-up passed; power: {}",
         opened.checkpoint.name,

@@ -145,11 +145,12 @@ impl Book {
         per_weight
     }
 
-    pub fn add_prefill(&mut self, joules: f64) {
-        self.totals.prefill += self.pay(0, joules);
-    }
-    pub fn add_decode(&mut self, joules: f64) {
-        self.totals.decode += self.pay(1, joules);
+    /// Adds joules of prefill and decode. Gives what became of them: prefill, decode, overhead.
+    pub fn add(&mut self, [prefill, decode]: [f64; 2]) -> [f64; 3] {
+        let left = [self.pay(0, prefill), self.pay(1, decode)];
+        self.totals.prefill += left[0];
+        self.totals.decode += left[1];
+        [left[0], left[1], prefill + decode - left[0] - left[1]]
     }
     /// What was settled for a failed attempt is overhead after all.
     pub fn owe(&mut self, [prefill, decode]: [f64; 2]) {

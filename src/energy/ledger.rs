@@ -51,6 +51,8 @@ struct Engine {
     last_end: Tick,
     /// Its device failed: what it still does is nobody's.
     disowned: bool,
+    /// Settled joules of its steps inside the told boundary: prefill, decode, overhead.
+    joules: [f64; 3],
 }
 
 #[derive(Default)]
@@ -102,7 +104,8 @@ impl Ledger {
         let begun = monitor.clock().now();
         let engine = |log: StepLog| {
             log.listen();
-            Engine { log, twin: Steps::default(), steps: VecDeque::new(), last_end: begun, disowned: false }
+            let (twin, steps) = Default::default();
+            Engine { log, twin, steps, last_end: begun, disowned: false, joules: [0.0; 3] }
         };
         let inner = Inner {
             engines: logs.into_iter().map(engine).collect(),
@@ -217,6 +220,12 @@ impl Ledger {
         (inner.accounts.len(), inner.engines.iter().map(|e| e.steps.len()).sum())
     }
 
+    /// Settled joules of each engine's steps inside the told boundary: prefill, decode, overhead. Where engines share
+    /// a meter, by the share of their steps.
+    pub fn engine_totals(&self) -> Vec<[f64; 3]> {
+        self.inner().engines.iter().map(|e| e.joules).collect()
+    }
+
     /// Settled joules of requests inside the told boundary, prefill and decode.
     pub fn told_totals(&self) -> [f64; 2] {
         let inner = self.inner();
@@ -322,11 +331,15 @@ impl Inner {
             while let Some(window) = self.books[meter].waiting.front().copied() {
                 let span = self.books[meter].steps_of(&window);
                 let device = self.books[meter].info.device;
-                let open = running.iter().enumerate().any(|(engine, since)| {
+                let runs = |engine: usize, since: Option<Tick>| {
                     device.is_none_or(|d| d == engine) && since.is_some_and(|s| s < span.end)
-                });
-                // A step that hangs must not hold the books open for ever.
-                if open && now.since(window.end) < LONGEST_WAIT {
+                };
+                let open = running.iter().enumerate().any(|(engine, since)| runs(engine, *since));
+                // A step that hangs must not hold the books open for ever, nor at all where its engine is out.
+                let awaited = running.iter().zip(&self.engines).enumerate();
+                let awaited =
+                    awaited.filter(|(_, (_, e))| !e.disowned).any(|(i, (since, _))| runs(i, *since));
+                if awaited && now.since(window.end) < LONGEST_WAIT {
                     break;
                 }
                 self.books[meter].waiting.pop_front();
@@ -345,10 +358,10 @@ impl Inner {
         let seen = || engines.iter().enumerate().filter(|(i, _)| device.is_none_or(|d| d == *i));
         let mut pieces = Vec::new();
         let mut of_steps = Vec::new();
-        for step in seen().flat_map(|(_, e)| &e.steps) {
+        for (engine, step) in seen().flat_map(|(i, e)| e.steps.iter().map(move |step| (i, step))) {
             if let Some(time) = step.time.clipped(span) {
                 pieces.push(Piece { time, relative_power: step.relative_power });
-                of_steps.push(step);
+                of_steps.push((engine, step));
             }
         }
         // A step that began after the span says nothing about its quiet.
@@ -360,20 +373,26 @@ impl Inner {
         let quiet_for = if open { Duration::ZERO } else { span.end.since(last) };
         let per_weight = book.settle(window, &pieces, quiet_for);
         let slot = told.iter().position(|m| *m == meter);
-        for (step, piece) in of_steps.into_iter().zip(&pieces) {
+        let mut of_engines = vec![[0.0; 3]; engines.len()];
+        for ((engine, step), piece) in of_steps.into_iter().zip(&pieces) {
             let joules = per_weight * piece.weight();
+            let [of_prefill, of_decode, of_overhead] = &mut of_engines[engine];
             if step.overhead || step.work <= 0.0 {
                 book.add_overhead(joules);
+                *of_overhead += joules;
                 continue;
             }
             for share in &step.shares {
                 let [prefill, decode] = step.part(share).map(|part| part * joules);
                 if share.account == OVERHEAD {
                     book.add_overhead(prefill + decode);
+                    *of_overhead += prefill + decode;
                     continue;
                 }
-                book.add_prefill(prefill);
-                book.add_decode(decode);
+                let added = book.add([prefill, decode]);
+                *of_prefill += added[0];
+                *of_decode += added[1];
+                *of_overhead += added[2];
                 if let (Some(slot), Some(account)) = (slot, accounts.get_mut(&share.account)) {
                     account.settled[slot][0] += prefill;
                     account.settled[slot][1] += decode;
@@ -381,6 +400,11 @@ impl Inner {
             }
             if let Some(slot) = slot {
                 add_pending(accounts, step, slot, -piece.weight());
+            }
+        }
+        if slot.is_some() {
+            for (engine, joules) in engines.iter_mut().zip(of_engines) {
+                engine.joules.iter_mut().zip(joules).for_each(|(sum, more)| *sum += more);
             }
         }
     }

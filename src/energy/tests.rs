@@ -29,11 +29,17 @@ struct Bench {
 }
 
 fn bench(faults: Faults) -> Bench {
+    bench_beside(faults, Some(0), &[])
+}
+
+/// A bench whose board is `device`'s alone or shared, with more engines that log there.
+fn bench_beside(faults: Faults, device: Option<usize>, others: &[StepLog]) -> Bench {
     let clock = Clock::fake();
     let board = FakeBoard::new(clock.clone(), faults);
-    let monitor = Arc::new(Monitor::new(vec![board.meter(Some(0))], clock.clone(), MonitorConfig::default()));
+    let monitor = Arc::new(Monitor::new(vec![board.meter(device)], clock.clone(), MonitorConfig::default()));
     let log = StepLog::default();
-    let ledger = Ledger::start(&monitor, vec![log.clone()]).unwrap();
+    let logs = std::iter::once(&log).chain(others).cloned().collect();
+    let ledger = Ledger::start(&monitor, logs).unwrap();
     monitor.poll();
     let drawn_before = board.drawn(clock.now());
     Bench { next_poll: clock.now() + POLL, clock, board, monitor, log, ledger, drawn_before }
@@ -276,6 +282,8 @@ proptest! {
         let shares: f64 = told().map(|e| e.total().0).sum();
         prop_assert!(told().all(|e| e.settled));
         prop_assert!((shares + totals.idle + totals.overhead - totals.total).abs() < 1e-6 * totals.total.max(1.0));
+        let of_engines: f64 = b.ledger.engine_totals().iter().flatten().sum();
+        prop_assert!((of_engines + totals.idle - totals.total).abs() < 1e-6 * totals.total.max(1.0));
         prop_assert!(totals.idle >= 0.0 && totals.overhead >= 0.0 && shares >= 0.0);
         // And the total is what was drawn, up to the window that is still open.
         let drawn = (b.board.drawn(b.clock.now()) - b.drawn_before).0;
@@ -305,4 +313,26 @@ fn a_failed_attempt_is_overhead() {
     let totals = b.totals();
     assert!((totals.attributed().0 - totals.total).abs() < 1e-6);
     assert!(totals.overhead > totals.prefill, "{totals:?}");
+    let of_engine = b.ledger.engine_totals()[0];
+    for (engine, meter) in of_engine.into_iter().zip([totals.prefill, totals.decode, totals.overhead]) {
+        assert!((engine - meter).abs() < 1e-6, "{of_engine:?} of {totals:?}");
+    }
+}
+
+/// One meter for two engines: the joules of the one that serves are settled although the other one's step hangs, and
+/// each engine has its own.
+#[test]
+fn an_engine_that_is_out_keeps_no_window_open() {
+    let hangs = StepLog::default();
+    let mut b = bench_beside(Faults::default(), None, std::slice::from_ref(&hangs));
+    b.idle(Duration::from_secs(3));
+    let request = b.ledger.open();
+    hangs.begin(b.clock.now());
+    b.steps(200, 4, STEP, &[(request.id, 1.0, 1.0)]);
+    assert_eq!(b.ledger.engine_totals(), [[0.0; 3]; 2], "the step may still end");
+    b.ledger.disown(1);
+    b.steps(200, 4, STEP, &[(request.id, 1.0, 1.0)]);
+    let [serves, out] = b.ledger.engine_totals()[..] else { panic!("two engines") };
+    assert!(serves[0] > 0.0 && serves[1] > 0.0 && serves[2] == 0.0, "{serves:?}");
+    assert_eq!(out, [0.0; 3]);
 }

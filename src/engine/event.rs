@@ -112,6 +112,9 @@ pub enum TokenEvent {
         stats: Box<SequenceStats>,
     },
     Failed(Box<EngineError>),
+    /// The request begins anew at another engine: what was told before is void. Said by a unit, never by an engine,
+    /// and only to readers that hold back what they hear.
+    Anew,
 }
 
 impl TokenEvent {

@@ -36,6 +36,11 @@ impl Faults {
         Faults(Arc::new(Mutex::new(orders)))
     }
 
+    /// One more, before the next step.
+    pub fn order_next(&self, fault: Fault) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_front((0, fault));
+    }
+
     /// The fault that is due before this step, once.
     pub fn due(&self, step: u64) -> Option<Fault> {
         let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);

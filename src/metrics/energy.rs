@@ -13,6 +13,8 @@ pub struct MeterSample {
     pub name: String,
     pub boundary: &'static str,
     pub method: String,
+    /// The engine whose device it measures; `None` where several share what it measures.
+    pub engine: Option<usize>,
     /// It gives readings.
     pub up: bool,
     pub watts: Option<f64>,
@@ -38,12 +40,22 @@ pub struct EnergySample {
     pub meters: Vec<MeterSample>,
     /// Joules of requests over the tokens they generated, since the start.
     pub joules_per_token: Option<PerToken>,
+    /// Settled joules of the engines' steps, in the order of their numbers.
+    pub engines: Option<EngineJoules>,
 }
 
 /// Settled joules of requests inside one boundary over the tokens they generated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PerToken {
     pub joules: f64,
+    pub boundary: &'static str,
+    pub method: String,
+}
+
+/// Of each engine, inside one boundary: prefill, decode, overhead.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineJoules {
+    pub joules: Vec<[f64; 3]>,
     pub boundary: &'static str,
     pub method: String,
 }
@@ -101,18 +113,20 @@ static TABLE: &[Row] = &[
 
 impl Collector for Exporter {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let EnergySample { meters, joules_per_token } = (self.0)();
+        let EnergySample { meters, joules_per_token, engines } = (self.0)();
         // What no meter knows is not there at all.
         let known = |row: &&Row| meters.iter().any(|meter| !(row.values)(meter).is_empty());
         for row in TABLE.iter().filter(known) {
             let mut metric = encoder.encode_descriptor(row.name, row.help, None, row.kind)?;
             for meter in &meters {
+                let engine = meter.engine.map(|number| number.to_string());
                 for (label, value) in (row.values)(meter) {
                     let mut labels = vec![
                         ("device", meter.name.as_str()),
                         ("boundary", meter.boundary),
                         ("method", meter.method.as_str()),
                     ];
+                    labels.extend(engine.as_ref().map(|number| ("engine", number.as_str())));
                     labels.extend(label);
                     let mut family = metric.encode_family(&labels)?;
                     match row.kind {
@@ -131,6 +145,28 @@ impl Collector for Exporter {
             let labels = [("boundary", value.boundary), ("method", value.method.as_str())];
             metric.encode_family(&labels)?.encode_gauge(&value.joules)?;
         }
+        engines.map_or(Ok(()), |engines| engines.encode(&mut encoder))
+    }
+}
+
+impl EngineJoules {
+    fn encode(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let help =
+            "Settled energy of an engine's steps; engines that share a meter by the share of their steps";
+        let mut metric =
+            encoder.encode_descriptor("hashwatt_engine_joules", help, None, MetricType::Counter)?;
+        for (number, joules) in self.joules.iter().enumerate() {
+            let number = number.to_string();
+            for (phase, joules) in ["prefill", "decode", "overhead"].into_iter().zip(joules) {
+                let labels = [
+                    ("engine", number.as_str()),
+                    ("boundary", self.boundary),
+                    ("method", self.method.as_str()),
+                    ("phase", phase),
+                ];
+                metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(joules, None)?;
+            }
+        }
         Ok(())
     }
 }
@@ -145,6 +181,7 @@ mod tests {
             name: "rapl:package-0".into(),
             boundary: "cpu_package",
             method: "counter".into(),
+            engine: None,
             up: true,
             watts: Some(41.5),
             limit_watts: None,
@@ -160,7 +197,17 @@ mod tests {
         };
         let config = MetricsConfig { model_name: "m".into(), vllm_names: false };
         let per_token = PerToken { joules: 0.25, boundary: "cpu_package", method: "counter".into() };
-        let sample = EnergySample { meters: vec![meter], joules_per_token: Some(per_token) };
+        let board = MeterSample { name: "nvml:1".into(), engine: Some(0), ..meter.clone() };
+        let engines = EngineJoules {
+            joules: vec![[1.5, 2.5, 0.0], [0.5, 0.25, 4.0]],
+            boundary: "cpu_package",
+            method: "counter".into(),
+        };
+        let sample = EnergySample {
+            meters: vec![meter, board],
+            joules_per_token: Some(per_token),
+            engines: Some(engines),
+        };
         let metrics = Metrics::with_energy(config, Box::new(Vec::new), Box::new(move || sample.clone()));
         let text = metrics.render(false).unwrap();
         let labels = "device=\"rapl:package-0\",boundary=\"cpu_package\",method=\"counter\"";
@@ -172,6 +219,11 @@ mod tests {
             format!("hashwatt_meter_up{{{labels}}} 1.0"),
             "hashwatt_joules_per_token{boundary=\"cpu_package\",method=\"counter\"} 0.25".to_string(),
             "# TYPE hashwatt_energy_joules_total counter".to_string(),
+            // Of one engine's device: that engine is named.
+            "hashwatt_power_watts{device=\"nvml:1\",boundary=\"cpu_package\",method=\"counter\",engine=\"0\"} 41.5"
+                .to_string(),
+            "hashwatt_engine_joules_total{engine=\"1\",boundary=\"cpu_package\",method=\"counter\",phase=\"overhead\"} 4.0"
+                .to_string(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

@@ -18,7 +18,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-pub use energy::{EnergySample, EnergySource, MeterSample, PerToken};
+pub use energy::{EnergySample, EnergySource, EngineJoules, MeterSample, PerToken};
 pub use histogram::Histogram;
 use histogram::{INTER_TOKEN, LATENCY, TOKENS, TTFT};
 
@@ -38,6 +38,8 @@ pub struct EngineSample {
     pub max_rows: usize,
     pub prompt_tokens: u64,
     pub generated_tokens: u64,
+    /// Requests that it was given.
+    pub placed: u64,
     /// Requests that went on at another engine.
     pub moved: u64,
     pub ready: bool,
@@ -94,6 +96,7 @@ static TABLE: &[Row] = &[
     row("hashwatt_requests_running", "vllm:num_requests_running", "Sequences that are being computed", Origin::EngineGauge(|e| e.running as f64)),
     row("hashwatt_requests_waiting", "vllm:num_requests_waiting", "Sequences that wait for their first step", Origin::EngineGauge(|e| e.waiting as f64)),
     row("hashwatt_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc", "Share of the KV cache's blocks owned by sequences, 1 is all", Origin::EngineGauge(EngineSample::cache_usage)),
+    row("hashwatt_requests_placed", "", "Requests given to this engine, a choice each, also those that went on elsewhere", Origin::EngineCounter(|e| e.placed)),
     row("hashwatt_requests_moved", "", "Requests that went on at another engine when this one failed", Origin::EngineCounter(|e| e.moved)),
     row("hashwatt_engine_ready", "", "1 from the warm-up forward to the end of the engine, 0 when it is taken out", Origin::EngineGauge(|e| f64::from(u8::from(e.ready)))),
     row("hashwatt_engine_step_rows", "", "Tokens in the last step", Origin::EngineGauge(|e| e.last_rows as f64)),

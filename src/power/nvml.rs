@@ -89,8 +89,8 @@ struct Board {
 }
 
 /// One meter for each board. `engines`: the UUIDs of the boards that this process computes on, in the order of its
-/// engines, which need not be NVML's (`CUDA_VISIBLE_DEVICES`); boards of others are left out. Empty where they are
-/// not known: then boards are taken as they are numbered.
+/// engines, which need not be NVML's (`CUDA_VISIBLE_DEVICES`), an empty one for an engine of the CPU; boards of others
+/// are left out. No UUIDs where they are not known: then boards are taken as they are numbered.
 ///
 /// # Errors
 /// `Absent` without a driver or without boards, and what a board answers that cannot be read.
@@ -134,7 +134,7 @@ impl Board {
         let uuid = device.uuid().unwrap_or_default();
         let engine = match engines {
             [] => usize::try_from(index).ok(),
-            known => match known.iter().position(|engine| *engine == uuid) {
+            known => match known.iter().position(|engine| !uuid.is_empty() && *engine == uuid) {
                 None => return Ok(None),
                 found => found,
             },

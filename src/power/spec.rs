@@ -43,7 +43,7 @@ pub struct MeterContext {
     pub cores: usize,
     /// Engines run on NVIDIA boards, engine i on board i.
     pub gpus: bool,
-    /// UUIDs of their boards, in the engines' order; empty where CUDA does not tell them.
+    /// UUIDs of their boards, in the engines' order, empty for one of the CPU; none where CUDA does not tell them.
     pub gpu_uuids: Vec<String>,
     /// Instead of the system's `libnvidia-ml.so.1`.
     pub nvml_library: Option<PathBuf>,

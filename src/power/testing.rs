@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Boundary, MeterInfo, Method, PowerError, PowerMeter, Reading};
+use super::{BoardState, Boundary, MeterInfo, Method, PowerError, PowerMeter, Reading};
 use crate::clock::{Clock, Tick};
 use crate::quantity::{Joules, Watts};
 
@@ -56,6 +56,7 @@ struct State {
     /// Added to the counter; a driver reload takes it away.
     offset: f64,
     lost: bool,
+    xid: Option<u64>,
 }
 
 /// Shared by the test, which says what runs, and the meter.
@@ -74,7 +75,7 @@ struct Meter {
 impl FakeBoard {
     pub fn new(clock: Clock, faults: Faults) -> FakeBoard {
         let rows = vec![(clock.now(), 0)];
-        let state = State { rows, reads: 0, offset: 0.0, lost: false };
+        let state = State { rows, reads: 0, offset: 0.0, lost: false, xid: None };
         FakeBoard { clock, faults, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -100,6 +101,11 @@ impl FakeBoard {
 
     pub fn set_lost(&self, lost: bool) {
         self.state().lost = lost;
+    }
+
+    /// Its driver reports a fault code.
+    pub fn set_xid(&self, xid: u64) {
+        self.state().xid = Some(xid);
     }
 
     /// Energy truly drawn up to a moment: power follows the rows one lag later.
@@ -170,5 +176,9 @@ impl PowerMeter for Meter {
             return Err(PowerError::Unreadable { meter, problem });
         }
         Ok(Reading::Counter(self.board.counter(self.board.clock.now())))
+    }
+
+    fn board(&mut self) -> Option<BoardState> {
+        Some(BoardState { xid: self.board.state().xid, ..BoardState::default() })
     }
 }

@@ -28,11 +28,10 @@ pub(super) struct Choice {
     tokenizer: Arc<Tokenizer>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
-    stop_tokens: Arc<[u32]>,
+    /// To begin anew by.
+    plan: Plan,
     /// Tokens whose text no stop string may cut, still to come.
     unstoppable: usize,
-    /// Nothing was to be generated: the token that the engine makes at least is not shown.
-    muted: bool,
     open: VecDeque<Open>,
     /// Bytes of text all tokens so far have made.
     written: usize,
@@ -48,6 +47,7 @@ pub(super) struct Choice {
 }
 
 /// A prompt to be repeated before the completion.
+#[derive(Clone)]
 pub(super) struct Echo {
     pub prompt: Arc<[u32]>,
     /// The prompt as the client wrote it: not every tokenizer gives it back.
@@ -56,34 +56,37 @@ pub(super) struct Echo {
 }
 
 /// What a choice makes of its tokens.
+#[derive(Clone)]
 pub(super) struct Plan {
     pub stops: Vec<String>,
     pub stop_tokens: Arc<[u32]>,
     /// Before this many tokens no stop string counts, either.
     pub min_tokens: usize,
-    /// Show the prompt only.
+    /// Show the prompt only: the token that the engine makes at least is not shown.
     pub muted: bool,
+    /// Its text is shown as it comes, so it cannot begin anew once there was some.
+    pub streamed: bool,
     pub echo: Option<Echo>,
 }
 
 impl Choice {
-    pub fn new(index: usize, events: Answer, tokenizer: Arc<Tokenizer>, plan: Plan) -> Choice {
+    pub fn new(index: usize, mut events: Answer, tokenizer: Arc<Tokenizer>, plan: Plan) -> Choice {
+        events.hold();
         Choice {
             index,
             events: Some(events),
             detokenizer: Detokenizer::new(tokenizer.clone()),
             tokenizer,
-            stops: StopMatcher::new(plan.stops),
-            stop_tokens: plan.stop_tokens,
+            stops: StopMatcher::new(plan.stops.clone()),
             unstoppable: plan.min_tokens,
-            muted: plan.muted,
             open: VecDeque::new(),
             written: 0,
             counted: 0,
             began: false,
             stats: None,
             cached_tokens: 0,
-            echo: plan.echo,
+            echo: plan.echo.clone(),
+            plan,
         }
     }
 
@@ -122,6 +125,7 @@ impl Choice {
                 self.stats = Some(*stats);
                 self.finished(reason, out);
             }
+            Some(TokenEvent::Anew) => self.begin_anew(out),
             Some(TokenEvent::Failed(error)) => {
                 self.events = None;
                 out.push_back(Delta::Failed((*error).into()));
@@ -134,6 +138,21 @@ impl Choice {
         }
     }
 
+    /// Another engine answers from the first token on.
+    fn begin_anew(&mut self, out: &mut VecDeque<Delta>) {
+        let Some(events) = self.events.take() else { return };
+        *self = Choice::new(self.index, events, self.tokenizer.clone(), self.plan.clone());
+        out.push_back(Delta::Anew { choice: self.index });
+    }
+
+    /// Hands text on; in a stream it is seen from now on.
+    fn tell(&mut self, text: String, logprobs: Vec<TextLogprob>, out: &mut VecDeque<Delta>) {
+        if let Some(events) = self.events.as_mut().filter(|_| self.plan.streamed) {
+            events.shown();
+        }
+        out.push_back(Delta::Text { choice: self.index, text, logprobs });
+    }
+
     fn finished(&mut self, reason: FinishReason, out: &mut VecDeque<Delta>) {
         // The engine has scored no prompt of one token: the echo has not been told yet.
         self.echo_prompt(Vec::new(), out);
@@ -143,7 +162,7 @@ impl Choice {
             last.end = self.written;
         }
         let reason = match reason {
-            _ if self.muted => Finish::Length,
+            _ if self.plan.muted => Finish::Length,
             FinishReason::Stop => Finish::Stop,
             FinishReason::Length => Finish::Length,
         };
@@ -157,10 +176,10 @@ impl Choice {
     fn token(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>, out: &mut VecDeque<Delta>) {
         self.began = true;
         self.echo_prompt(Vec::new(), out);
-        if self.muted {
+        if self.plan.muted {
             return;
         }
-        if self.stop_tokens.contains(&id) {
+        if self.plan.stop_tokens.contains(&id) {
             // It ends the sequence or is there although it should not count as text: it was computed, so
             // it counts, and it is never shown.
             self.counted += 1;
@@ -210,7 +229,7 @@ impl Choice {
             }
         }
         if !text.is_empty() || !logprobs.is_empty() {
-            out.push_back(Delta::Text { choice: self.index, text, logprobs });
+            self.tell(text, logprobs, out);
         }
     }
 
@@ -230,7 +249,7 @@ impl Choice {
             logprobs.push(TextLogprob { token, bytes, logprob: None, top: Vec::new() });
             logprobs.extend(scores.iter().map(|s| self.text_logprob(s)));
         }
-        out.push_back(Delta::Text { choice: self.index, text, logprobs });
+        self.tell(text, logprobs, out);
     }
 
     fn text_logprob(&self, l: &TokenLogprob) -> TextLogprob {

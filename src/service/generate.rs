@@ -102,6 +102,7 @@ impl ServedModel {
                 stops: valid.stop.clone(),
                 stop_tokens: request.stop_token_ids.clone(),
                 min_tokens: request.min_tokens,
+                streamed: parameters.stream,
                 muted: parameters.max_tokens == Some(0),
                 echo: text.map(|text| Echo {
                     prompt: request.prompt.clone(),
@@ -196,6 +197,7 @@ impl Generation {
                     choices[choice].logprobs.extend(logprobs);
                 }
                 Delta::Finish { choice, reason } => choices[choice].finish = Some(reason),
+                Delta::Anew { choice } => choices[choice] = CollectedChoice::default(),
                 Delta::Failed(error) => return Err(error),
             }
         }

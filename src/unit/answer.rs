@@ -1,7 +1,8 @@
 //! The events of a request, whichever replica they come from.
 //!
 //! A replica that is lost before it has told anything is replaced: the same request, with the same seed, goes to
-//! another one. What has been told cannot be taken back, so later the loss is the end. Dropping it cancels.
+//! another one. What a client has been shown cannot be taken back, so later the loss is the end; a reader that shows
+//! nothing yet says so by [`Answer::hold`] and then hears [`TokenEvent::Anew`]. Dropping it cancels.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,11 +17,26 @@ pub struct Answer {
     pub(super) replica: usize,
     pub(super) events: EventStream,
     pub(super) lost: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// To be asked once more; `None` once something was told, or where it cannot be.
+    /// To be asked once more; `None` once something was told for good, or where it cannot be.
     pub(super) again: Option<Box<GenerateRequest>>,
+    /// What is told is not for good before [`Answer::shown`].
+    pub(super) held: bool,
+    /// Something was told that a second attempt will tell again.
+    pub(super) told: bool,
 }
 
 impl Answer {
+    /// The reader keeps what it hears to itself until it calls [`Answer::shown`]: until then the request may begin
+    /// anew, which the reader hears as [`TokenEvent::Anew`].
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// What was told has been shown to the client: from now on the loss of the replica is the end.
+    pub fn shown(&mut self) {
+        self.again = None;
+    }
+
     /// The next event; `None` after the last.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<TokenEvent>> {
         loop {
@@ -37,8 +53,12 @@ impl Answer {
                     self.gone()
                 }
                 Poll::Ready(event) => {
-                    if !matches!(event, Some(TokenEvent::Admitted { .. })) {
-                        self.again = None;
+                    match event {
+                        Some(TokenEvent::Admitted { .. }) => {}
+                        Some(TokenEvent::Token { .. } | TokenEvent::Prompt(_)) if self.held => {
+                            self.told = true;
+                        }
+                        _ => self.again = None,
                     }
                     return Poll::Ready(event);
                 }
@@ -47,8 +67,10 @@ impl Answer {
                     Poll::Ready(()) => self.gone(),
                 },
             };
-            if let Err(error) = self.move_on(error) {
-                return Poll::Ready(Some(TokenEvent::failed(error)));
+            match self.move_on(error) {
+                Ok(true) => return Poll::Ready(Some(TokenEvent::Anew)),
+                Ok(false) => {}
+                Err(error) => return Poll::Ready(Some(TokenEvent::failed(error))),
             }
         }
     }
@@ -62,20 +84,20 @@ impl Answer {
         EngineError::Dead(self.why_out().unwrap_or_default().to_string())
     }
 
-    /// Asks another replica, if nothing was told yet and there is one. Also while the unit drains: the request was
-    /// taken before that.
-    fn move_on(&mut self, error: EngineError) -> Result<(), EngineError> {
+    /// Asks another replica, if nothing was told for good and there is one; true when something that was told is
+    /// void. Also while the unit drains: the request was taken before that.
+    fn move_on(&mut self, error: EngineError) -> Result<bool, EngineError> {
         let unit = self.unit.clone();
         unit.take_out(self.replica, &error.to_string());
         let Some(request) = self.again.take() else { return Err(error) };
         if let Some(ledger) = unit.ledger() {
             ledger.forfeit(request.account, self.replica);
         }
-        let from = self.replica;
+        let (from, held, told) = (self.replica, self.held, self.told);
         // The unit's own answer tells more than that one replica is gone.
-        *self = unit.send(*request)?;
+        *self = Answer { held, ..unit.send(*request)? };
         unit.replicas()[from].moved.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(from, to = self.replica, "a request goes on elsewhere");
-        Ok(())
+        Ok(told)
     }
 }

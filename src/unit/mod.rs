@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::energy::Ledger;
 use crate::engine::event::{EngineError, GenerateRequest};
 use crate::engine::worker::{EngineHandle, Limits};
+use crate::power::monitor::Monitor;
 
 /// A prompt goes where its beginning was seen when that is at least this share of it.
 const WORTH_FOLLOWING: f64 = 0.25;
@@ -47,6 +48,8 @@ pub struct Unit {
     replicas: OnceLock<Vec<Replica>>,
     affinity: Mutex<Affinity>,
     ledger: OnceLock<Arc<Ledger>>,
+    /// Boards whose faults are watched, where the ledger's meters are not theirs.
+    boards: OnceLock<Arc<Monitor>>,
     state: AtomicU8,
     aborted: AtomicBool,
     /// Longest silence of a replica that still serves.
@@ -61,6 +64,7 @@ impl Unit {
             replicas: OnceLock::new(),
             affinity: Mutex::default(),
             ledger: OnceLock::new(),
+            boards: OnceLock::new(),
             state: AtomicU8::new(0),
             aborted: AtomicBool::new(false),
             patience: OnceLock::new(),
@@ -78,6 +82,11 @@ impl Unit {
     /// From now on the joules of requests are counted there. The second call has no effect.
     pub fn meter(&self, ledger: Arc<Ledger>) {
         let _ = self.ledger.set(ledger);
+    }
+
+    /// Faults of these boards take their engines out too; their joules count nowhere. The second call has no effect.
+    pub fn watch_boards(&self, boards: Arc<Monitor>) {
+        let _ = self.boards.set(boards);
     }
 
     /// Where joules are counted, if there is a meter.
@@ -189,7 +198,11 @@ impl Unit {
         let found = &self.replicas()[replica];
         let lost = Box::pin(found.when_lost());
         match (found.engine.submit(request), again) {
-            (Ok(events), again) => Ok(Answer { unit: self.clone(), replica, events, lost, again }),
+            (Ok(events), again) => {
+                found.placed.fetch_add(1, Ordering::Relaxed);
+                let unit = self.clone();
+                Ok(Answer { unit, replica, events, lost, again, held: false, told: false })
+            }
             // It has ended, and nobody had noticed.
             (Err(error), Some(again)) if error.is_of_the_device() => {
                 self.take_out(replica, &error.to_string());
@@ -199,20 +212,27 @@ impl Unit {
         }
     }
 
-    /// The replica for a request: the one that has seen its beginning, unless that is far busier than another.
+    /// Why no engine serves: what each was taken out for.
+    pub fn why_down(&self) -> EngineError {
+        let why = |r: &Replica| r.why_out().unwrap_or("no sign of life").to_string();
+        let each = self.replicas().iter().enumerate().map(|(i, r)| format!("engine {i}: {}", why(r)));
+        EngineError::Dead(format!("no engine is left ({})", each.collect::<Vec<_>>().join("; ")))
+    }
+
+    /// The replica for a request: the one that has seen its beginning, unless that is far busier than another or
+    /// its cache has no room for the prompt; else the one with the most places and pages free.
     fn place(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
-        let least = self.serving().min_by_key(|(_, r)| r.load());
-        let Some((least, free)) = least else {
-            let why = self.replicas().iter().find_map(Replica::why_out).unwrap_or("no sign of life");
-            return Err(EngineError::Dead(format!("no engine is left: {why}")));
-        };
+        let least = self.serving().min_by(|(_, a), (_, b)| a.taken().total_cmp(&b.taken()));
+        let Some((least, free)) = least else { return Err(self.why_down()) };
         let (stats, salt) = (free.stats(), request.cache_salt);
         if self.replicas().len() < 2 || !stats.prefix_caching.load(Ordering::Acquire) {
             return Ok(least);
         }
         let block = stats.block_size.load(Ordering::Acquire);
-        let most = free.load() + (free.engine.slots() as f64 * MOST_AHEAD) as usize;
-        let serves = |index| self.serving().any(|(i, r)| i == index && r.load() <= most);
+        let fewest = self.serving().map(|(_, r)| r.load()).min().unwrap_or(0);
+        let most = fewest + (free.engine.slots() as f64 * MOST_AHEAD) as usize;
+        let fits = |r: &Replica| r.load() <= most && r.room() >= request.prompt.len();
+        let serves = |index| self.serving().any(|(i, r)| i == index && fits(r));
         let mut affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
         let followed = affinity
             .find(&request.prompt, block, salt, serves)
@@ -222,3 +242,6 @@ impl Unit {
         Ok(chosen)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,11 +16,19 @@ pub struct Replica {
     lost: watch::Sender<bool>,
     /// Requests that went on elsewhere.
     pub(super) moved: AtomicU64,
+    /// Requests that it took.
+    pub(super) placed: AtomicU64,
 }
 
 impl Replica {
     pub(super) fn new(engine: EngineHandle) -> Replica {
-        Replica { engine, out: OnceLock::new(), lost: watch::Sender::new(false), moved: AtomicU64::new(0) }
+        Replica {
+            engine,
+            out: OnceLock::new(),
+            lost: watch::Sender::new(false),
+            moved: AtomicU64::new(0),
+            placed: AtomicU64::new(0),
+        }
     }
 
     pub fn stats(&self) -> &EngineStats {
@@ -39,6 +47,11 @@ impl Replica {
     /// Requests that were begun here and went on elsewhere.
     pub fn moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were given to it, also those that went on elsewhere.
+    pub fn placed(&self) -> u64 {
+        self.placed.load(Ordering::Relaxed)
     }
 
     /// True the first time.
@@ -60,5 +73,22 @@ impl Replica {
     pub(super) fn load(&self) -> usize {
         let stats = self.stats();
         stats.running.load(Ordering::Acquire) + stats.waiting.load(Ordering::Acquire)
+    }
+
+    /// The share of its places that is taken, and that of its cache's pages, added: 0 is idle, 2 is full, and a
+    /// queue makes it more. A few long contexts weigh what many short ones do.
+    pub(super) fn taken(&self) -> f64 {
+        let stats = self.stats();
+        let total = stats.blocks_total.load(Ordering::Acquire).max(1);
+        let pages = stats.blocks_held.load(Ordering::Acquire) as f64 / total as f64;
+        self.load() as f64 / self.engine.slots().max(1) as f64 + pages
+    }
+
+    /// Tokens that its free pages hold.
+    pub(super) fn room(&self) -> usize {
+        let stats = self.stats();
+        let (total, held) =
+            (stats.blocks_total.load(Ordering::Acquire), stats.blocks_held.load(Ordering::Acquire));
+        total.saturating_sub(held) * stats.block_size.load(Ordering::Acquire)
     }
 }

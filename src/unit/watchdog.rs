@@ -51,8 +51,8 @@ impl Unit {
                 self.take_out(index, &format!("no sign of life for {patience:?}"));
             }
         }
-        let Some(ledger) = self.ledger() else { return };
-        for meter in ledger.monitor().meters() {
+        let metered = self.ledger().map(|ledger| ledger.monitor());
+        for meter in metered.into_iter().chain(self.boards.get()).flat_map(|m| m.meters()) {
             let xid = meter.board.as_ref().and_then(|b| b.xid).filter(|xid| CRITICAL_XIDS.contains(xid));
             if let (Some(xid), Some(index)) = (xid, meter.info.device) {
                 self.take_out(index, &format!("{} reports Xid {xid}", meter.info.name));

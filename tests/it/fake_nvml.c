@@ -2,7 +2,7 @@
  *
  * Built with -DCONTROL="FILE". The file holds lines `name value`; each call reads it again. Names: ms (the
  * time), lost, counter (0: none), instant (0: none), cap_ignored, denied, mig, xid, others (beside this
- * process), reasons, boards, free (percent of the memory), ecc, uncorrected, pending, lanes, persistence. Only what the program calls is here; numbers are those of nvml.h. */
+ * process), xid_board (which reports it), reasons, boards, free (percent of the memory), ecc, uncorrected, pending, lanes, persistence. Only what the program calls is here; numbers are those of nvml.h. */
 #include <stdio.h>
 #include <string.h>
 #include <stdlib.h>
@@ -112,18 +112,19 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *d, u32 *count, struct process 
 }
 
 struct event { void *device; u64 type, data; u32 gpu_instance, compute_instance; };
-static long told;
-int nvmlEventSetCreate(void **set) { *set = &told; return OK; }
-int nvmlEventSetFree(void *set) { (void)set; return OK; }
-int nvmlDeviceRegisterEvents(void *d, u64 types, void *set) { (void)d; (void)types; (void)set; return OK; }
-int nvmlEventSetWait_v2(void *set, struct event *out, u32 timeout) {
-  (void)set;
+struct set { void *device; long told; };
+int nvmlEventSetCreate(void **set) { return (*set = calloc(1, sizeof(struct set))) ? OK : NOT_SUPPORTED; }
+int nvmlEventSetFree(void *set) { free(set); return OK; }
+int nvmlDeviceRegisterEvents(void *d, u64 types, void *set) { (void)types; ((struct set *)set)->device = d; return OK; }
+int nvmlEventSetWait_v2(void *events, struct event *out, u32 timeout) {
   (void)timeout;
-  long xid = control("xid", 0);
-  if (xid == told) return TIMEOUT;
-  told = xid;
+  struct set *set = events;
+  void *faulty = control("xid_board", 0) ? (void *)&second : (void *)&limit;
+  long xid = set->device == faulty ? control("xid", 0) : 0;
+  if (xid == set->told) return TIMEOUT;
+  set->told = xid;
   memset(out, 0, sizeof *out);
-  out->device = &limit;
+  out->device = set->device;
   out->type = 8; /* critical Xid */
   out->data = (u64)xid;
   return OK;

@@ -11,6 +11,7 @@ mod demo;
 mod energy;
 mod engine;
 mod failover;
+mod failover_http;
 mod fp8;
 mod host_kernels;
 mod kernels;

@@ -5,10 +5,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use hashwatt::clock::Clock;
+use hashwatt::energy::Ledger;
+use hashwatt::engine::fault::Faults;
+use hashwatt::engine::step_log::Observed;
 use hashwatt::power::monitor::{Monitor, MonitorConfig, Status};
 use hashwatt::power::spec::{self, MeterContext, MeterSpec};
 use hashwatt::power::{Boundary, Method, PowerError, PowerMeter, Reading, Throttle, caps, nvml};
 use hashwatt::quantity::Watts;
+
+use crate::failover;
 
 /// A built library and the file that steers it. Each test has its own, so that they do not meet.
 struct Fake {
@@ -173,10 +178,39 @@ fn boards_are_matched_to_engines_by_uuid() {
     };
     assert_eq!(devices(&[]).unwrap(), [Some(0), Some(1)]);
     assert_eq!(devices(&["GPU-second", "GPU-fake"]).unwrap(), [Some(1), Some(0)]);
+    assert_eq!(devices(&["", "GPU-fake"]).unwrap(), [Some(1)], "the first engine is the CPU's");
     // A board of somebody else is not ours to bill.
     assert_eq!(devices(&["GPU-second"]).unwrap(), [Some(0)]);
     let error = devices(&["GPU-elsewhere"]).unwrap_err().to_string();
     assert!(error.contains("GPU-elsewhere"), "{error}");
+}
+
+/// From the driver's event to the engine that is taken out: NVML's second board is the first engine's.
+#[test]
+fn a_critical_xid_takes_out_the_engine_on_that_board_alone() {
+    let Some(fake) = fake("ms 0\nboards 2\n") else { return };
+    let engines = ["GPU-second", "GPU-fake"].map(String::from);
+    let meters = nvml::open(Some(&fake.library()), &engines).unwrap();
+    let clock = Clock::fake();
+    let monitor = std::sync::Arc::new(Monitor::new(meters, clock.clone(), MonitorConfig::default()));
+    let unit = failover::unit(&failover::model(), Faults::default());
+    let logs = (0..2).map(|_| Observed::default().steps).collect();
+    unit.meter(Ledger::start(&monitor, logs).unwrap());
+    let tell = |control: &str| {
+        fake.set(control);
+        clock.advance(Duration::from_secs(2));
+        monitor.poll();
+        unit.inspect(Duration::from_secs(600));
+        failover::is_in(&unit)
+    };
+    // A fault that an application causes.
+    assert_eq!(tell("ms 2000\nboards 2\nxid 13\nxid_board 1"), [true, true]);
+    assert_eq!(tell("ms 4000\nboards 2\nxid 79\nxid_board 1"), [false, true]);
+    let why = unit.replicas()[0].why_out().unwrap();
+    assert_eq!(why, "nvml:1 NVIDIA Fake H200 reports Xid 79");
+    assert!(unit.is_ready());
+    assert_eq!(tell("ms 6000\nboards 2\nxid 48\nxid_board 0"), [false, false]);
+    assert!(!unit.is_ready());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use hashwatt::api::Server;
 use hashwatt::cli::{assemble, serve_state};
 use hashwatt::clock::Clock;
 use hashwatt::config::Resolved;
+use hashwatt::engine::fault::Faults;
 use hashwatt::unit::Unit;
 use hashwatt::wire::client::Client;
 use serde_json::{Value, json};
@@ -17,7 +18,9 @@ pub struct Running {
     pub runtime: tokio::runtime::Runtime,
     pub url: String,
     pub unit: Arc<Unit>,
-    stop: CancellationToken,
+    pub stop: CancellationToken,
+    /// Ends when the server has drained.
+    pub server: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
 }
 
 impl Drop for Running {
@@ -27,17 +30,24 @@ impl Drop for Running {
 }
 
 pub fn serve(settings: &[(&'static str, &str)]) -> Running {
+    serve_with_faults(settings, &[])
+}
+
+/// The same with engines that meet faults.
+pub fn serve_with_faults(settings: &[(&'static str, &str)], faults: &[Faults]) -> Running {
     let flags: Vec<_> = settings.iter().map(|(k, v)| (*k, v.to_string())).collect();
     let config = Resolved::merge(&flags, &[]).unwrap().config().unwrap();
     let unit = Unit::new(Clock::system());
     let opened = assemble::open(&config, &unit).unwrap();
-    assemble::start(&config, &opened, &unit).unwrap();
+    let metered = assemble::meters(&config, unit.clock()).unwrap();
+    assemble::start_with_faults(&config, &opened, &unit, metered, faults).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let stop = CancellationToken::new();
-    runtime.spawn(Server::default().run(listener, serve_state(&config, &opened, &unit), stop.clone()));
-    Running { runtime, url, unit, stop }
+    let state = serve_state(&config, &opened, &unit);
+    let server = runtime.spawn(Server::default().run(listener, state, stop.clone()));
+    Running { runtime, url, unit, stop, server: Some(server) }
 }
 
 /// What a streamed chat came to: its text, its finish reason.
