@@ -117,6 +117,9 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
     let mut config = resolved.config()?;
     start_logging(&config)?;
     quiet_panics();
+    if ["models", "market", "report", "doctor", "selftest"].contains(&name) {
+        end_with_the_reader();
+    }
     // The others open no device.
     if ["serve", "chat", "bench", "doctor", "selftest"].contains(&name) {
         let chosen = devices::choose(&config.devices)?;
@@ -135,6 +138,12 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         _ if inner.get_flag("check") => serve::check(&config),
         _ => serve::run(config),
     }
+}
+
+/// What only prints ends quietly when nobody reads on, as in `hashwatt report … | head`.
+fn end_with_the_reader() {
+    // SAFETY: no thread has been started, and the default is to end.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// A panic's message may hold what a client sent; the log gets only where it happened.

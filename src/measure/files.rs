@@ -14,8 +14,8 @@ const MOST_REPORTS: usize = 100_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
-    #[error("{file}: {source}")]
-    Io { file: String, source: io::Error },
+    #[error("{file}: {problem}")]
+    Io { file: String, problem: io::Error },
     #[error("{0}: holds too many reports")]
     Full(String),
     #[error("the report cannot be written as JSON: {0}")]
@@ -29,13 +29,26 @@ pub struct ReportFiles {
     stem: String,
 }
 
+fn fail(path: &Path, problem: io::Error) -> FilesError {
+    FilesError::Io { file: path.display().to_string(), problem }
+}
+
 impl ReportFiles {
+    /// Makes the folder, and sees that it takes files.
+    ///
+    /// # Errors
+    /// As [`ReportFiles::take`].
+    pub fn check(folder: &Path) -> Result<(), FilesError> {
+        fs::create_dir_all(folder).map_err(|e| fail(folder, e))?;
+        let tried = folder.join(format!(".report.{}", std::process::id()));
+        fs::write(&tried, "").and_then(|()| fs::remove_file(&tried)).map_err(|e| fail(&tried, e))
+    }
+
     /// Takes the first free name and makes an empty `.json` of it; the folder too where it is missing.
     ///
     /// # Errors
     /// A folder that cannot be written to.
     pub fn take(folder: &Path) -> Result<ReportFiles, FilesError> {
-        let fail = |path: &Path, source| FilesError::Io { file: path.display().to_string(), source };
         fs::create_dir_all(folder).map_err(|e| fail(folder, e))?;
         for number in 1..MOST_REPORTS {
             let stem = if number == 1 { "report".to_string() } else { format!("report-{number}") };
@@ -72,9 +85,8 @@ impl ReportFiles {
     pub fn write(&self, extension: &str, text: &str) -> Result<(), FilesError> {
         let path = self.path(extension);
         let draft = self.folder.join(format!(".{}.{extension}.{}", self.stem, std::process::id()));
-        let fail = |source| FilesError::Io { file: path.display().to_string(), source };
-        fs::write(&draft, text).map_err(fail)?;
-        fs::rename(&draft, &path).map_err(fail)
+        fs::write(&draft, text).map_err(|e| fail(&path, e))?;
+        fs::rename(&draft, &path).map_err(|e| fail(&path, e))
     }
 }
 
@@ -95,6 +107,10 @@ mod tests {
         taken[0].write("html", "x").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("report.html")).unwrap(), "mine");
         let below = dir.path().join("a/b");
+        ReportFiles::check(&below).unwrap();
+        assert_eq!(fs::read_dir(&below).unwrap().count(), 0);
+        let error = ReportFiles::check("/proc/none".as_ref()).unwrap_err().to_string();
+        assert!(error.starts_with("/proc/none: "), "{error}");
         assert!(ReportFiles::take(&below).unwrap().path("json").starts_with(below));
     }
 

@@ -172,6 +172,18 @@ fn an_older_report_is_read() {
     assert!(report.ceilings.is_none() && !report.points.is_empty());
 }
 
+#[test]
+fn a_reader_that_stops_ends_a_report_quietly() {
+    let report =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results/2026-11-23-bench-quick-demo.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hashwatt"));
+    command.args(["report", "compare", "--force", "--json"]).args([&report, &report]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
 /// Numbers of energy or power that do not stand beside their method and boundary. What the operator gave
 /// (`inputs`) and limits that were set are no figures.
 fn bare_figures(path: &str, value: &Value, found: &mut Vec<String>) {

@@ -48,7 +48,11 @@ pub fn command() -> Command {
             option("rate", "PER_SECOND,…", "Open loop: requests arrive by chance at this rate"),
             option("trace", "FILE", "Replay arrivals: CSV of timestamp, input tokens, output tokens"),
             option("trace-speed", "FACTOR", "How much faster than recorded [default: 1]"),
-            option("sustained", "SECONDS", "Length of the sustained run; 0 leaves it out [default: 120]"),
+            option(
+                "sustained",
+                "SECONDS",
+                "Length of the sustained run, if its windows take no longer; 0 leaves it out [default: 120]",
+            ),
             option("windows", "N", "Windows for each point [default: 10]"),
             option("seconds", "SECONDS", "Length of a window; longer on meters that need it").hide(true),
             option("points", "N", "End after so many points").hide(true),
@@ -108,6 +112,7 @@ pub fn plan(matches: &ArgMatches, takes: Takes) -> anyhow::Result<Plan> {
     };
     let known: &[u32] = if quick { &QUICK_CONCURRENCIES } else { &CONCURRENCIES };
     let concurrencies = match list(matches, "concurrency", 1.0, 4096.0)? {
+        Some(all) if all.is_empty() => bail!("--concurrency names no number"),
         Some(all) if all.iter().any(|n| n.fract() != 0.0) => bail!("--concurrency takes whole numbers"),
         Some(all) => all.into_iter().map(|n| n as u32).collect(),
         None => known.iter().copied().filter(|c| *c <= takes.most_at_once).collect(),
@@ -192,6 +197,7 @@ mod tests {
         for (line, want) in [
             ("--concurrency 0", "--concurrency 0"),
             ("--concurrency 1,x", "\"x\""),
+            ("--concurrency ,", "--concurrency names no number"),
             ("--duty 1.5", "--duty 1.5"),
             ("--duty 0.5", "only the engine"),
             ("--input many", "--input many"),

@@ -41,9 +41,11 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
         .build()
         .context("the runtime could not start")?;
     let given = given::given(matches)?;
+    let folder = matches.get_one::<String>("out").map_or(".", String::as_str);
+    // Before a model is loaded for nothing.
+    ReportFiles::check(folder.as_ref())?;
     let subject = subject::open(config, matches, runtime.handle(), &clock)?;
     let plan = arguments::plan(matches, subject.takes)?;
-    let folder = matches.get_one::<String>("out").map_or(".", String::as_str);
     let files = ReportFiles::take(folder.as_ref())?;
     let stop = CancellationToken::new();
     runtime.spawn(signals(stop.clone()));
