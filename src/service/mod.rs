@@ -221,7 +221,7 @@ pub enum Delta {
     Text { choice: usize, text: String, logprobs: Vec<TextLogprob> },
     /// The last delta of a choice.
     Finish { choice: usize, reason: Finish },
-    /// A choice begins anew: its text so far is void. Only where the request is not streamed.
+    /// A choice begins anew: its text so far is void. A stream hears it only before any text.
     Anew { choice: usize },
     /// A choice failed after it began; the generation yields nothing more.
     Failed(ServiceError),
