@@ -444,5 +444,5 @@ pub fn start_with_faults(
         unit.meter(ledger);
     }
     unit.open(start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed, faults)?);
-    unit.watch(config.step_timeout).context("the watchdog's thread could not start")
+    unit.watch(config.longest_step()).context("the watchdog's thread could not start")
 }

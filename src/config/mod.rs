@@ -113,7 +113,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     pub write_timeout: Duration,
     pub keep_alive: Duration,
-    pub step_timeout: Duration,
+    /// `None` is by device, see [`Config::longest_step`].
+    pub step_timeout: Option<Duration>,
     pub drain_timeout: Duration,
     pub vllm_metrics: bool,
     pub meter: MeterSpec,
@@ -241,10 +242,12 @@ impl Resolved {
                 _ => Err("is not a share from 0.05 to 1".to_string()),
             })?,
             prefix_caching: self.flag("enable-prefix-caching")?,
-            async_scheduling: match self.text("async-scheduling").as_deref() {
-                Some("auto") | None => None,
-                Some(_) => Some(self.flag("async-scheduling")?),
-            },
+            async_scheduling: self.get("async-scheduling", |v| match v {
+                "auto" => Ok(None),
+                "true" | "1" => Ok(Some(true)),
+                "false" | "0" => Ok(Some(false)),
+                _ => Err("is neither auto, true nor false".into()),
+            })?,
             enforce_eager: self.flag("enforce-eager")?,
             enable_pdl: self.flag("enable-pdl")?,
             batch_invariant: self.flag("batch-invariant")?,
@@ -263,7 +266,10 @@ impl Resolved {
             idle_timeout: self.duration("idle-timeout")?,
             write_timeout: self.duration("write-timeout")?,
             keep_alive: self.duration("keep-alive-interval")?,
-            step_timeout: self.duration("step-timeout")?,
+            step_timeout: match self.0["step-timeout"].0.as_str() {
+                "auto" => None,
+                _ => Some(self.duration("step-timeout")?),
+            },
             drain_timeout: self.duration("drain-timeout")?,
             vllm_metrics: self.flag("vllm-metrics")?,
             meter: self.get("meter", |v| v.parse().map_err(|e: PowerError| e.problem()))?,
@@ -305,6 +311,12 @@ impl Config {
     /// their best; on a processor a longer step would only make the others wait.
     pub fn batched_tokens(&self) -> usize {
         self.max_num_batched_tokens.unwrap_or_else(|| self.by_device(2048, 512))
+    }
+
+    /// Silence after which an engine hangs, once the devices are chosen. A step of prompts takes a GPU seconds at
+    /// most, a processor with a large model minutes.
+    pub fn longest_step(&self) -> Duration {
+        self.step_timeout.unwrap_or_else(|| Duration::from_secs(self.by_device(60, 900)))
     }
 
     /// Refuses to listen to strangers without a key. Only what opens a port asks.
@@ -426,6 +438,12 @@ mod tests {
         assert_eq!(sizes(&[("device", "cuda:0,2")]), (256, 2048));
         assert_eq!(sizes(&[("device", "cuda:0"), ("max-num-seqs", "7")]), (7, 2048));
         assert_eq!(sizes(&[("max-num-batched-tokens", "9")]), (64, 9));
+        let longest = |flags: &[(&'static str, &str)]| {
+            resolve(flags, &[]).unwrap().config().unwrap().longest_step().as_secs()
+        };
+        assert_eq!(longest(&[("device", "cuda:0")]), 60);
+        assert_eq!(longest(&[("device", "cpu")]), 900);
+        assert_eq!(longest(&[("device", "cuda:0"), ("step-timeout", "5s")]), 5);
     }
 
     #[test]
@@ -452,6 +470,8 @@ mod tests {
             ("quantization", "awq"),
             ("kv-cache-dtype", "fp8_e5m2"),
             ("device", "tpu"),
+            ("async-scheduling", "maybe"),
+            ("step-timeout", "long"),
             ("kv-memory", "lots"),
             ("drain-timeout", "-3"),
             ("unknown-parameters", "ignore"),

@@ -117,7 +117,12 @@ pub static SETTINGS: &[Setting] = &[
     setting("idle-timeout", "75s", "TIME", "A connection may be idle between requests"),
     setting("write-timeout", "60s", "TIME", "A client may take nothing of its answer before it is let go"),
     setting("keep-alive-interval", "10s", "TIME", "A stream with nothing to say sends a comment this often"),
-    setting("step-timeout", "60s", "TIME", "An engine that gives no sign of life for so long is taken out"),
+    setting(
+        "step-timeout",
+        "auto",
+        "TIME",
+        "An engine that gives no sign of life for so long is taken out; auto is 60s on GPUs and 15min on a processor",
+    ),
     setting("drain-timeout", "30s", "TIME", "For running requests to end after SIGTERM"),
     setting("vllm-metrics", "true", "", "Metrics under vLLM's names too"),
     setting(

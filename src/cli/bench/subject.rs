@@ -162,9 +162,7 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let checkpoint = Checkpoint::open(&config.model, &pool)?;
     let device = match config.devices.as_slice() {
         [DeviceKind::Cuda(ordinal)] => Device::new_cuda(*ordinal)?,
-        [DeviceKind::Cuda(_), ..] => {
-            bail!("--baseline: the rival runs on one device; name it, as --device cuda:0")
-        }
+        [_, _, ..] => bail!("--baseline: the rival runs on one device; name it, as --device cuda:0"),
         _ => Device::Cpu,
     };
     let dtype = match (config.precision, checkpoint.spec.float_type) {
