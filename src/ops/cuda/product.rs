@@ -26,6 +26,13 @@ struct Key {
     dtype: DType,
     accumulate: bool,
     bias: bool,
+    /// Bytes that the addresses of weight, source and destination are multiples of: an algorithm may want more.
+    alignments: [u32; 3],
+}
+
+/// What an address is a multiple of, of what cuBLASLt asks for.
+fn alignment(address: u64) -> u32 {
+    1 << address.trailing_zeros().min(8)
 }
 
 struct Prepared {
@@ -113,16 +120,25 @@ impl Products {
         let src = layout(dtype, key.k, key.rows, key.k)?;
         let dst = layout(f32_type, key.n, key.rows, key.dst_stride)?;
         let preference = result::create_matmul_pref().map_err(&fail)?;
+        let prefer = |attribute, value: *const c_void, bytes: usize| {
+            // SAFETY: the preference lives; value points to so many bytes.
+            unsafe { result::set_matmul_pref_attribute(preference, attribute, value, bytes) }.map_err(&fail)
+        };
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+        let room = WORKSPACE_BYTES;
+        let workspace = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        prefer(workspace, (&raw const room).cast(), size_of_val(&room))?;
+        let [of_weight, of_src, of_dst] = key.alignments;
+        for (attribute, bytes) in [
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, of_weight),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, of_src),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_dst),
+            (Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, of_dst),
+        ] {
+            prefer(attribute, (&raw const bytes).cast(), size_of_val(&bytes))?;
+        }
         // SAFETY: all objects live; the preference goes as soon as it has been used.
         let found = unsafe {
-            let bytes = WORKSPACE_BYTES;
-            result::set_matmul_pref_attribute(
-                preference,
-                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                (&raw const bytes).cast(),
-                size_of_val(&bytes),
-            )
-            .map_err(&fail)?;
             let found = result::get_matmul_algo_heuristic(
                 self.handle,
                 description,
@@ -155,6 +171,7 @@ impl Products {
             dtype: p.src_type,
             accumulate: p.accumulate,
             bias: p.bias != 0,
+            alignments: [p.weight, p.src, p.dst].map(alignment),
         };
         let mut all = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.contains_key(&key) {
