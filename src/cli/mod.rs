@@ -103,7 +103,8 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         Ok(matches) => matches,
         Err(e) => {
             // Help and version come this way too, to stdout and with code 0.
-            e.print()?;
+            // A reader that stops, as `head` does, is no error.
+            let _ = e.print();
             return Ok(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };

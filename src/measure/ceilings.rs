@@ -173,16 +173,7 @@ impl Multiplied {
             let number = |i: usize| (i as u32).wrapping_mul(2_654_435_761) as f32 / (1u32 << 31) as f32 - 1.0;
             (0..count).map(number).collect()
         };
-        let weight = Weight::from_f32(numbers(outputs * inputs), outputs, inputs);
-        let weight = match dtype {
-            DType::BF16 => weight.to_bf16(),
-            DType::F16 => weight.to_f16(),
-            _ => weight,
-        };
-        let weight = match on.launcher {
-            Some(_) => Weight::on_device(&[&weight], &on.device)?,
-            None => weight,
-        };
+        let weight = Weight::made(numbers(outputs * inputs), inputs, dtype, on)?;
         let src = Tensor::from_vec(numbers(rows * inputs), (rows, inputs), &Device::Cpu)?;
         let src = src.to_dtype(dtype)?.to_device(&on.device)?;
         let dst = Tensor::zeros((rows, outputs), DType::F32, &on.device)?;

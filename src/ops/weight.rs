@@ -11,6 +11,7 @@ use memmap2::Mmap;
 
 use super::cpu::Element;
 use super::cpu::fp8::F8E4M3;
+use super::exec::Exec;
 use super::launch::PlaceOfScales;
 
 mod fp8;
@@ -357,6 +358,26 @@ impl Weight {
             }
         };
         Weight::from_f16(data, self.rows, self.cols)
+    }
+
+    /// Of f32 numbers, rounded to a type (FP8 with a scale for each row), where `on` reads it: for what makes its own
+    /// matrices, as tries and measurements do.
+    ///
+    /// # Errors
+    /// A device without room.
+    pub fn made(data: Vec<f32>, cols: usize, dtype: DType, on: &Exec) -> candle_core::Result<Weight> {
+        let rows = data.len() / cols.max(1);
+        let exact = Weight::from_f32(data, rows, cols);
+        let weight = match dtype {
+            DType::F16 => exact.to_f16(),
+            DType::BF16 => exact.to_bf16(),
+            DType::F8E4M3 => exact.to_fp8(),
+            _ => exact,
+        };
+        match on.launcher {
+            Some(_) => Weight::on_device(&[&weight], &on.device),
+            None => Ok(weight),
+        }
     }
 
     /// The same numbers rounded to bf16. Shares the storage when they are bf16 already.

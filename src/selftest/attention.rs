@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::numbers::{Want, compare, mirrored, poison, random, read, rounded, tensor, ulp, weight};
+use super::numbers::{Want, compare, mirrored, poison, random, read, rounded, tensor, ulp};
 use super::table::types_and_stored;
 use super::{Outcome, Size};
 use crate::ops::exec::Exec;
@@ -11,6 +11,7 @@ use crate::ops::launch::Mirrored;
 use crate::ops::paged_attention::kernels::{Tile, scratch};
 use crate::ops::paged_attention::{AttentionPlan, AttentionSpan, BLOCK_SIZE, Cutting, PagedAttention};
 use crate::ops::rope::{self, Rope};
+use crate::ops::weight::Weight;
 
 /// Heads of queries, of keys, and their size.
 type Heads = (usize, usize, usize);
@@ -230,8 +231,8 @@ fn turn(
     let (qkv, angles) = (random(40, ROWS * stride), random(41, ROWS * dim));
     let scales = [random(42, dim), random(43, dim)];
     let run = || -> Result<Vec<f32>> {
-        let q = weight(on, &scales[0], 1, dim, DType::F32)?;
-        let norms = [q, weight(on, &scales[1], 1, dim, DType::F32)?];
+        let q = Weight::made(scales[0].clone(), dim, DType::F32, on)?;
+        let norms = [q, Weight::made(scales[1].clone(), dim, DType::F32, on)?];
         let rows = tensor(on, qkv.clone(), stride, DType::F32)?;
         let angles = tensor(on, angles.clone(), dim, DType::F32)?;
         let cache = poison(on, CACHE_BLOCKS * 2 * kv_heads * BLOCK_SIZE, dim, dtype)?;

@@ -66,21 +66,6 @@ pub fn read(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
-/// Rounded to a type, FP8 with a scale for each row, where kernels or the CPU's loops can read it.
-pub fn weight(on: &Exec, numbers: &[f32], rows: usize, cols: usize, dtype: DType) -> Result<Weight> {
-    let weight = Weight::from_f32(numbers.to_vec(), rows, cols);
-    let weight = match dtype {
-        DType::F16 => weight.to_f16(),
-        DType::BF16 => weight.to_bf16(),
-        DType::F8E4M3 => weight.to_fp8(),
-        _ => weight,
-    };
-    match on.launcher {
-        Some(_) => Weight::on_device(&[&weight], &on.device),
-        None => Ok(weight),
-    }
-}
-
 /// Arrays where kernels can read them; they hold until the next call.
 pub fn mirrored<'a, const N: usize>(on: &Exec, arrays: [&'a [u32]; N]) -> Result<[Mirrored<'a, u32>; N]> {
     let mut all = arrays.map(Mirrored::from);

@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::attention;
-use super::numbers::{Want, compare, held, mirrored, poison, random, read, rounded, tensor, ulp, weight};
+use super::numbers::{Want, compare, held, mirrored, poison, random, read, rounded, tensor, ulp};
 use super::{Outcome, Size};
 use crate::ops::activation::SiluMul;
 use crate::ops::exec::Exec;
@@ -16,6 +16,7 @@ use crate::ops::linear::Linear;
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::rope::RopeAngles;
 use crate::ops::sample::{self, NONE, RESULT_WORDS, Sample, Samples, Task};
+use crate::ops::weight::Weight;
 
 type Cases = fn(&Exec, Size) -> Vec<Outcome>;
 
@@ -60,7 +61,7 @@ fn gather(on: &Exec, size: Size) -> Vec<Outcome> {
             let table = random(1, 40 * width);
             let ids: Vec<u32> = (0..rows as u32).map(|r| r * 7 % 40).collect();
             let run = || -> Result<Vec<f32>> {
-                let table = weight(on, &table, 40, width, dtype)?;
+                let table = Weight::made(table.clone(), width, dtype, on)?;
                 let [ids] = mirrored(on, [&ids])?;
                 let dst = poison(on, rows + 1, width, DType::F32)?;
                 dst.inplace_op1(&Gather { table: &table, ids, sampled: 0, on })?;
@@ -109,7 +110,7 @@ fn rms_norm(on: &Exec, size: Size) -> Vec<Outcome> {
         for rows in [0usize, 1, 15] {
             let (src, scale) = (random(3, rows * width), random(4, width));
             let run = || -> Result<Vec<f32>> {
-                let weight = weight(on, &scale, 1, width, DType::F32)?;
+                let weight = Weight::made(scale.clone(), width, DType::F32, on)?;
                 let dst = poison(on, rows + 1, width, dtype)?;
                 // One more row than is asked for.
                 let src = tensor(on, [src.clone(), vec![1.0; width]].concat(), width, DType::F32)?;
@@ -129,7 +130,7 @@ fn rope_angles(on: &Exec, _: Size) -> Vec<Outcome> {
             (0..half).map(|i| (-(i as f32) / half as f32 * 500_000f32.ln()).exp()).collect();
         let positions = [0u32, 1, 17, 4097, 131_071];
         let run = || -> Result<Vec<f32>> {
-            let inverse_frequencies = &weight(on, &frequencies, 1, half, DType::F32)?;
+            let inverse_frequencies = &Weight::made(frequencies.clone(), half, DType::F32, on)?;
             let [positions] = mirrored(on, [&positions])?;
             let dst = poison(on, positions.host.len() + 1, 2 * half, DType::F32)?;
             dst.inplace_op1(&RopeAngles { positions, inverse_frequencies, on })?;
@@ -168,8 +169,8 @@ fn linear(on: &Exec, size: Size) -> Vec<Outcome> {
             let (src, w, bias) = (random(5, rows * k), random(6, n * k), random(7, n));
             let before = if accumulate { 0.25 } else { f32::NAN };
             let run = || -> Result<Vec<f32>> {
-                let matrix = weight(on, &w, n, k, stored)?;
-                let bias = weight(on, &bias, 1, n, DType::F32)?;
+                let matrix = Weight::made(w.clone(), k, stored, on)?;
+                let bias = Weight::made(bias.clone(), n, DType::F32, on)?;
                 let bias = (i % 2 == 0).then_some(&bias);
                 let dst = tensor(on, vec![before; (rows + 1) * width], width, DType::F32)?;
                 let src = tensor(on, [src.clone(), vec![1.0; k]].concat(), k, dtype)?;
@@ -208,7 +209,8 @@ fn norm_product(on: &Exec, size: Size) -> Vec<Outcome> {
     {
         let (src, w, scale) = (random(8, rows * k), random(9, n * k), random(10, k));
         let run = |gated: bool| -> Result<Vec<f32>> {
-            let (matrix, scale) = (weight(on, &w, n, k, stored)?, weight(on, &scale, 1, k, DType::F32)?);
+            let (matrix, scale) =
+                (Weight::made(w.clone(), k, stored, on)?, Weight::made(scale.clone(), k, DType::F32, on)?);
             let norm = RmsNorm { weight: &scale, eps: 1e-5, rows, on };
             let op = NormProduct { norm, weight: &matrix, bias: None, activations: dtype, on };
             let src = tensor(on, src.clone(), k, DType::F32)?;
