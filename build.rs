@@ -1,4 +1,4 @@
-//! Tells a release build which commit it is made from, so that reports can say it (`HASHWATT_COMMIT`), and with
+//! Tells a release build which commit it is made from, so that reports can say it (`BUILT_FROM_COMMIT`), and with
 //! the feature `cuda` compiles the kernels of `src/ops/cuda` for every architecture that is served.
 //! Development builds do not ask for the commit: they would be made anew after each one.
 
@@ -30,7 +30,8 @@ fn commit() {
     // Only of this repository: a source archive unpacked inside another one is not that one's commit.
     let own = git(&["rev-parse", "--show-toplevel"]) == std::env::var("CARGO_MANIFEST_DIR").ok();
     if let Some(commit) = own.then(|| git(&["describe", "--always", "--dirty", "--abbrev=12"])).flatten() {
-        println!("cargo:rustc-env=HASHWATT_COMMIT={commit}");
+        // Without the prefix of settings: `cargo run` hands this variable to the program too.
+        println!("cargo:rustc-env=BUILT_FROM_COMMIT={commit}");
     }
 }
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Starts the built server and sends it the README's own requests: what the README shows is what works.
+# Starts the server by the README's own command and sends it the README's own requests: what it shows is what works.
 set -euo pipefail
-binary=${1:?usage: smoke.sh PATH-OF-BINARY}
 root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
 base=http://127.0.0.1:8000
 work=$(mktemp -d)
 server=""
@@ -16,7 +16,10 @@ if curl -s -o /dev/null "$base/livez"; then
   echo "port 8000 is taken; the README's requests go there" >&2
   exit 1
 fi
-"$binary" serve >"$work/log" 2>&1 &
+command=$(sed -n 's/^\$ \(cargo run --release\) *#.*/\1/p' README.md)
+[ -n "$command" ] || { echo "the README has no command that serves" >&2; exit 1; }
+# Built already; cargo replaces itself by the program, so signals reach it.
+$command >"$work/log" 2>&1 &
 server=$!
 for _ in $(seq 300); do
   curl -fs -o /dev/null "$base/readyz" && break
@@ -68,5 +71,5 @@ server=""
 echo "smoke: passed"
 
 # The operations and the demo model on this machine's processor.
-"$binary" selftest >"$work/selftest" || { grep FAILED "$work/selftest" >&2; exit 1; }
+cargo run --release --quiet -- selftest >"$work/selftest" || { grep FAILED "$work/selftest" >&2; exit 1; }
 tail -1 "$work/selftest"

@@ -119,7 +119,7 @@ fn begin(subject: &Subject) -> Report {
         created_unix_seconds,
         created: created.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
-        commit: option_env!("HASHWATT_COMMIT").unwrap_or("unknown").into(),
+        commit: option_env!("BUILT_FROM_COMMIT").unwrap_or("unknown").into(),
         // Where the program lies is nobody's business.
         command: without_secrets(std::iter::once("hashwatt".into()).chain(std::env::args().skip(1))),
         elapsed_seconds: 0.0,
