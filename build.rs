@@ -77,8 +77,11 @@ mod kernels {
         for architecture in ARCHITECTURES {
             command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
         }
-        // For devices between and after these.
-        command.arg("-gencode=arch=compute_80,code=compute_80");
+        // For devices between and after these: the driver takes the highest that a device has. From 9.0 on kernels
+        // must wait for the one in front of them (device.cuh), so those devices get code that does.
+        for portable in ["80", "90"] {
+            command.arg(format!("-gencode=arch=compute_{portable},code=compute_{portable}"));
+        }
         // What is set for candle's kernels is not meant for these.
         command.env_remove("NVCC_APPEND_FLAGS");
         command.spawn().expect("nvcc starts")

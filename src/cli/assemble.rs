@@ -286,7 +286,6 @@ fn capture(runner: &mut Runner, sequences: usize, ordinal: usize) -> anyhow::Res
         ),
         Err(error) => {
             tracing::warn!(%error, "cuda:{ordinal}: no graphs; steps are launched one operation at a time");
-            runner.drop_graphs();
         }
     }
     Ok(())

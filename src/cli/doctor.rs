@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 mod gpu;
 
-use super::{Exit, assemble, devices, machine};
+use super::devices::Chosen;
+use super::{Exit, assemble, machine};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ops::cpu::Isa;
@@ -44,8 +45,8 @@ fn finding(check: &'static str, level: Level, found: String, fix: &str) -> Findi
 }
 
 /// Prints all findings; 1 when one is an error.
-pub fn run(config: &Config, as_json: bool) -> Exit {
-    let mut all = vec![device(config)];
+pub fn run(config: &Config, chosen: &Chosen, as_json: bool) -> Exit {
+    let mut all = vec![device(config, chosen)];
     all.extend(gpu::findings(health::read(None)));
     all.extend([
         threads(config),
@@ -73,12 +74,16 @@ pub fn run(config: &Config, as_json: bool) -> Exit {
     Ok(u8::from(all.iter().any(|f| f.level == Level::Error)))
 }
 
-fn device(config: &Config) -> Finding {
+fn device(config: &Config, chosen: &Chosen) -> Finding {
     if assemble::on_gpus(config) {
-        return finding("device", Level::Pass, devices::list(&config.devices), "");
+        return finding("device", Level::Pass, chosen.to_string(), "");
     }
     let isa = Isa::detect();
-    let found = format!("cpu with {}", machine::instructions());
+    let found = format!("{chosen}; {}", machine::instructions());
+    if chosen.leaves_boards {
+        let fix = "run a build with --features cuda (docs/cuda.md) on a driver of 580 or newer, or say --device cpu";
+        return finding("device", Level::Warn, found, fix);
+    }
     match isa {
         Isa::Avx512 => finding("device", Level::Pass, found, ""),
         Isa::Avx2 => finding("device", Level::Pass, found, ""),

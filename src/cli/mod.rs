@@ -20,6 +20,7 @@ pub use serve::api_state as serve_state;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use self::devices::Chosen;
 use crate::config::settings::{SETTINGS, Setting};
 use crate::config::{Config, LogFormat, Resolved, process_environment};
 
@@ -122,10 +123,11 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         end_with_the_reader();
     }
     // The others open no device.
+    let mut chosen = Chosen::default();
     if ["serve", "chat", "bench", "doctor", "selftest"].contains(&name) {
-        let chosen = devices::choose(&config.devices)?;
-        tracing::info!("devices: {}; {}", devices::list(&chosen.devices), chosen.why);
-        config.devices = chosen.devices;
+        chosen = devices::choose(&config.devices)?;
+        tracing::info!("devices: {chosen}");
+        config.devices = chosen.devices.clone();
     }
     match (name, inner.subcommand()) {
         ("chat", _) => chat::run(&config, inner),
@@ -135,9 +137,9 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         ("market", _) => market::run(inner),
         ("report", _) => report::run(inner),
         ("selftest", _) => selftest::run(&config, inner),
-        ("doctor", _) => doctor::run(&config, inner.get_flag("json")),
+        ("doctor", _) => doctor::run(&config, &chosen, inner.get_flag("json")),
         _ if inner.get_flag("check") => serve::check(&config),
-        _ => serve::run(config),
+        _ => serve::run(config, &chosen),
     }
 }
 

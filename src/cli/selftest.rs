@@ -21,6 +21,8 @@ use crate::selftest::{self, Outcome, Size, model};
 const LARGE: &str = "synthetic:llama-3.2-1b";
 const REPLAYS: usize = 1000;
 const REPEATS: usize = 20;
+/// What is tried of a model.
+const PARTS: [&str; 4] = ["greedy parity", "layers", "repeats", "graphs"];
 
 pub fn command() -> Command {
     Command::new("selftest")
@@ -36,7 +38,7 @@ pub fn command() -> Command {
             Arg::new("burn-in")
                 .long("burn-in")
                 .value_name("TIME")
-                .help("Repeat the model's part for so long, as 30m"),
+                .help("Repeat the models' parts for so long on each device, as 30m"),
         )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON"))
 }
@@ -66,15 +68,19 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
             }
         };
         selftest::operations(&on, Size::Full, &wanted).into_iter().for_each(&mut told);
+        let full = matches.get_flag("full") || on.launcher.is_some();
+        let mut models = if full { vec!["demo", LARGE] } else { vec!["demo"] };
+        if !PARTS.iter().any(|part| wanted(part)) {
+            models.clear();
+        }
+        let tries = models.into_iter().map(|name| Tries::new(name, &on, way.device));
+        let tries = tries.collect::<anyhow::Result<Vec<_>>>()?;
         let clock = Clock::system();
         let begun = clock.now();
-        let full = matches.get_flag("full") || on.launcher.is_some();
-        let models = if full { vec!["demo", LARGE] } else { vec!["demo"] };
-        for name in models {
-            let tries = Tries::new(name, &on, way.device)?;
-            tries.run(&wanted).into_iter().for_each(&mut told);
-            while clock.now().since(begun) < burn_in {
-                tries.run(&wanted).into_iter().for_each(&mut told);
+        loop {
+            tries.iter().flat_map(|tries| tries.run(&wanted)).for_each(&mut told);
+            if tries.is_empty() || clock.now().since(begun) >= burn_in {
+                break;
             }
         }
     }
@@ -150,16 +156,17 @@ impl<'a> Tries<'a> {
 
     fn run(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<Outcome> {
         let mut all = Vec::new();
-        if wanted("greedy parity") {
+        let [parity, layers, repeats, graphs] = PARTS;
+        if wanted(parity) {
             all.push(model::parity(self.name, &self.cpu, &self.there, self.on));
         }
-        if wanted("layers") {
+        if wanted(layers) {
             all.extend(model::layers(self.name, &self.cpu, &self.there, self.on));
         }
-        if wanted("repeats") {
+        if wanted(repeats) {
             all.push(model::repeats(self.name, &self.there, self.on, REPEATS));
         }
-        if wanted("graphs") && self.on.launcher.is_some() {
+        if wanted(graphs) && self.on.launcher.is_some() {
             let free = || match self.device {
                 DeviceKind::Cuda(ordinal) => cuda::memory(*ordinal).ok().map(|(free, _)| free),
                 _ => None,

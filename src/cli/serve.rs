@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::assemble::{self, Metered, Opened};
+use super::devices::Chosen;
 use super::{Exit, machine};
 use crate::api::{
     ApiConfig, ApiKeys, ApiState, BodyLimits, Server, ServerConfig, TimeLimits, energy_source, engine_source,
@@ -47,7 +48,7 @@ pub fn check(config: &Config) -> Exit {
 }
 
 /// Serves until told to stop.
-pub fn run(config: Config) -> Exit {
+pub fn run(config: Config, chosen: &Chosen) -> Exit {
     config.check_exposure()?;
     let unit = Unit::new(Clock::system());
     let opened = assemble::open(&config, &unit)?;
@@ -57,13 +58,19 @@ pub fn run(config: Config) -> Exit {
         .enable_all()
         .build()
         .context("the runtime could not start")?;
-    let outcome = runtime.block_on(serve(Arc::new(config), opened, unit, metered));
+    let outcome = runtime.block_on(serve(Arc::new(config), chosen, opened, unit, metered));
     // Blocking work that is left (a load that was interrupted) must not hold the process.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Arc<Config>, opened: Opened, unit: Arc<Unit>, metered: Metered) -> Exit {
+async fn serve(
+    config: Arc<Config>,
+    chosen: &Chosen,
+    opened: Opened,
+    unit: Arc<Unit>,
+    metered: Metered,
+) -> Exit {
     // First, so that no signal is missed.
     let mut signals = Signals::new()?;
     let address = SocketAddr::new(config.host, config.port);
@@ -84,7 +91,7 @@ async fn serve(config: Arc<Config>, opened: Opened, unit: Arc<Unit>, metered: Me
     };
     let running = async {
         (&mut loading).await.context("loading the model panicked")??;
-        banner(&config, &opened, address, &power);
+        banner(&config, chosen, &opened, address, &power);
         std::future::pending::<anyhow::Result<()>>().await
     };
     tokio::select! {
@@ -192,7 +199,7 @@ fn named(meters: &[MeterInfo]) -> String {
     meters.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn banner(config: &Config, opened: &Opened, address: SocketAddr, power: &str) {
+fn banner(config: &Config, chosen: &Chosen, opened: &Opened, address: SocketAddr, power: &str) {
     let Opened { checkpoint, sizes, .. } = opened;
     let model = opened.service.models().first().map(|m| m.id.as_str()).unwrap_or_default();
     let key = config
@@ -215,7 +222,7 @@ fn banner(config: &Config, opened: &Opened, address: SocketAddr, power: &str) {
     );
     println!(
         "  device   {}, {} threads each, {}; KV cache {} tokens ({:.0} MB at most)",
-        super::devices::list(&config.devices),
+        chosen,
         sizes.threads_per_device,
         machine::instructions(),
         sizes.blocks_per_device * crate::model::input::BLOCK_SIZE * config.devices.len(),

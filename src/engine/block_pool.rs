@@ -113,9 +113,7 @@ impl BlockPool {
     fn allocate(&mut self) -> Option<BlockId> {
         let id = (self.free_head != NONE).then_some(self.free_head)?;
         self.unlink(id);
-        if let Some(hash) = self.blocks[id as usize].hash.take() {
-            self.cached.remove(&hash);
-        }
+        self.forget(id);
         self.blocks[id as usize].holders = 1;
         Some(id)
     }
@@ -138,6 +136,12 @@ impl BlockPool {
         block.hash = Some(hash);
         block.tokens.clear();
         block.tokens.extend_from_slice(tokens);
+    }
+
+    fn forget(&mut self, id: BlockId) {
+        if let Some(hash) = self.blocks[id as usize].hash.take() {
+            self.cached.remove(&hash);
+        }
     }
 
     /// Appends to the free list. A block with nothing to find goes to the front: it is used first.
@@ -253,6 +257,14 @@ impl BlockTable {
         }
     }
 
+    /// Lets nobody find the content of these blocks any more, also what was found here: it is not to be trusted.
+    pub fn forget(&mut self) {
+        let mut pool = self.pool.borrow_mut();
+        for id in &self.blocks {
+            pool.forget(*id);
+        }
+    }
+
     /// Gives all blocks back; the content of full ones stays findable.
     pub fn clear(&mut self, salt: u64) {
         let mut pool = self.pool.borrow_mut();
@@ -301,6 +313,26 @@ mod tests {
         let mut c = BlockTable::new(&pool, 1);
         assert_eq!(c.take_prefix(&tokens(8)), 4);
         assert_eq!(pool.borrow().holders(first[0]), 2);
+    }
+
+    #[test]
+    fn forgotten_blocks_are_found_by_nobody_and_can_be_published_anew() {
+        let pool = BlockPool::new(8, 4);
+        let fill = |salt| {
+            let mut table = BlockTable::new(&pool, salt);
+            let found = table.take_prefix(&tokens(10));
+            assert!(table.grow_to(10));
+            table.publish(&tokens(10), 10);
+            (table, found)
+        };
+        drop(fill(1));
+        drop(fill(2));
+        let (mut broken, found) = fill(1);
+        assert_eq!(found, 8);
+        broken.forget();
+        drop(broken);
+        assert_eq!(fill(1).1, 0);
+        assert_eq!((fill(1).1, fill(2).1), (8, 8), "others stay");
     }
 
     #[test]

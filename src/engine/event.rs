@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::sync::mpsc;
 
 use crate::clock::Tick;
-use crate::engine::constraint::TokenConstraint;
+use crate::engine::constraint::{ConstraintError, TokenConstraint};
 use crate::engine::sampler::SamplingParams;
 
 /// Events a client may leave unread before its request is ended as a slow reader.
@@ -47,10 +47,10 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
-    /// The same request once more; `None` for one under a constraint, which has a state of its own.
-    pub fn again(&self) -> Option<GenerateRequest> {
+    /// The same request once more.
+    pub fn again(&self) -> GenerateRequest {
         let Self { ref prompt, ref sampling, max_tokens, min_tokens, ref stop_token_ids, .. } = *self;
-        self.constraint.is_none().then(|| GenerateRequest {
+        GenerateRequest {
             prompt: prompt.clone(),
             sampling: sampling.clone(),
             max_tokens,
@@ -60,8 +60,8 @@ impl GenerateRequest {
             tier: self.tier,
             cache_salt: self.cache_salt,
             account: self.account,
-            constraint: None,
-        })
+            constraint: self.constraint.as_ref().map(|c| c.again()),
+        }
     }
 }
 
@@ -141,6 +141,8 @@ pub enum EngineError {
     SlowReader,
     #[error("the model returned logits that are not finite for this request")]
     NonFiniteLogits,
+    #[error("the output's grammar cannot go on: {0}")]
+    Constraint(#[from] ConstraintError),
     #[error("the request needs {needed} cache blocks and the device has {total}")]
     TooLargeForCache { needed: usize, total: usize },
     #[error("the step failed: {0}")]
@@ -153,7 +155,7 @@ pub enum EngineError {
 
 /// What CUDA's driver says when a context is lost: every later call in it fails the same way (CUDA driver API,
 /// "Data types used by CUDA driver", the errors that "leave the process in an inconsistent state").
-const STICKY: [&str; 12] = [
+const STICKY: [&str; 15] = [
     "CUDA_ERROR_ECC_UNCORRECTABLE",
     "CUDA_ERROR_NVLINK_UNCORRECTABLE",
     "CUDA_ERROR_ILLEGAL_ADDRESS",
@@ -166,6 +168,10 @@ const STICKY: [&str; 12] = [
     "CUDA_ERROR_INVALID_PC",
     "CUDA_ERROR_LAUNCH_FAILED",
     "CUDA_ERROR_CONTAINED",
+    // Not of that list: a card that has fallen off the bus, and a context that is gone.
+    "CUDA_ERROR_UNKNOWN",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED",
 ];
 
 impl EngineError {
@@ -176,6 +182,13 @@ impl EngineError {
             true => EngineError::Device(text),
             false => EngineError::Step(text),
         }
+    }
+
+    /// What a panic in a step means: the end of its batch.
+    pub fn of_panic(panic: &(dyn std::any::Any + Send)) -> EngineError {
+        let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        EngineError::Step(text.unwrap_or_else(|| "a panic".into()))
     }
 
     /// True when the engine it comes from serves nobody any more, and another one may.
@@ -194,7 +207,7 @@ impl crate::error::Classified for EngineError {
             | EngineError::Dead(_)
             | EngineError::Device(_)
             | EngineError::Aborted => Class::Unavailable,
-            EngineError::TooLargeForCache { .. } => Class::InvalidRequest,
+            EngineError::TooLargeForCache { .. } | EngineError::Constraint(_) => Class::InvalidRequest,
             EngineError::SlowReader | EngineError::NonFiniteLogits | EngineError::Step(_) => Class::Internal,
         }
     }

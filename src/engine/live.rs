@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::clock::Tick;
-use crate::engine::constraint::TokenConstraint;
+use crate::engine::constraint::{ConstraintError, TokenConstraint};
 use crate::engine::event::{
     EngineError, EventSender, FinishReason, GenerateRequest, SequenceStats, TokenEvent, TokenLogprob,
 };
@@ -19,6 +19,8 @@ pub(super) struct Live {
     history: History,
     constraint: Option<Box<dyn TokenConstraint>>,
     mask: Vec<u32>,
+    /// Tokens that the constraint has forced and whose sequence does not have them yet.
+    forced: Vec<u32>,
     pub max_tokens: usize,
     min_tokens: usize,
     stop_tokens: Arc<[u32]>,
@@ -43,6 +45,7 @@ impl Live {
             params: request.sampling,
             constraint: request.constraint,
             mask: vec![0; mask],
+            forced: Vec::new(),
             max_tokens: request.max_tokens,
             min_tokens: request.min_tokens,
             stop_tokens: request.stop_token_ids,
@@ -63,8 +66,11 @@ impl Live {
         self.ended = true;
     }
 
+    /// One that has its end already keeps it.
     pub fn fail(&mut self, error: EngineError) {
-        self.end(TokenEvent::failed(error));
+        if !self.ended {
+            self.end(TokenEvent::failed(error));
+        }
     }
 
     /// True when this error ended it.
@@ -72,21 +78,54 @@ impl Live {
         matches!(&self.last_event, Some(TokenEvent::Failed(e)) if **e == *error)
     }
 
+    /// The tokens that the constraint wants before anything is sampled: they are computed with the prompt. One is left
+    /// to be sampled, so that there is a step to tell them after.
+    pub fn begin(&mut self, tokens: &mut Vec<u32>) {
+        if let Err(error) = self.force(self.max_tokens.saturating_sub(1)) {
+            return self.fail(error.into());
+        }
+        tokens.extend_from_slice(&self.forced);
+    }
+
+    /// Asks the constraint for what alone may come next, at most so many tokens. False when the sequence ends there.
+    /// Where log-probabilities are wanted each token is computed on its own.
+    fn force(&mut self, most: usize) -> Result<bool, ConstraintError> {
+        match &mut self.constraint {
+            Some(constraint) if self.params.logprobs.is_none() && self.prompt_logprobs.is_none() => {
+                constraint.force(most, &mut self.forced)
+            }
+            _ => Ok(true),
+        }
+    }
+
     /// Adds the task of choosing the next token, after `generated` ones; asks the constraint, while the device
-    /// works, what it may be.
-    pub fn draw(&mut self, generated: usize, samples: &mut Samples) {
+    /// works, what it may be. False when the constraint fails, which ends the request.
+    pub fn draw(&mut self, generated: usize, samples: &mut Samples) -> bool {
+        let mut banned: &[u32] = if generated < self.min_tokens { &self.stop_tokens } else { &[] };
+        let mut masked = false;
         if let Some(constraint) = &mut self.constraint {
-            self.mask.fill(u32::MAX);
-            constraint.fill_mask(&mut self.mask);
+            self.mask.fill(0);
+            masked = match constraint.fill_mask(&mut self.mask) {
+                Ok(masked) => masked,
+                Err(error) => {
+                    self.fail(error.into());
+                    return false;
+                }
+            };
+            // A grammar that has come to its end is not kept going.
+            if masked && !banned.is_empty() && !leaves_a_choice(&self.mask, banned) {
+                banned = &[];
+            }
         }
         let draw = Draw {
             params: &self.params,
             history: &self.history,
-            banned: if generated < self.min_tokens { &self.stop_tokens } else { &[] },
-            mask: self.constraint.is_some().then_some(&self.mask),
+            banned,
+            mask: masked.then_some(&self.mask),
             index: generated as u64,
         };
         draw.add_to(samples);
+        true
     }
 
     /// Adds the task of scoring a token of the prompt.
@@ -111,27 +150,88 @@ impl Live {
         asked
     }
 
-    /// Takes a sampled token, the `generated`-th: records and reports it, and ends the sequence where it must end.
-    pub fn accept(&mut self, token: u32, outcome: Outcome<'_>, generated: usize, now: Tick) {
+    /// Takes a sampled token, the last of `tokens`, of which `prompt` are the prompt's: records and reports it, appends
+    /// what the constraint then forces, and ends the sequence where it must end.
+    pub fn accept(&mut self, tokens: &mut Vec<u32>, prompt: usize, outcome: Outcome<'_>, now: Tick) {
         if self.stats.first_token_at == Tick::default() {
             self.stats.first_token_at = now;
         }
-        self.stats.generated_tokens = generated;
-        self.history.record(&self.params, token);
+        let end = self.go_on(tokens, prompt, outcome);
+        self.stats.generated_tokens = tokens.len() - prompt;
+        match end {
+            Ok(None) => {}
+            Ok(Some(reason)) => {
+                self.stats.finished_at = now;
+                self.end(TokenEvent::Finished { reason, stats: Box::new(self.stats) });
+            }
+            Err(error) => self.fail(error.into()),
+        }
+    }
+
+    /// Hands one token over; false when nobody listens.
+    fn tell(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>) -> bool {
+        self.history.record(&self.params, id);
+        self.events.send(TokenEvent::Token { id, logprob })
+    }
+
+    /// Tells the last token and what comes after it: an end, or the tokens that the constraint forces.
+    fn go_on(
+        &mut self,
+        tokens: &mut Vec<u32>,
+        prompt: usize,
+        outcome: Outcome<'_>,
+    ) -> Result<Option<FinishReason>, ConstraintError> {
+        let Some(&token) = tokens.last() else { return Ok(None) };
         let logprob = self.params.logprobs.map(|_| Box::new(sampler::logprob(token, outcome)));
-        if !self.events.send(TokenEvent::Token { id: token, logprob }) {
-            self.ended = true;
-            return;
+        let begun = std::mem::take(&mut self.forced);
+        self.ended = !(begun.iter().all(|&forced| self.tell(forced, None)) && self.tell(token, logprob));
+        if self.ended {
+            return Ok(None);
         }
-        let goes_on = self.constraint.as_mut().is_none_or(|c| c.accept(token));
-        let reason = if self.stop_tokens.contains(&token) || !goes_on {
-            Some(FinishReason::Stop)
-        } else {
-            (generated >= self.max_tokens).then_some(FinishReason::Length)
-        };
-        if let Some(reason) = reason {
-            self.stats.finished_at = now;
-            self.end(TokenEvent::Finished { reason, stats: Box::new(self.stats) });
+        let goes_on = self.constraint.as_mut().map_or(Ok(true), |c| c.accept(token))?;
+        if self.stop_tokens.contains(&token) || !goes_on {
+            return Ok(Some(FinishReason::Stop));
         }
+        let left = self.max_tokens.saturating_sub(tokens.len() - prompt);
+        if left == 0 {
+            return Ok(Some(FinishReason::Length));
+        }
+        let goes_on = self.force(left)?;
+        let mut reason = if goes_on { None } else { Some(FinishReason::Stop) };
+        for forced in std::mem::take(&mut self.forced) {
+            tokens.push(forced);
+            if !self.tell(forced, None) {
+                self.ended = true;
+                return Ok(None);
+            }
+            if self.stop_tokens.contains(&forced) {
+                reason = Some(FinishReason::Stop);
+                break;
+            }
+        }
+        let full = tokens.len() - prompt >= self.max_tokens;
+        Ok(reason.or(full.then_some(FinishReason::Length)))
+    }
+}
+
+/// Whether a mask has a bit that is not one of the banned tokens'.
+fn leaves_a_choice(mask: &[u32], banned: &[u32]) -> bool {
+    let word_of = |(i, word): (usize, &u32)| {
+        let of_word = banned.iter().filter(|token| **token as usize / 32 == i);
+        word & !of_word.fold(0, |bits, token| bits | 1 << (token % 32))
+    };
+    mask.iter().enumerate().filter(|(_, word)| **word != 0).any(|word| word_of(word) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leaves_a_choice;
+
+    #[test]
+    fn a_choice_is_a_bit_beside_the_banned_ones() {
+        assert!(leaves_a_choice(&[0, 0b11], &[32]));
+        assert!(!leaves_a_choice(&[0, 0b11], &[32, 33, 7]));
+        assert!(!leaves_a_choice(&[0, 0], &[]));
+        assert!(leaves_a_choice(&[1, 0], &[1, 32]));
     }
 }

@@ -9,6 +9,7 @@ pub mod block_pool;
 pub mod constraint;
 pub mod event;
 pub mod fault;
+mod flight;
 mod live;
 mod resident;
 pub mod sampler;

@@ -4,7 +4,7 @@
 //! planned and launched before the tokens of the last one are read: while the host reads, reports and plans, the
 //! device works. A failed step ends its batch with an error event for each request, and nothing else.
 
-use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,6 +13,7 @@ use crate::engine::batch;
 use crate::engine::block_pool::BlockPool;
 use crate::engine::event::{EngineError, EventSender, GenerateRequest, TokenEvent};
 use crate::engine::fault::Fault;
+use crate::engine::flight::{Flight, FlightRow, apply};
 use crate::engine::live::Live;
 use crate::engine::scheduler::{Budget, Entry, Scheduler, StepPlan};
 use crate::engine::sequence::{Rank, Sequence};
@@ -20,7 +21,7 @@ use crate::engine::stats::EngineStats;
 use crate::engine::step_log::{OVERHEAD, Observed, Share, StepRecord};
 use crate::model::input::{BLOCK_SIZE, StepInput};
 use crate::model::runner::Runner;
-use crate::ops::sample::{Outcome, Samples, Task};
+use crate::ops::sample::{NONE, Samples, Task};
 
 /// How a step went.
 pub(super) struct StepReport {
@@ -28,26 +29,6 @@ pub(super) struct StepReport {
     pub sequences: usize,
     pub started: Tick,
     pub ended: Tick,
-}
-
-/// The rows of one sequence in a step that was launched. Sequences move while it runs: the rank stays.
-struct FlightRow {
-    rank: Rank,
-    tokens: Range<usize>,
-    /// Positions whose logits were sampled, and the first of them among the step's samples.
-    logits: Range<usize>,
-    first_sample: usize,
-    /// The last of them is the next token, not a score.
-    draws: bool,
-}
-
-/// A step whose results are not read yet. Keeps its memory from step to step.
-#[derive(Default)]
-struct Flight {
-    rows: Vec<FlightRow>,
-    shares: Vec<Share>,
-    started: Tick,
-    tokens: usize,
 }
 
 pub(super) struct Resident {
@@ -60,7 +41,7 @@ pub(super) struct Resident {
     next: Flight,
     flight: Flight,
     in_flight: bool,
-    /// Logits were not finite since the device was last tried.
+    /// Something went wrong since the device was last tried.
     suspect: bool,
     /// Why the device serves nobody any more.
     lost: Option<EngineError>,
@@ -157,21 +138,23 @@ impl Resident {
         self.lost.as_ref()
     }
 
-    /// True when a request's logits were not finite: the device is to be tried before it is trusted again.
+    /// True when a request's logits were not finite, or a step failed: the device is to be tried before it is
+    /// trusted again.
     pub fn is_suspect(&self) -> bool {
         self.suspect
     }
 
-    /// Tries a suspect device with the warm-up's rows, when nothing is in flight. Logits that are not finite even
-    /// then are the device's fault.
+    /// Tries a suspect device with the warm-up's rows, when nothing is in flight. What goes wrong even then is the
+    /// device's fault.
     pub fn try_suspect(&mut self) {
         if !self.suspect || self.in_flight || self.lost.is_some() {
             return;
         }
         self.suspect = false;
-        if let Err(error) = self.warm_up() {
-            self.lost =
-                Some(EngineError::Device(format!("the self-test after a request's failure: {error}")));
+        let tried = catch_unwind(AssertUnwindSafe(|| self.warm_up()));
+        if let Err(error) = tried.unwrap_or_else(|panic| Err(EngineError::of_panic(&*panic))) {
+            self.lost = Some(EngineError::Device(format!("the self-test after a failure: {error}")));
+            self.observed.abandon(self.clock.now());
         }
     }
 
@@ -198,7 +181,8 @@ impl Resident {
             sequence.score_from = Some(0);
         }
         let vocab = self.runner.decoder().spec().vocab;
-        let live = Live::new(request, events, vocab, self.clock.now());
+        let mut live = Live::new(request, events, vocab, self.clock.now());
+        live.begin(&mut sequence.tokens);
         self.scheduler.add(sequence, live);
     }
 
@@ -208,9 +192,11 @@ impl Resident {
         self.leave();
     }
 
-    /// After a panic nobody knows what was under way.
+    /// After a panic nobody knows what was under way, nor what it left.
     pub fn forget_flight(&mut self) {
         (self.in_flight, self.next.tokens) = (false, 0);
+        self.suspect = true;
+        self.observed.abandon(self.clock.now());
     }
 
     /// Drops requests whose client is gone.
@@ -323,18 +309,26 @@ impl Resident {
                 share.account = OVERHEAD;
                 continue;
             }
-            for position in row.logits.clone() {
+            let mut logits = row.logits.clone();
+            if !draws && sequence.score_from.is_none() {
+                // What comes after it was forced meanwhile: there is nothing to choose.
+                samples.tasks.extend(logits.clone().map(|_| Task::GREEDY));
+                logits.end = logits.start;
+            }
+            for position in logits.clone() {
                 if draws && position + 1 == row.tokens.end {
                     let generated = row.tokens.end - sequence.prompt_len;
-                    live.draw(generated, samples);
+                    if !live.draw(generated, samples) {
+                        samples.tasks.push(Task::GREEDY);
+                    }
                     sequence.expect(samples.tasks.len() as u32 - 1);
                     sequence.complete = generated + 1 >= live.max_tokens;
                 } else {
                     live.score(sequence.tokens[position + 1], samples);
                 }
             }
-            let (tokens, logits) = (row.tokens.clone(), row.logits.clone());
-            next.rows.push(FlightRow { rank: sequence.rank, tokens, logits, first_sample, draws });
+            let (rank, tokens) = (sequence.rank, row.tokens.clone());
+            next.rows.push(FlightRow { rank, tokens, logits, first_sample, draws });
         }
         runner.sample(samples).map_err(|e| EngineError::of_step(&e))
     }
@@ -351,15 +345,16 @@ impl Resident {
                     // Gone, when its client is.
                     let Some(entry) = scheduler.find_mut(row.rank) else { continue };
                     let once = ordered.take_if(|fault| *fault == Fault::NotFinite).is_some();
-                    if once || *ordered == Some(Fault::NeverFinite) {
-                        entry.payload.fail(EngineError::NonFiniteLogits);
+                    match once || *ordered == Some(Fault::NeverFinite) {
+                        true => apply(entry, row, &vec![NONE; results.len()], ended, stats),
+                        false => apply(entry, row, results, ended, stats),
                     }
-                    apply(entry, row, results, ended, stats);
                     *suspect |= entry.payload.failed_with(&EngineError::NonFiniteLogits);
                 }
             }
             Err(error) => {
                 let error = EngineError::of_step(&error);
+                *suspect = true;
                 if error.is_of_the_device() {
                     *lost = Some(error.clone());
                 }
@@ -384,9 +379,12 @@ impl Resident {
 
     /// Ends the requests of a step that could not be launched or sampled.
     fn fail_plan(&mut self, error: &EngineError) -> StepReport {
+        self.suspect = true;
         if error.is_of_the_device() {
-            self.lost = Some(error.clone());
+            self.lost.get_or_insert_with(|| error.clone());
         }
+        // Where the step before it has shown that the device is gone, that is why this one failed.
+        let error = self.lost.as_ref().unwrap_or(error);
         for row in &self.plan.rows {
             self.scheduler.running_mut()[row.sequence].payload.fail(error.clone());
         }
@@ -446,54 +444,9 @@ impl Resident {
     }
 }
 
-impl Flight {
-    fn with_capacity(sequences: usize) -> Flight {
-        Flight {
-            rows: Vec::with_capacity(sequences),
-            shares: Vec::with_capacity(sequences),
-            ..Flight::default()
-        }
-    }
-}
-
 fn for_all(scheduler: &mut Scheduler<Live>, mut each: impl FnMut(&mut Live)) {
     scheduler.retain(|e| {
         each(&mut e.payload);
         true
     });
-}
-
-/// Uses what was sampled from a sequence's rows: scores of the prompt, then, at the last known token, the next.
-fn apply(entry: &mut Entry<Live>, row: &FlightRow, results: &[u32], now: Tick, stats: &EngineStats) {
-    let Entry { sequence, payload: live } = entry;
-    if live.ended {
-        return;
-    }
-    sequence.publish(row.tokens.end);
-    live.stats.cached_tokens = sequence.cached_tokens;
-    live.stats.preemptions = sequence.preemptions;
-    if row.tokens.start < sequence.prompt_len {
-        let prompt_rows = row.tokens.end.min(sequence.prompt_len) - row.tokens.start;
-        stats.prompt_tokens.fetch_add(prompt_rows as u64, Ordering::Relaxed);
-    }
-    let scores = row.logits.start..row.logits.end - usize::from(row.draws);
-    for (i, position) in scores.enumerate() {
-        live.take_score(sequence.tokens[position + 1], Outcome::of(results, row.first_sample + i));
-        sequence.score_from = Some(position + 1);
-    }
-    if !row.draws || live.ended {
-        return;
-    }
-    if live.send_scores() {
-        sequence.score_from = None;
-    }
-    let outcome = Outcome::of(results, row.first_sample + row.logits.len() - 1);
-    match outcome.token() {
-        Some(token) => {
-            stats.generated_tokens.fetch_add(1, Ordering::Relaxed);
-            sequence.settle(token);
-            live.accept(token, outcome, row.tokens.end + 1 - sequence.prompt_len, now);
-        }
-        None => live.fail(EngineError::NonFiniteLogits),
-    }
 }

@@ -195,9 +195,10 @@ impl<P> Scheduler<P> {
                 return;
             };
             if s.preemptions == 0 && s.use_prefix {
-                s.cached_tokens = s.computed;
+                // Tokens that a grammar has forced may follow the prompt, and be found too.
+                s.cached_tokens = s.computed.min(s.prompt_len);
                 plan.prefix_queries += s.prompt_len;
-                plan.prefix_hits += s.computed;
+                plan.prefix_hits += s.cached_tokens;
             }
             spend(left, &row);
             if let Some(entry) = self.waiting.pop_front() {

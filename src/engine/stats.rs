@@ -39,10 +39,10 @@ impl EngineStats {
         self.heartbeat.store(now.0.max(1), Ordering::Release);
     }
 
-    /// True when the worker is up and gave a sign of life within `max_age`. A worker that waits for
-    /// work beats too, so silence means that a step hangs.
-    pub fn is_alive(&self, now: Tick, max_age: std::time::Duration) -> bool {
-        self.ready.load(Ordering::Acquire)
-            && now.since(Tick(self.heartbeat.load(Ordering::Acquire))) <= max_age
+    /// True when the worker is up and has been silent for `max_age` at most, of the time after `from`. A worker that
+    /// waits for work beats too, so silence means that a step hangs.
+    pub fn is_alive(&self, now: Tick, from: Tick, max_age: std::time::Duration) -> bool {
+        let last = Tick(self.heartbeat.load(Ordering::Acquire).max(from.0));
+        self.ready.load(Ordering::Acquire) && now.since(last) <= max_age
     }
 }

@@ -78,7 +78,7 @@ impl EngineHandle {
     pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, EngineError> {
         let waiting = self.stats.waiting.fetch_add(1, Ordering::AcqRel);
         let live = waiting + self.stats.running.load(Ordering::Acquire);
-        if live >= self.slots + self.max_queue {
+        if live >= self.places() {
             self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(EngineError::QueueFull { waiting, limit: self.max_queue });
         }
@@ -97,6 +97,11 @@ impl EngineHandle {
 
     pub fn abort(&self) {
         let _ = self.commands.send(Command::Abort);
+    }
+
+    /// Requests that it takes at most, running and waiting.
+    pub fn places(&self) -> usize {
+        self.slots + self.max_queue
     }
 
     /// Sequences that one step can hold.
@@ -187,7 +192,7 @@ impl Worker {
     fn warm_up(&mut self) -> Result<(), EngineError> {
         for resident in &mut self.residents {
             catch_unwind(AssertUnwindSafe(|| resident.warm_up()))
-                .unwrap_or_else(|p| Err(EngineError::Step(panic_text(&*p))))?;
+                .unwrap_or_else(|panic| Err(EngineError::of_panic(&*panic)))?;
         }
         self.stats.beat(self.clock.now());
         self.stats.ready.store(true, Ordering::Release);
@@ -263,11 +268,10 @@ impl Worker {
         match catch_unwind(AssertUnwindSafe(|| resident.step(max_rows, max_tokens, ahead))) {
             Ok(report) => report,
             Err(panic) => {
-                let error = EngineError::Step(panic_text(&*panic));
+                let error = EngineError::of_panic(&*panic);
                 tracing::error!(%error, "a step panicked; its requests are ended");
                 resident.fail_all(&error);
                 resident.forget_flight();
-                self.observed.abandon(self.clock.now());
                 None
             }
         }
@@ -280,6 +284,8 @@ impl Worker {
         tracing::error!(%error, "the engine ends");
         self.stats.ready.store(false, Ordering::Release);
         self.residents.iter_mut().for_each(|r| r.fail_all(&error));
+        // Of a step that was launched behind the one that showed it, nobody will hear.
+        self.observed.abandon(self.clock.now());
         true
     }
 
@@ -298,9 +304,4 @@ impl Worker {
             std::thread::sleep(step.mul_f64(1.0 / self.limits.duty - 1.0).min(LONGEST_PAUSE));
         }
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".into())
 }

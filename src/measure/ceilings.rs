@@ -45,7 +45,7 @@ pub struct Engine {
     pub on: Exec,
 }
 
-/// Measures all of them; `dtype` is that of their products. Takes a second or so.
+/// Measures all of them; `dtype` is that of their products. Takes a second or so for each device.
 ///
 /// # Errors
 /// A device without room for the matrices, a failed launch.

@@ -345,6 +345,14 @@ impl Decoder {
         layers + self.embedding.bytes() + head
     }
 
+    /// Of the largest matrix that kernels multiply out before its product.
+    pub fn dequantised_bytes(&self) -> usize {
+        let projections = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        let weights = projections.flat_map(|p| &p.0).map(|m| &m.weight).chain([&self.head]);
+        let of_fp8 = weights.filter(|w| w.kind() == WeightType::Fp8).map(|w| w.rows() * w.cols());
+        of_fp8.max().unwrap_or(0) * self.activations().size_in_bytes()
+    }
+
     /// One pass over the step's rows; the logits of `input.logit_rows` are in `ws.logits` afterwards.
     pub fn forward(&self, input: &StepView<'_>, ws: &Workspace, cache: &KvCache, on: &Exec) -> Result<()> {
         let done = self.pass(input, ws, cache, on);

@@ -20,7 +20,11 @@ pub type Size = (usize, usize);
 
 /// By size.
 #[derive(Default)]
-pub struct Graphs(BTreeMap<Size, Graph>);
+pub struct Graphs {
+    all: BTreeMap<Size, Graph>,
+    /// Words that the arrays of a captured step may have.
+    words: usize,
+}
 
 /// What was captured.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +38,15 @@ pub struct GraphReport {
 }
 
 impl Graphs {
+    /// None yet, of steps whose arrays have so many words at most.
+    pub fn of_words(words: usize) -> Graphs {
+        Graphs { words, ..Graphs::default() }
+    }
+
+    pub fn words(&self) -> usize {
+        self.words
+    }
+
     /// Sizes worth a graph: close together where a row more is felt.
     pub fn sizes(most: usize) -> Vec<usize> {
         let mut sizes: Vec<usize> = [1, 2, 4].into_iter().chain((8..=256).step_by(8)).collect();
@@ -54,30 +67,34 @@ impl Graphs {
     }
 
     pub fn add(&mut self, size: Size, addresses: [u64; 8], captured: Box<dyn Captured>) {
-        self.0.insert(size, Graph { captured, addresses });
+        self.all.insert(size, Graph { captured, addresses });
     }
 
     /// Rows of the graph that a step fits into, if there is one.
     pub fn size_for(&self, input: &StepInput) -> Option<usize> {
-        let rows = self.0.range((input.rows(), 0)..).next().map(|(size, _)| size.0);
+        let rows = self.all.range((input.rows(), 0)..).next().map(|(size, _)| size.0);
         rows.filter(|_| input.is_decode())
     }
 
     /// Tiles of the graph of so many rows that these fit into, if there is one.
     pub fn tiles_for(&self, rows: usize, tiles: usize) -> Option<usize> {
-        self.0.range((rows, tiles)..=(rows, usize::MAX)).next().map(|(size, _)| size.1)
+        self.all.range((rows, tiles)..=(rows, usize::MAX)).next().map(|(size, _)| size.1)
+    }
+
+    pub fn has(&self, size: Size) -> bool {
+        self.all.contains_key(&size)
     }
 
     /// The graph of that size, if the arrays lie where it has them.
     pub fn get(&self, size: Size, addresses: &[u64; 8]) -> Option<&dyn Captured> {
-        self.0.get(&size).filter(|g| g.addresses == *addresses).map(|g| &*g.captured)
+        self.all.get(&size).filter(|g| g.addresses == *addresses).map(|g| &*g.captured)
     }
 
     pub fn report(&self) -> GraphReport {
         GraphReport {
-            sizes: self.0.keys().map(|size| size.0).collect::<BTreeSet<_>>().into_iter().collect(),
-            nodes: self.0.values().next().map(|g| g.captured.nodes()).unwrap_or_default(),
-            memory_nodes: self.0.values().map(|g| g.captured.nodes().memory).sum(),
+            sizes: self.all.keys().map(|size| size.0).collect::<BTreeSet<_>>().into_iter().collect(),
+            nodes: self.all.values().next().map(|g| g.captured.nodes()).unwrap_or_default(),
+            memory_nodes: self.all.values().map(|g| g.captured.nodes().memory).sum(),
         }
     }
 }

@@ -132,11 +132,17 @@ impl StepView<'_> {
 }
 
 impl StepInput {
-    /// For the host, or mirrored to a launcher's memory.
+    /// Words of the arrays that a launcher is given.
+    pub fn words(&self) -> usize {
+        let rows = 3 * self.rows() + self.logit_rows.len();
+        rows + 4 * (self.spans.len() + self.tiles.len()) + self.block_tables.len()
+    }
+
+    /// For the host, or mirrored to a launcher's memory of that kind.
     ///
     /// # Errors
     /// A device without room, or that is gone.
-    pub fn view(&self, launcher: Option<&dyn Launcher>) -> Result<StepView<'_>> {
+    pub fn view(&self, launcher: Option<(&dyn Launcher, ArrayKind)>) -> Result<StepView<'_>> {
         let mut view = StepView {
             tokens: self.tokens.as_slice().into(),
             positions: self.positions.as_slice().into(),
@@ -148,7 +154,7 @@ impl StepInput {
             logit_rows: self.logit_rows.as_slice().into(),
             sampled: 0,
         };
-        if let Some(launcher) = launcher {
+        if let Some((launcher, kind)) = launcher {
             let arrays = [
                 &self.tokens,
                 &self.positions,
@@ -160,7 +166,7 @@ impl StepInput {
                 &self.block_tables,
             ];
             let mut to = [0; 7];
-            launcher.mirror(ArrayKind::Step, &arrays, &mut to)?;
+            launcher.mirror(kind, &arrays, &mut to)?;
             (view.tokens.address, view.positions.address, view.slots.address) = (to[0], to[1], to[2]);
             (view.spans.address, view.tiles.address) = (to[3], to[4]);
             (view.logit_rows.address, view.block_tables.address) = (to[5], to[6]);

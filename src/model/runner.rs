@@ -22,11 +22,14 @@ use crate::ops::sample::{self, RESULT_WORDS, Sample, Samples};
 
 /// Runs steps of one model on one device.
 pub struct Runner {
+    /// First: graphs go before the kernels that they launch.
+    graphs: Graphs,
+    /// Decode steps that were replayed from a graph so far.
+    replays: u64,
     decoder: Arc<Decoder>,
     workspace: Workspace,
     cache: KvCache,
     on: Exec,
-    graphs: Graphs,
     /// A launcher's logits, copied here to be read.
     logits: Vec<f32>,
     /// Results of the last sampling, as many rows as it had.
@@ -34,7 +37,6 @@ pub struct Runner {
     sampled: usize,
     /// Of the step launched last.
     logit_rows: usize,
-    forwards: u64,
 }
 
 impl Runner {
@@ -53,16 +55,16 @@ impl Runner {
         let results = vec![0; capacity.logit_rows * RESULT_WORDS];
         let graphs = Graphs::default();
         Ok(Runner {
+            graphs,
+            replays: 0,
             decoder,
             workspace,
             cache,
             on,
-            graphs,
             logits: Vec::new(),
             results,
             sampled: 0,
             logit_rows: 0,
-            forwards: 0,
         })
     }
 
@@ -87,9 +89,9 @@ impl Runner {
         self.on.launcher.is_some()
     }
 
-    /// Forward passes so far: one a step, whatever the step holds.
-    pub fn forwards(&self) -> u64 {
-        self.forwards
+    /// Steps that were replayed from a graph so far.
+    pub fn replays(&self) -> u64 {
+        self.replays
     }
 
     /// Captures decode steps of up to `sequences` rows, graphs for some sizes. `progress` is told the share
@@ -100,8 +102,10 @@ impl Runner {
     pub fn capture(&mut self, sequences: usize, progress: &dyn Fn(f32)) -> Result<GraphReport> {
         let Some(launcher) = self.on.launcher.clone() else { bail!("the CPU captures no graphs") };
         let most = sequences.min(self.capacity().logit_rows).min(self.capacity().rows);
-        self.reserve_arrays(&*launcher)?;
-        let mut graphs = Graphs::default();
+        self.graphs = Graphs::default();
+        let mut graphs = Graphs::of_words(self.reserve_arrays(&*launcher, most)?);
+        // A matrix that is dequantised in a captured step is so at an address that must not move either.
+        launcher.reserve_room(self.decoder.dequantised_bytes())?;
         let sizes: Vec<_> = Graphs::sizes(most)
             .into_iter()
             .flat_map(|rows| Graphs::tile_sizes(rows).into_iter().map(move |tiles| (rows, tiles)))
@@ -111,7 +115,7 @@ impl Runner {
             input.clear();
             input.pad(size.0, self.spare_slot());
             input.pad_tiles(size.1);
-            let view = self.prepare(&mut input, &*launcher)?;
+            let view = self.prepare(&mut input, ArrayKind::Captured, &*launcher)?;
             // Once as it is: what is looked up or prepared on first use must not be looked up in a graph.
             self.decoder.forward(&view, &self.workspace, &self.cache, &self.on)?;
             launcher.begin_capture()?;
@@ -126,18 +130,14 @@ impl Runner {
         Ok(self.graphs.report())
     }
 
-    /// Makes a launcher's memory for a step's arrays as large as the largest step wants it: captured steps read it
-    /// where it lies, so it must not move.
-    fn reserve_arrays(&self, launcher: &dyn Launcher) -> Result<()> {
-        // Tokens, positions, slots, logit rows, spans, tiles; a block that is shared is listed for each sequence.
-        let rows = self.capacity().rows.max(self.capacity().logit_rows);
+    /// Makes a launcher's memory for the arrays of captured steps: they are read where they lie, so it must not move.
+    /// A block that is shared is listed for each sequence; the rare step that lists more than four times the blocks
+    /// there are is not replayed.
+    fn reserve_arrays(&self, launcher: &dyn Launcher, rows: usize) -> Result<usize> {
+        // Tokens, positions, slots, logit rows, spans, tiles.
         let words = 8 * rows + 4 * (SPLIT_TILES + rows) + 4 * self.blocks();
-        launcher.mirror(ArrayKind::Step, &[&vec![0; words]], &mut [0])
-    }
-
-    /// Steps run one operation at a time from now on.
-    pub fn drop_graphs(&mut self) {
-        self.graphs = Graphs::default();
+        launcher.mirror(ArrayKind::Captured, &[&vec![0; words]], &mut [0])?;
+        Ok(words)
     }
 
     /// Starts a step. Pending rows get the tokens the previous step sampled.
@@ -158,7 +158,6 @@ impl Runner {
         if let Some((row, index)) = input.pending.iter().find(|p| p.1 as usize >= self.sampled) {
             bail!("row {row} waits for sample {index} of {}", self.sampled);
         }
-        self.forwards += 1;
         self.logit_rows = input.logit_rows.len();
         match self.on.launcher.clone() {
             None => {
@@ -195,15 +194,20 @@ impl Runner {
     }
 
     /// A step's arrays on the device.
-    fn prepare<'a>(&self, input: &'a mut StepInput, launcher: &dyn Launcher) -> Result<StepView<'a>> {
-        let mut view = input.view(Some(launcher))?;
+    fn prepare<'a>(
+        &self,
+        input: &'a mut StepInput,
+        kind: ArrayKind,
+        launcher: &dyn Launcher,
+    ) -> Result<StepView<'a>> {
+        let mut view = input.view(Some((launcher, kind)))?;
         view.sampled = Place::of_tensor(&self.workspace.results)?.address;
         Ok(view)
     }
 
     fn eager(&self, input: &mut StepInput, launcher: &dyn Launcher) -> Result<()> {
         self.cut(input);
-        let view = self.prepare(input, launcher)?;
+        let view = self.prepare(input, ArrayKind::Step, launcher)?;
         self.decoder.forward(&view, &self.workspace, &self.cache, &self.on)
     }
 
@@ -215,13 +219,19 @@ impl Runner {
             input.pad_tiles(tiles);
         }
         let size = (rows, input.tiles.len());
-        let view = self.prepare(input, launcher)?;
-        match self.graphs.get(size, &view.addresses()) {
-            // SAFETY: it was captured with these addresses, from a step of as many rows and tiles.
-            Some(graph) => unsafe { graph.replay() },
-            // Longer contexts than there are graphs for, or the arrays have moved.
-            None => self.decoder.forward(&view, &self.workspace, &self.cache, &self.on),
+        // Longer contexts than there are graphs for.
+        if !self.graphs.has(size) || input.words() > self.graphs.words() {
+            let view = self.prepare(input, ArrayKind::Step, launcher)?;
+            return self.decoder.forward(&view, &self.workspace, &self.cache, &self.on);
         }
+        let view = self.prepare(input, ArrayKind::Captured, launcher)?;
+        let Some(graph) = self.graphs.get(size, &view.addresses()) else {
+            bail!("the arrays of captured steps have moved")
+        };
+        // SAFETY: it was captured with these addresses, from a step of as many rows and tiles.
+        unsafe { graph.replay()? };
+        self.replays += 1;
+        Ok(())
     }
 
     /// Starts sampling from the step launched last, a task a logit row. [`Runner::collect`] waits for the results.

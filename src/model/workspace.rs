@@ -1,7 +1,7 @@
 //! The activations of a step: tensors made once, written by every step, never reallocated.
 //!
-//! Sized for the largest step; an operation is told how many rows to touch. (A device that captures
-//! its steps makes one per batch bucket.)
+//! Sized for the largest step; an operation is told how many rows to touch, and captured steps use the first rows of
+//! the same tensors.
 
 use candle_core::{DType, Device, Result, Tensor};
 

@@ -74,7 +74,7 @@ impl SiluMul<'_> {
         let launch = Launch {
             kernel: "silu_mul",
             types: launch::types(dst.dtype)?,
-            grid: [width.div_ceil(THREADS), self.rows as u32, 1],
+            grid: [self.rows as u32, width.div_ceil(THREADS), 1],
             threads: THREADS,
             shared_bytes: 0,
             arguments: Arguments::default().with(dst.address).with(src.address).with(width),

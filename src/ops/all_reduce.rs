@@ -78,6 +78,8 @@ impl Rank {
             if parts.iter().any(|p| p.len() != rows.len()) {
                 let lengths: Vec<_> = parts.iter().map(Vec::len).collect();
                 state.broken = true;
+                // What another rank must not take for this one.
+                state.sum.clear();
                 group.changed.notify_all();
                 bail!("all_reduce: ranks with {lengths:?} numbers each")
             }
@@ -176,7 +178,12 @@ mod tests {
     fn ranks_must_agree_on_the_rows() {
         let mut group = Rank::group(2).into_iter();
         let (a, b) = (group.next().unwrap(), group.next().unwrap());
-        let other = std::thread::spawn(move || a.sum(&mut [1.0, 2.0]).map_err(|e| e.to_string()));
+        // The sum before is as long as one of the two: it must not pass for the new one.
+        let other = std::thread::spawn(move || {
+            a.sum(&mut [1.0]).unwrap();
+            a.sum(&mut [1.0, 2.0]).map_err(|e| e.to_string())
+        });
+        b.sum(&mut [1.0]).unwrap();
         let here = b.sum(&mut [1.0]).map_err(|e| e.to_string());
         let there = other.join().unwrap();
         assert!(here.is_err() && there.is_err(), "{here:?} {there:?}");

@@ -11,6 +11,10 @@ use super::pool::Pool;
 pub mod cuda {
     use candle_core::{Result, bail};
 
+    /// From this major capability on cards have programmatic dependent launch, and kernels wait as `follow` in
+    /// device.cuh does.
+    pub const DEPENDENT_CAPABILITY: i32 = 9;
+
     /// GPUs that this process may use.
     ///
     /// # Errors
@@ -40,17 +44,37 @@ pub mod cuda {
     ///
     /// # Errors
     /// As [`count`].
-    #[cfg(feature = "cuda")]
     pub fn has_dependent_launch(ordinal: usize) -> Result<bool> {
-        match cudarc::driver::CudaContext::new(ordinal).and_then(|c| c.compute_capability()) {
-            Ok((major, _)) => Ok(major >= crate::ops::cuda::DEPENDENT_CAPABILITY),
-            Err(error) => bail!("cuda:{ordinal}: {error:?}"),
-        }
+        Ok(capability(ordinal)?.0 >= DEPENDENT_CAPABILITY)
+    }
+
+    /// A GPU's compute capability, major and minor; makes no context.
+    ///
+    /// # Errors
+    /// As [`count`].
+    #[cfg(feature = "cuda")]
+    pub fn capability(ordinal: usize) -> Result<(i32, i32)> {
+        use cudarc::driver::result::device;
+        use cudarc::driver::sys::CUdevice_attribute_enum as Attribute;
+        let read = || {
+            cudarc::driver::result::init()?;
+            let gpu = device::get(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
+            // SAFETY: the driver has just named this device.
+            let of = |attribute| unsafe { device::get_attribute(gpu, attribute) };
+            let major = of(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+            Ok((major, of(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+        };
+        read().or_else(|error: cudarc::driver::DriverError| bail!("cuda:{ordinal}: {error:?}"))
     }
 
     #[cfg(not(feature = "cuda"))]
-    pub fn has_dependent_launch(_: usize) -> Result<bool> {
-        count().map(|_| false)
+    pub fn capability(_: usize) -> Result<(i32, i32)> {
+        absent()
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub(super) fn absent<T>() -> Result<T> {
+        bail!("this build has no CUDA (cargo build --features cuda)")
     }
 
     /// A GPU's UUID as NVML writes it.
@@ -67,17 +91,17 @@ pub mod cuda {
 
     #[cfg(not(feature = "cuda"))]
     pub fn uuid(_: usize) -> Result<String> {
-        count().map(|_| String::new())
+        absent()
     }
 
     #[cfg(not(feature = "cuda"))]
     pub fn count() -> Result<usize> {
-        bail!("this build has no CUDA (cargo build --features cuda)")
+        absent()
     }
 
     #[cfg(not(feature = "cuda"))]
     pub fn memory(_: usize) -> Result<(u64, u64)> {
-        count().map(|_| (0, 0))
+        absent()
     }
 }
 
@@ -129,7 +153,7 @@ impl Exec {
 
     #[cfg(not(feature = "cuda"))]
     pub fn cuda(_: usize, _: Arc<Pool>, _: bool) -> Result<Exec> {
-        cuda::count().and_then(|_| bail!("no CUDA"))
+        cuda::absent()
     }
 
     /// What launches this operation's kernel.

@@ -179,6 +179,12 @@ pub trait Launcher: Send + Sync {
     /// Waits for what [`Launcher::fetch`] began, as many words.
     fn collect(&self, to: &mut [u32]) -> Result<()>;
 
+    /// Has room for a matrix of so many bytes that is dequantised before its product; it does not move when it is
+    /// asked for less.
+    fn reserve_room(&self, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// From here to [`Launcher::end_capture`] what is launched is kept to be replayed, and not done.
     fn begin_capture(&self) -> Result<()>;
 
@@ -190,6 +196,8 @@ pub trait Launcher: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArrayKind {
     Step,
+    /// Of steps that are captured, or replayed: they are read where they lay when it was captured.
+    Captured,
     Samples,
 }
 

@@ -5,7 +5,6 @@
 //! share the work: threads take panels of weight rows, and K is never split. The weight is read where
 //! it lies (it may be a mapped file), without repacking; FP8 is made f32 panel by panel.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use candle_core::backend::BackendStorage;
@@ -31,7 +30,8 @@ const PANELS_OF_TASK: usize = 8;
 /// `dst[0..rows, column..column + N] = src[0..rows, K] · weightᵀ + bias`, or `+=` with `accumulate`.
 ///
 /// dst: f32 `[capacity, ≥ column + N]`, src: f32 or bf16 `[capacity, K]`, both contiguous; only the first
-/// `rows` rows are read, and nothing else is written. Weight and src may be bf16·bf16, f32·f32, f16·f32, bf16·f32, f32·bf16, FP8·f32, FP8·bf16.
+/// `rows` rows are read, and nothing else is written. Weight and src may be bf16·bf16, f32·f32, f16·f32, bf16·f32,
+/// f32·bf16, FP8·f32, FP8·bf16.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     /// `[N, K]`
@@ -195,17 +195,13 @@ impl LinearOn<'_> {
     where
         f32: Pair<X>,
     {
-        thread_local! {
-            /// A panel of weights, made when its thread first needs one. Only rows of more than 16 KiB let it grow.
-            static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-        }
         let weight = self.op.weight;
         let k = weight.cols();
         let (out, stride) = (SharedMut::new(dst.data), dst.stride);
         self.panels(k * size_of::<f32>(), &|this, _| {
-            PANEL.with_borrow_mut(|panel| {
+            self.op.on.pool.with_scratch(|panel| {
                 let length = this.len() * k;
-                panel.resize(panel.len().max(length).max(PANEL_BYTES / size_of::<f32>()), 0.0);
+                panel.resize(panel.len().max(length), 0.0);
                 for (row, to) in this.clone().zip(panel.chunks_exact_mut(k)) {
                     let (from, whole) = (&w[row * k..][..k], [1.0]);
                     let (scales, width) = match weight.scales() {

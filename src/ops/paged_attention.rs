@@ -56,14 +56,14 @@ pub struct AttentionPlan<'a> {
     pub rows: usize,
 }
 
-/// dst: `[capacity, heads · head_dim]` f32 or bf16; src: f32 `[capacity, ≥ heads · head_dim]`, each row beginning
+/// dst: `[capacity, heads · head_dim]` f32 or bf16 (kernels: f16 too); src: f32 `[capacity, ≥ heads · head_dim]`, each row beginning
 /// with the turned queries.
 ///
 /// Rows that belong to no span are left alone.
 #[derive(Clone, Copy)]
 pub struct PagedAttention<'a> {
     pub plan: AttentionPlan<'a>,
-    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, f32, bf16 or FP8; K at 0, V at 1.
+    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, f32, bf16 or FP8 (kernels: f16 too); K at 0, V at 1.
     pub kv: &'a Tensor,
     pub scales: CacheScales,
     pub heads: usize,

@@ -12,6 +12,8 @@ use std::thread::JoinHandle;
 
 /// Turns of the spin loop before a waiting thread sleeps (some ten microseconds).
 const SPINS: usize = 2_000;
+/// Numbers of a task's scratch at first: a panel of weights.
+pub const SCRATCH: usize = 1 << 16;
 /// Set in `Shared::entered` while no loop may be entered.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
@@ -53,6 +55,8 @@ pub struct Pool {
     threads: usize,
     workers: Vec<JoinHandle<()>>,
     one_loop: Mutex<()>,
+    /// As many as there are threads, less those in use.
+    scratch: Mutex<Vec<Vec<f32>>>,
 }
 
 impl Pool {
@@ -79,7 +83,18 @@ impl Pool {
                     .ok()
             })
             .collect::<Vec<_>>();
-        Pool { shared, threads: workers.len() + 1, workers, one_loop: Mutex::new(()) }
+        let threads = workers.len() + 1;
+        let scratch = Mutex::new((0..threads).map(|_| vec![0.0; SCRATCH]).collect());
+        Pool { shared, threads, workers, one_loop: Mutex::new(()), scratch }
+    }
+
+    /// Lends a task memory that stays with the pool; it has [`SCRATCH`] numbers at least, and keeps what it grows to.
+    pub fn with_scratch<R>(&self, task: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+        let lists = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = lists().pop().unwrap_or_default();
+        let result = task(&mut own);
+        lists().push(own);
+        result
     }
 
     pub fn threads(&self) -> usize {

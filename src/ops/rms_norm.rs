@@ -19,7 +19,7 @@ pub struct RmsNorm<'a> {
     pub on: &'a Exec,
 }
 
-/// 1 / rms of a row: eight partial sums, always in the same order.
+/// 1 / rms of a row: sixteen partial sums, always in the same order.
 pub(super) fn inverse_rms(row: &[f32], eps: f32) -> f32 {
     let mut sums = [0f32; 16];
     let chunks = row.chunks_exact(16);

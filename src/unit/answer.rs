@@ -17,7 +17,7 @@ pub struct Answer {
     pub(super) replica: usize,
     pub(super) events: EventStream,
     pub(super) lost: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// To be asked once more; `None` once something was told for good, or where it cannot be.
+    /// To be asked once more; `None` once something was told for good.
     pub(super) again: Option<Box<GenerateRequest>>,
     /// What is told is not for good before [`Answer::shown`].
     pub(super) held: bool,

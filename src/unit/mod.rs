@@ -9,7 +9,7 @@ mod answer;
 mod replica;
 mod watchdog;
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use affinity::Affinity;
 pub use answer::Answer;
 pub use replica::Replica;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::energy::Ledger;
 use crate::engine::event::{EngineError, GenerateRequest};
 use crate::engine::worker::{EngineHandle, Limits};
@@ -54,6 +54,8 @@ pub struct Unit {
     aborted: AtomicBool,
     /// Longest silence of a replica that still serves.
     patience: OnceLock<Duration>,
+    /// Clock reading when the process last went on after it had stood still.
+    silence_counts_from: AtomicU64,
 }
 
 impl Unit {
@@ -68,6 +70,7 @@ impl Unit {
             state: AtomicU8::new(0),
             aborted: AtomicBool::new(false),
             patience: OnceLock::new(),
+            silence_counts_from: AtomicU64::new(0),
         })
     }
 
@@ -142,8 +145,12 @@ impl Unit {
     /// Replicas that take requests, with their numbers.
     fn serving(&self) -> impl Iterator<Item = (usize, &Replica)> {
         let (now, patience) = (self.clock.now(), self.patience.get().copied().unwrap_or(HEARTBEAT_MAX_AGE));
-        let alive = move |r: &Replica| r.is_in() && r.stats().is_alive(now, patience);
+        let alive = move |r: &Replica| r.is_in() && self.is_alive(r, now, patience);
         self.replicas().iter().enumerate().filter(move |(_, r)| alive(r))
+    }
+
+    fn is_alive(&self, replica: &Replica, now: Tick, patience: Duration) -> bool {
+        replica.stats().is_alive(now, Tick(self.silence_counts_from.load(Ordering::Acquire)), patience)
     }
 
     /// Takes a replica out for good: its requests go on elsewhere, or end.
@@ -194,17 +201,17 @@ impl Unit {
     }
 
     fn send_to(self: &Arc<Unit>, request: GenerateRequest, replica: usize) -> Result<Answer, EngineError> {
-        let again = request.again().map(Box::new);
+        let again = Box::new(request.again());
         let found = &self.replicas()[replica];
         let lost = Box::pin(found.when_lost());
         match (found.engine.submit(request), again) {
             (Ok(events), again) => {
                 found.placed.fetch_add(1, Ordering::Relaxed);
                 let unit = self.clone();
-                Ok(Answer { unit, replica, events, lost, again, held: false, told: false })
+                Ok(Answer { unit, replica, events, lost, again: Some(again), held: false, told: false })
             }
             // It has ended, and nobody had noticed.
-            (Err(error), Some(again)) if error.is_of_the_device() => {
+            (Err(error), again) if error.is_of_the_device() => {
                 self.take_out(replica, &error.to_string());
                 self.send(*again)
             }
@@ -222,17 +229,23 @@ impl Unit {
     /// The replica for a request: the one that has seen its beginning, unless that is far busier than another or
     /// its cache has no room for the prompt; else the one with the most places and pages free.
     fn place(&self, request: &GenerateRequest) -> Result<usize, EngineError> {
-        let least = self.serving().min_by(|(_, a), (_, b)| a.taken().total_cmp(&b.taken()));
-        let Some((least, free)) = least else { return Err(self.why_down()) };
+        let mut serving: Vec<_> = self.serving().collect();
+        // Where one has places, a full queue is no place to go, however few pages it holds.
+        if serving.iter().any(|(_, r)| r.has_places()) {
+            serving.retain(|(_, r)| r.has_places());
+        }
+        let least = serving.iter().min_by(|(_, a), (_, b)| a.taken().total_cmp(&b.taken()));
+        let Some(&(least, free)) = least else { return Err(self.why_down()) };
         let (stats, salt) = (free.stats(), request.cache_salt);
         if self.replicas().len() < 2 || !stats.prefix_caching.load(Ordering::Acquire) {
             return Ok(least);
         }
         let block = stats.block_size.load(Ordering::Acquire);
-        let fewest = self.serving().map(|(_, r)| r.load()).min().unwrap_or(0);
+        let fewest = serving.iter().map(|(_, r)| r.load()).min().unwrap_or(0);
         let most = fewest + (free.engine.slots() as f64 * MOST_AHEAD) as usize;
         let fits = |r: &Replica| r.load() <= most && r.room() >= request.prompt.len();
-        let serves = |index| self.serving().any(|(i, r)| i == index && fits(r));
+        serving.retain(|(_, r)| fits(r));
+        let serves = |index| serving.iter().any(|(i, _)| *i == index);
         let mut affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
         let followed = affinity
             .find(&request.prompt, block, salt, serves)

@@ -75,6 +75,11 @@ impl Replica {
         stats.running.load(Ordering::Acquire) + stats.waiting.load(Ordering::Acquire)
     }
 
+    /// Whether it would take a request now.
+    pub(super) fn has_places(&self) -> bool {
+        self.load() < self.engine.places()
+    }
+
     /// The share of its places that is taken, and that of its cache's pages, added: 0 is idle, 2 is full, and a
     /// queue makes it more. A few long contexts weigh what many short ones do.
     pub(super) fn taken(&self) -> f64 {

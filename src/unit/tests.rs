@@ -91,6 +91,33 @@ fn a_prefix_is_followed_where_the_cache_has_room_for_the_prompt() {
     assert_eq!(unit.place(&prompt()), Ok(1));
 }
 
+#[test]
+fn a_full_queue_is_passed_over_while_another_has_places() {
+    let (unit, _inboxes) = unit(&Clock::fake(), 2);
+    busy(&unit, 0, SLOTS + 8, 0);
+    busy(&unit, 1, SLOTS, BLOCKS);
+    assert_eq!(unit.place(&request(1, 40)), Ok(1));
+    busy(&unit, 1, SLOTS + 8, BLOCKS);
+    assert_eq!(unit.place(&request(1, 40)), Ok(0), "it says that it is full");
+}
+
+#[test]
+fn a_process_that_stood_still_takes_nobody_out() {
+    let clock = Clock::fake();
+    let (unit, _inboxes) = unit(&clock, 1);
+    let patience = Duration::from_secs(60);
+    clock.advance(2 * patience);
+    assert!(!unit.is_ready());
+    unit.thawed(clock.now());
+    assert!(unit.is_ready());
+    clock.advance(patience);
+    unit.inspect(patience);
+    assert!(unit.replicas()[0].is_in() && unit.is_ready());
+    clock.advance(Duration::from_secs(1));
+    unit.inspect(patience);
+    assert!(!unit.replicas()[0].is_in());
+}
+
 /// The next request that an engine was sent: its seed, and where its events go.
 fn taken(inbox: &mpsc::Receiver<Command>) -> (u64, EventSender) {
     match inbox.try_recv() {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::Unit;
+use crate::clock::Tick;
 use crate::power::CRITICAL_XIDS;
 
 /// How often it looks; a quarter of the patience, if that is less.
@@ -28,11 +29,11 @@ impl Unit {
             let mut last = None;
             while let Some(unit) = unit.upgrade() {
                 let now = unit.clock().now();
-                // Where the whole process stood still (a stopped container, a frozen machine) everyone is silent.
-                let stood = last.is_some_and(|last| now.since(last) > 2 * period + patience / 2);
-                if !stood {
-                    unit.inspect(patience);
+                // Where the whole process stood still (a stopped container, a frozen machine) everyone was silent.
+                if last.is_some_and(|last| now.since(last) > 2 * period + patience / 2) {
+                    unit.thawed(now);
                 }
+                unit.inspect(patience);
                 last = Some(now);
                 drop(unit);
                 std::thread::sleep(period);
@@ -41,13 +42,18 @@ impl Unit {
         Ok(())
     }
 
+    /// Silence until now was not the replicas' own.
+    pub fn thawed(&self, now: Tick) {
+        self.silence_counts_from.store(now.0, Ordering::Release);
+    }
+
     /// Looks at each replica once.
     pub fn inspect(&self, patience: Duration) {
         let now = self.clock().now();
         for (index, replica) in self.replicas().iter().enumerate().filter(|(_, r)| r.is_in()) {
             if !replica.stats().ready.load(Ordering::Acquire) {
                 self.take_out(index, "it has ended; the log says why");
-            } else if !replica.stats().is_alive(now, patience) {
+            } else if !self.is_alive(replica, now, patience) {
                 self.take_out(index, &format!("no sign of life for {patience:?}"));
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hashwatt::clock::Clock;
-use hashwatt::engine::constraint::TokenConstraint;
+use hashwatt::engine::constraint::{ConstraintError, TokenConstraint};
 use hashwatt::engine::event::{GenerateRequest, TokenEvent};
 use hashwatt::engine::sampler::SamplingParams;
 use hashwatt::engine::step_log::{Observed, Steps};
@@ -19,17 +19,39 @@ use crate::support::{decoder, drain, greedy, llama, pool, prompt, request};
 const VOCAB: usize = 517;
 const BLOCKS: usize = 24;
 
-/// Even tokens only; ends after some.
-struct Even(usize);
+/// Even tokens only; ends after `left` of them. Forces tokens before the first and after every third.
+#[derive(Clone)]
+struct Even {
+    left: usize,
+    of: usize,
+    forces: bool,
+}
+
+impl Even {
+    fn new(of: usize, forces: bool) -> Even {
+        Even { left: of, of, forces }
+    }
+}
 
 impl TokenConstraint for Even {
-    fn fill_mask(&mut self, mask: &mut [u32]) {
+    fn fill_mask(&mut self, mask: &mut [u32]) -> Result<bool, ConstraintError> {
         mask.fill(0x5555_5555);
+        Ok(true)
     }
-    fn accept(&mut self, token: u32) -> bool {
+    fn accept(&mut self, token: u32) -> Result<bool, ConstraintError> {
         assert_eq!(token % 2, 0, "the mask was not heeded");
-        self.0 -= 1;
-        self.0 > 0
+        self.left -= 1;
+        Ok(self.left > 0)
+    }
+    fn force(&mut self, most: usize, tokens: &mut Vec<u32>) -> Result<bool, ConstraintError> {
+        if self.forces && self.left.is_multiple_of(3) {
+            let forced = [31, 33, 35];
+            tokens.extend_from_slice(&forced[..most.min(1 + self.left % forced.len())]);
+        }
+        Ok(true)
+    }
+    fn again(&self) -> Box<dyn TokenConstraint> {
+        Box::new(Even::new(self.of, self.forces))
     }
 }
 
@@ -73,7 +95,8 @@ fn requests() -> Vec<GenerateRequest> {
                 r.min_tokens = i / 4;
             }
             r.prompt_logprobs = (i == 6).then_some(2);
-            r.constraint = (i % 6 == 3).then(|| Box::new(Even(9)) as Box<dyn TokenConstraint>);
+            r.constraint =
+                (i % 3 == 0).then(|| Box::new(Even::new(9, i % 6 == 3)) as Box<dyn TokenConstraint>);
             r.account = 1 + i as u64;
             r
         })

@@ -10,7 +10,7 @@ use std::sync::{Arc, Barrier};
 
 use candle_core::DType;
 use hashwatt::clock::Clock;
-use hashwatt::engine::constraint::TokenConstraint;
+use hashwatt::engine::constraint::{ConstraintError, TokenConstraint};
 use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{EngineConfig, Limits, spawn};
 use hashwatt::model::decoder::{Decoder, Precision};
@@ -69,13 +69,17 @@ const WARM_UP: usize = 20;
 const COUNTED: usize = 100;
 
 impl TokenConstraint for Watch {
-    fn fill_mask(&mut self, _: &mut [u32]) {
+    fn fill_mask(&mut self, _: &mut [u32]) -> Result<bool, ConstraintError> {
         WATCHED.with(|w| w.set(true));
         ON.store((WARM_UP..WARM_UP + COUNTED).contains(&self.step), Ordering::Relaxed);
         self.step += 1;
+        Ok(false)
     }
-    fn accept(&mut self, _: u32) -> bool {
-        true
+    fn accept(&mut self, _: u32) -> Result<bool, ConstraintError> {
+        Ok(true)
+    }
+    fn again(&self) -> Box<dyn TokenConstraint> {
+        Box::new(Watch { step: 0 })
     }
 }
 

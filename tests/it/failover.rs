@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hashwatt::clock::Clock;
-use hashwatt::engine::constraint::TokenConstraint;
+use hashwatt::engine::constraint::{ConstraintError, TokenConstraint};
 use hashwatt::engine::event::{EngineError, GenerateRequest, TokenEvent};
 use hashwatt::engine::fault::{Fault, Faults};
 use hashwatt::engine::sampler::SamplingParams;
@@ -181,18 +181,47 @@ fn what_was_shown_is_not_told_again() {
     assert_eq!(unit.replicas()[0].moved(), 0);
 }
 
-#[test]
-fn a_request_under_a_constraint_ends_with_its_device() {
-    struct Any;
-    impl TokenConstraint for Any {
-        fn fill_mask(&mut self, _: &mut [u32]) {}
-        fn accept(&mut self, _: u32) -> bool {
-            true
+/// Every `n`-th token only; of the largest `n` that is the token 0, after which it fails.
+struct Multiples(u32);
+
+impl TokenConstraint for Multiples {
+    fn fill_mask(&mut self, mask: &mut [u32]) -> Result<bool, ConstraintError> {
+        let tokens = (0..mask.len() as u32 * 32).filter(|t| t % self.0 == 0);
+        tokens.for_each(|t| mask[t as usize / 32] |= 1 << (t % 32));
+        Ok(true)
+    }
+    fn accept(&mut self, token: u32) -> Result<bool, ConstraintError> {
+        match (token, token % self.0) {
+            (0, _) if self.0 == u32::MAX => Err(ConstraintError("nought".into())),
+            (_, 0) => Ok(true),
+            _ => Err(ConstraintError(format!("{token} was not allowed"))),
         }
     }
-    let unit = unit(&model(), Faults::new([(0, Fault::DeviceLost)]));
-    let constrained = GenerateRequest { constraint: Some(Box::new(Any)), ..sampled(0) };
-    assert!(matches!(run(&unit, vec![constrained])[0].1, Err(EngineError::Device(_))));
+    fn again(&self) -> Box<dyn TokenConstraint> {
+        Box::new(Multiples(self.0))
+    }
+}
+
+#[test]
+fn a_request_under_a_constraint_moves_too() {
+    let model = model();
+    let constrained = || GenerateRequest { constraint: Some(Box::new(Multiples(7))), ..sampled(0) };
+    let want = run(&unit(&model, Faults::default()), vec![constrained()]);
+    assert!(want[0].0.len() == 12 && want[0].0.iter().all(|t| t % 7 == 0), "{want:?}");
+    let unit = unit(&model, Faults::new([(0, Fault::DeviceLost)]));
+    assert_eq!(run(&unit, vec![constrained()]), want);
+    assert_eq!(is_in(&unit), [false, true]);
+}
+
+#[test]
+fn a_constraint_that_fails_ends_its_request_alone() {
+    let unit = unit(&model(), Faults::default());
+    let failing = GenerateRequest { constraint: Some(Box::new(Multiples(u32::MAX))), ..sampled(0) };
+    let all = run(&unit, vec![failing, sampled(1)]);
+    assert_eq!(all[0].1, Err(EngineError::Constraint(ConstraintError("nought".into()))));
+    assert_eq!((all[1].0.len(), &all[1].1), (12, &Ok(())));
+    assert_eq!(is_in(&unit), [true, true]);
+    nothing_is_left(&unit);
 }
 
 #[test]
@@ -204,6 +233,17 @@ fn logits_that_are_not_finite_end_their_request_alone() {
     assert_eq!(failed[0].1, Err(EngineError::NonFiniteLogits));
     assert_eq!(is_in(&unit), [true, true], "the self-test was fine");
     nothing_is_left(&unit);
+}
+
+/// What it has left in the cache may be the cause, or as broken as its logits.
+#[test]
+fn nobody_finds_the_prefix_of_a_request_whose_logits_were_not_finite() {
+    let unit = unit(&model(), Faults::new([(3, Fault::NotFinite)]));
+    let ask = || run(&unit, vec![request(&prompt(120, VOCAB, 1), 6, greedy())]).remove(0).1;
+    let hits = || unit.replicas()[0].stats().prefix_hits.load(Ordering::Relaxed);
+    assert_eq!((ask(), hits()), (Err(EngineError::NonFiniteLogits), 0));
+    assert_eq!((ask(), hits()), (Ok(()), 0));
+    assert_eq!((ask(), hits()), (Ok(()), 112));
 }
 
 #[test]

@@ -277,7 +277,7 @@ fn the_cache_is_scaled_by_what_the_checkpoint_says() {
 
 /// Parts of one matrix with scales of their own, one part that is not FP8, and a cache with scales.
 #[test]
-fn a_checkpoint_of_blocks_is_itself_on_a_device() {
+fn a_checkpoint_of_blocks_is_itself_by_kernels() {
     let Some(on) = crate::host_kernels::kernels() else { return };
     let prompts = [1, 30].map(|n| prompt(n, 517, n as u64));
     for form in [Form::Tensor, Form::Channel, Form::Block] {

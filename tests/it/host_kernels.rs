@@ -104,6 +104,7 @@ unsafe fn product(p: &Product) {
 #[derive(Default)]
 struct State {
     step: Vec<u32>,
+    captured: Vec<u32>,
     samples: Vec<u32>,
     fetched: Vec<u32>,
     capturing: Option<Vec<Call>>,
@@ -156,6 +157,7 @@ impl Launcher for Host {
         let mut state = self.state();
         let memory = match kind {
             ArrayKind::Step => &mut state.step,
+            ArrayKind::Captured => &mut state.captured,
             ArrayKind::Samples => &mut state.samples,
         };
         // What nobody has written is no token, no position and no block.

@@ -181,6 +181,7 @@ fn kernels_replayed_are_the_kernels() {
         let report = steps.runner.capture(6, &|_| {}).unwrap();
         assert_eq!(report.sizes, [1, 2, 4, 6]);
         let got = steps.run(&prompts, 4);
+        assert!(steps.runner.replays() > 0, "nothing was replayed");
         let bits = |all: &[Vec<Vec<f32>>]| -> Vec<u32> {
             all.iter().flatten().flatten().map(|x| x.to_bits()).collect()
         };

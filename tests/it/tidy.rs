@@ -52,7 +52,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Files that may use `ops` although their layer may not.
-const OPS_TOO: &[&str] = &["engine/worker.rs", "engine/resident.rs", "engine/sampler.rs", "engine/live.rs"];
+const OPS_TOO: &[&str] =
+    &["engine/worker.rs", "engine/resident.rs", "engine/sampler.rs", "engine/live.rs", "engine/flight.rs"];
 
 /// Lines a source file may have without its tests. Tables of data are exempt.
 const MAX_LINES: usize = 500;
@@ -142,6 +143,17 @@ fn every_module_imports_only_what_it_may() {
         }
     }
     assert!(wrong.is_empty(), "imports against the table:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_state_hangs_on_a_thread() {
+    let of_threads = concat!("thread_", "local!");
+    let found: Vec<String> = files()
+        .into_iter()
+        .filter(|(file, text)| !is_test_file(file) && code_lines(text).any(|l| l.contains(of_threads)))
+        .map(|(file, _)| file)
+        .collect();
+    assert!(found.is_empty(), "{of_threads} in {found:?}: a device's memory belongs to its pool");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 // A block takes 128 query vectors: rows of one sequence by the query heads of one K/V head, so that a short chunk
 // of a prompt fills it too. A warp has 16 of them, their queries and results in registers. Keys and values come
 // in tiles counted from position 0, the next one under way while one is worked on. Queries and weights are rounded
-// to two bytes as the result is, sums are f32; keys and values of FP8 become such in shared memory. A row's result does not depend on who shares its block: what it does not see
-// adds exact zeros.
+// to two bytes as the result is, sums are f32; keys and values of FP8 become such in shared memory. A row's result
+// does not depend on who shares its block: what it does not see adds exact zeros.
 #include "attention.cuh"
 #include "mma.cuh"
 

@@ -1,6 +1,6 @@
 // Attention of a few query vectors over a chunk of their keys, for decode (flash-decoding, Dao et al. 2023).
 //
-// A row's keys are cut into chunks whose size is a function of their number alone (ops/paged_attention.rs), so
+// A row's keys are cut into chunks whose size is a function of their number alone (ops/paged_attention/kernels.rs), so
 // that its result does not depend on who else is in the step. A block takes the query vectors of one tile and one
 // K/V head over one chunk: all query heads of the group share one reading of K and V. A row of one chunk is
 // written at once; of several, each block leaves a maximum, a sum and an accumulator in f32, and the last block
@@ -13,7 +13,7 @@ constexpr u32 WARPS = 8;         // of a block: no fewer than QUERIES
 constexpr u32 THREADS = WARPS * WARP;
 constexpr u32 PADDING = ~0u;     // as a tile's span: nothing to do
 
-// As SplitTile there: rows of a span that have the same number of chunks, and which of these.
+// As Tile there: rows of a span that have the same number of chunks, and which of these.
 struct Tile {
   u32 span, first, rows_chunk, keys; // rows_chunk: rows * 2^16 + chunk; keys: of a chunk
 };

@@ -1,7 +1,7 @@
 //! A CUDA device as a launcher: our kernels by the driver, products of matrices by cuBLASLt, one stream.
 //!
-//! Everything is in the order of the stream; only [`Launcher::read`] waits. Loads the fatbins that build.rs
-//! made; knows no operation.
+//! Everything is in the order of the stream. [`Launcher::read`] and [`Launcher::collect`] wait for the device,
+//! [`Launcher::mirror`] for the copy three calls before. Loads the fatbins that build.rs made; knows no operation.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -12,6 +12,7 @@ use cudarc::driver::{CudaStream, DriverError, result, sys};
 
 use self::arrays::{Arrays, Results};
 use self::product::Products;
+use super::exec::cuda::DEPENDENT_CAPABILITY;
 use super::launch::{ArrayKind, Captured, Launch, Launcher, Product};
 
 mod arrays;
@@ -22,8 +23,6 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// A launch that wants more shared memory than this must say so to the driver first.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
-/// From this major one on cards have programmatic dependent launch, and kernels wait as `follow` in device.cuh does.
-pub const DEPENDENT_CAPABILITY: i32 = 9;
 
 #[derive(Clone, Copy)]
 struct Function {
@@ -40,6 +39,7 @@ pub struct Driver {
     dependent: bool,
     products: Products,
     step: Mutex<Arrays>,
+    captured: Mutex<Arrays>,
     samples: Mutex<Arrays>,
     results: Mutex<Results>,
 }
@@ -92,6 +92,7 @@ impl Driver {
             dependent,
             products,
             step: Mutex::default(),
+            captured: Mutex::default(),
             samples: Mutex::default(),
             results: Mutex::default(),
         })
@@ -125,6 +126,21 @@ impl Driver {
         }
         all.insert((launch.kernel, launch.types), function);
         Ok(function)
+    }
+
+    /// cuBLASLt says of a context that is lost only that something failed: the driver says what.
+    ///
+    /// # Safety
+    /// As [`Launcher::product`].
+    unsafe fn run_product(&self, product: &Product) -> Result<()> {
+        // SAFETY: the caller's promise.
+        let failed = unsafe { self.products.run(product, &self.stream) }.err();
+        let Some(error) = failed else { return Ok(()) };
+        // Of a stream that captures, waiting is an error of its own, and the capture is given up anyway.
+        match self.stream.synchronize() {
+            Err(lost) => bail!("{error}: {lost:?}"),
+            Ok(()) => Err(error),
+        }
     }
 
     fn look_up(&self, launch: &Launch) -> Result<sys::CUfunction> {
@@ -176,7 +192,7 @@ impl Launcher for Driver {
         self.stream.context().bind_to_thread().map_err(driver("product"))?;
         let Some(scales) = product.scales else {
             // SAFETY: the caller's promise.
-            return unsafe { self.products.run(product, &self.stream) };
+            return unsafe { self.run_product(product) };
         };
         let bytes = product.n * product.k * product.src_type.size_in_bytes();
         let (launch, product) = product.dequantised(scales, self.products.room(bytes, &self.stream)?)?;
@@ -184,7 +200,7 @@ impl Launcher for Driver {
         // the next product's weights come after this product.
         unsafe {
             self.launch(&launch)?;
-            self.products.run(&product, &self.stream)
+            self.run_product(&product)
         }
     }
 
@@ -197,6 +213,7 @@ impl Launcher for Driver {
     fn mirror(&self, kind: ArrayKind, arrays: &[&[u32]], addresses: &mut [u64]) -> Result<()> {
         let memory = match kind {
             ArrayKind::Step => &self.step,
+            ArrayKind::Captured => &self.captured,
             ArrayKind::Samples => &self.samples,
         };
         memory.lock().unwrap_or_else(PoisonError::into_inner).put(&self.stream, arrays, addresses)
@@ -217,6 +234,13 @@ impl Launcher for Driver {
 
     fn collect(&self, to: &mut [u32]) -> Result<()> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner).collect(to)
+    }
+
+    fn reserve_room(&self, bytes: usize) -> Result<()> {
+        if bytes > 0 {
+            self.products.room(bytes, &self.stream)?;
+        }
+        Ok(())
     }
 
     fn begin_capture(&self) -> Result<()> {

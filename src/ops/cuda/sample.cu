@@ -103,6 +103,7 @@ struct Entries {
   const float *row;
   u32 vocab;
   float max, temperature;
+  u32 best; // the most likely one
 
   __device__ u64 mass(float x) const {
     const float share = expf(fmaxf((x - max) / temperature, -87.0f));
@@ -256,7 +257,8 @@ __device__ u32 draw(const Task &task, const Entries &entries, Shared &shared) {
         quota -= taken < quota ? taken : quota;
       }
     }
-    if (lane == 0) shared.token = chosen;
+    // Where no entry has a mass (an adjusted logit that is not finite), the most likely one.
+    if (lane == 0) shared.token = chosen < entries.vocab ? chosen : entries.best;
   }
   __syncthreads();
   return shared.token;
@@ -308,7 +310,7 @@ KERNEL(sample_pick, u32 *results, const float *logits, const float *adjusted, co
   if (task.score != NONE) {
     token = task.score;
   } else if (finite && task.temperature > 0.0f) {
-    const Entries entries = {row, vocab, of_key(u32(best >> 32)), task.temperature};
+    const Entries entries = {row, vocab, of_key(u32(best >> 32)), task.temperature, ~u32(best)};
     token = draw(task, entries, shared_block);
   }
   if (threadIdx.x < 4) out[threadIdx.x] = finite && threadIdx.x == 0 ? token : finite && threadIdx.x == 1;

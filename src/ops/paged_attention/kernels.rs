@@ -49,10 +49,9 @@ pub struct Cutting {
 }
 
 impl Cutting {
-    /// `heads` is a multiple of `kv_heads`, which is not 0; `activations` is the type that attention
-    /// writes, whatever the cache's. With
-    /// `batch_invariant` one kernel takes every row, so that a row is the same whether it comes with a prompt or
-    /// alone.
+    /// `heads` is a multiple of `kv_heads`, which is not 0; `activations` is the type that attention writes, whatever
+    /// the cache's. With `batch_invariant` one kernel takes every row, so that a row is the same whether it comes with
+    /// a prompt or alone.
     pub fn new(
         heads: usize,
         kv_heads: usize,
