@@ -25,6 +25,7 @@ use crate::model::input::BLOCK_SIZE;
 use crate::model::kv_cache::KvCache;
 use crate::model::runner::Runner;
 use crate::model::spec::FloatType;
+use crate::model::weights::WeightSource;
 use crate::model::workspace::Capacity;
 use crate::ops::exec::{Exec, cuda};
 use crate::ops::paged_attention::kernels;
@@ -72,6 +73,7 @@ fn pool_for(config: &Config) -> Arc<Pool> {
 /// What is wrong with the checkpoint or does not fit the machine, by file and setting.
 pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
     let checkpoint = Checkpoint::open(&config.model, &pool_for(config))?;
+    check_fits(config, &checkpoint)?;
     let sizes = sizes(config, &checkpoint)?;
     let model = served_model(config, &checkpoint, sizes.max_model_len, unit)?;
     let service = Arc::new(Service::new(vec![model], unit.clone()));
@@ -163,6 +165,26 @@ fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow:
         );
     }
     Ok(room)
+}
+
+/// Weights that are made or rounded when they are loaded must lie in memory; those of a file may stay there.
+fn check_fits(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    let made = matches!(checkpoint.source, WeightSource::Synthetic(_))
+        || config.quantize != Quantize::AsStored
+        || config.precision != Precision::AsStored;
+    let (needed, memory) = (weight_bytes(config, checkpoint), machine::memory());
+    let Some(memory) = memory.filter(|m| !on_gpus(config) && needed > m.available) else { return Ok(()) };
+    let problem = format!(
+        "the weights of {} are {:.1} GiB and {:.1} GiB of memory are available",
+        checkpoint.name,
+        needed as f64 / f64::from(1 << 30),
+        memory.available as f64 / f64::from(1 << 30)
+    );
+    if made {
+        bail!("{problem}: take a smaller model, or --quantization fp8");
+    }
+    tracing::warn!("{problem}: they are read from the disk again and again");
+    Ok(())
 }
 
 fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {

@@ -15,6 +15,8 @@ pub struct Chosen {
     pub why: String,
     /// There are boards that nobody asked to be left alone.
     pub leaves_boards: bool,
+    /// What was asked for is not there; then nothing is served.
+    pub problem: Option<String>,
 }
 
 impl fmt::Display for Chosen {
@@ -55,11 +57,11 @@ pub fn choose(asked: &[DeviceKind]) -> anyhow::Result<Chosen> {
 }
 
 fn as_asked(devices: Vec<DeviceKind>) -> Chosen {
-    Chosen { devices, why: "as asked".into(), leaves_boards: false }
+    Chosen { devices, why: "as asked".into(), ..Chosen::default() }
 }
 
 fn on_cpu((why, leaves_boards): (String, bool)) -> Chosen {
-    Chosen { devices: vec![DeviceKind::Cpu], why, leaves_boards }
+    Chosen { devices: vec![DeviceKind::Cpu], why, leaves_boards, problem: None }
 }
 
 /// All visible GPUs that there are kernels for, by their compute capabilities.
@@ -83,6 +85,7 @@ fn of_capabilities(capabilities: Vec<(i32, i32)>) -> Chosen {
                 false => format!("{} of {count} visible GPUs, not {left}: {least}", new.len()),
             },
             leaves_boards: !is_all,
+            problem: None,
         },
     }
 }

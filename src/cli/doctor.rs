@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use serde_json::{Value, json};
 
 mod gpu;
+mod xid;
 
 use super::devices::Chosen;
 use super::{Exit, assemble, machine};
@@ -47,7 +48,7 @@ fn finding(check: &'static str, level: Level, found: String, fix: &str) -> Findi
 /// Prints all findings; 1 when one is an error.
 pub fn run(config: &Config, chosen: &Chosen, as_json: bool) -> Exit {
     let mut all = vec![device(config, chosen)];
-    all.extend(gpu::findings(health::read(None)));
+    all.extend(gpu::findings(health::read(None), xid::kernel_log));
     all.extend([
         threads(config),
         memory(),
@@ -74,15 +75,20 @@ pub fn run(config: &Config, chosen: &Chosen, as_json: bool) -> Exit {
     Ok(u8::from(all.iter().any(|f| f.level == Level::Error)))
 }
 
+const BUILD_FIX: &str =
+    "run a build with --features cuda (docs/cuda.md) on a driver of 580 or newer, or say --device cpu";
+
 fn device(config: &Config, chosen: &Chosen) -> Finding {
+    if let Some(problem) = &chosen.problem {
+        return finding("device", Level::Error, problem.clone(), BUILD_FIX);
+    }
     if assemble::on_gpus(config) {
         return finding("device", Level::Pass, chosen.to_string(), "");
     }
     let isa = Isa::detect();
     let found = format!("{chosen}; {}", machine::instructions());
     if chosen.leaves_boards {
-        let fix = "run a build with --features cuda (docs/cuda.md) on a driver of 580 or newer, or say --device cpu";
-        return finding("device", Level::Warn, found, fix);
+        return finding("device", Level::Warn, found, BUILD_FIX);
     }
     match isa {
         Isa::Avx512 => finding("device", Level::Pass, found, ""),

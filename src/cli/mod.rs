@@ -22,7 +22,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use self::devices::Chosen;
 use crate::config::settings::{SETTINGS, Setting};
-use crate::config::{Config, LogFormat, Resolved, process_environment};
+use crate::config::{Config, DeviceKind, LogFormat, Resolved, process_environment};
 
 /// What the process ends with.
 pub type Exit = anyhow::Result<u8>;
@@ -125,7 +125,14 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
     // The others open no device.
     let mut chosen = Chosen::default();
     if ["serve", "chat", "bench", "doctor", "selftest"].contains(&name) {
-        chosen = devices::choose(&config.devices)?;
+        chosen = match devices::choose(&config.devices) {
+            // It is there to say why.
+            Err(problem) if name == "doctor" => {
+                let problem = Some(format!("{problem:#}"));
+                Chosen { devices: vec![DeviceKind::Cpu], problem, ..Chosen::default() }
+            }
+            chosen => chosen?,
+        };
         tracing::info!("devices: {chosen}");
         config.devices = chosen.devices.clone();
     }

@@ -1,10 +1,11 @@
-//! `hashwatt selftest`: tries each device: the operations, a model beside the CPU's, captured steps, and, as long as
-//! it is told to, the same again.
+//! `hashwatt selftest`: tries the devices, all at once: the operations, a model beside the CPU's, captured steps, and,
+//! as long as it is told to, the same again.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use candle_core::DType;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use super::{Exit, machine};
 use crate::clock::Clock;
 use crate::config::{Config, DeviceKind, value};
 use crate::model::Checkpoint;
-use crate::model::decoder::Precision;
+use crate::model::decoder::{Decoder, Precision, Quantize};
 use crate::ops::exec::{Exec, cuda};
 use crate::ops::pool::Pool;
 use crate::selftest::{self, Outcome, Size, model};
@@ -21,8 +22,10 @@ use crate::selftest::{self, Outcome, Size, model};
 const LARGE: &str = "synthetic:llama-3.2-1b";
 const REPLAYS: usize = 1000;
 const REPEATS: usize = 20;
+/// Sequences of the batch in which one must be what it is alone.
+const COMPANY: usize = 64;
 /// What is tried of a model.
-const PARTS: [&str; 4] = ["greedy parity", "layers", "repeats", "graphs"];
+const PARTS: [&str; 5] = ["greedy parity", "layers", "repeats", "batch invariance", "graphs"];
 
 pub fn command() -> Command {
     Command::new("selftest")
@@ -50,49 +53,49 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
         None => Duration::ZERO,
     };
     let filter = matches.get_one::<String>("filter").cloned().unwrap_or_default();
-    let wanted = |name: &str| name.contains(&filter);
-    let pool = Arc::new(Pool::new(config.threads.unwrap_or_else(machine::cores)));
-    let as_json = matches.get_flag("json");
-    let (mut rows, mut failed, mut tried) = (Vec::new(), 0, 0);
-    for way in &ways(config)? {
-        let on = match way.device {
-            DeviceKind::Cuda(ordinal) => Exec::cuda(*ordinal, pool.clone(), way.dependent)?,
-            _ => Exec::from(pool.clone()),
-        };
-        let mut told = |outcome: Outcome| {
-            tried += 1;
-            failed += usize::from(!outcome.passed());
-            match as_json {
-                true => rows.push(row(way, &outcome)),
-                false => println!("{}", line(way, &outcome)),
-            }
-        };
-        selftest::operations(&on, Size::Full, &wanted).into_iter().for_each(&mut told);
-        let full = matches.get_flag("full") || on.launcher.is_some();
-        let mut models = if full { vec!["demo", LARGE] } else { vec!["demo"] };
-        if !PARTS.iter().any(|part| wanted(part)) {
-            models.clear();
-        }
-        let tries = models.into_iter().map(|name| Tries::new(name, &on, way.device));
-        let tries = tries.collect::<anyhow::Result<Vec<_>>>()?;
-        let clock = Clock::system();
-        let begun = clock.now();
-        loop {
-            tries.iter().flat_map(|tries| tries.run(&wanted)).for_each(&mut told);
-            if tries.is_empty() || clock.now().since(begun) >= burn_in {
-                break;
-            }
-        }
-    }
+    let all = Selftest {
+        config,
+        filter: &filter,
+        burn_in,
+        full: matches.get_flag("full"),
+        as_json: matches.get_flag("json"),
+        told: Mutex::default(),
+    };
+    // All devices at once: heat and the power supply are part of the trial.
+    std::thread::scope(|scope| {
+        let each: Vec<_> = config.devices.iter().map(|device| scope.spawn(|| all.device(device))).collect();
+        let ended = each
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow!("a device's thread panicked"))));
+        ended.collect::<anyhow::Result<Vec<()>>>()
+    })?;
+    let Told { rows, failed, tried } = all.told.into_inner().unwrap_or_else(PoisonError::into_inner);
     if tried == 0 {
         return Err(anyhow!("--filter {filter}: nothing has that in its name"));
     }
-    if as_json {
+    if all.as_json {
         println!("{}", json!({"tried": tried, "failed": failed, "outcomes": rows}));
     } else {
         println!("{tried} tried, {failed} failed");
     }
     Ok(u8::from(failed > 0))
+}
+
+#[derive(Default)]
+struct Told {
+    rows: Vec<Value>,
+    failed: usize,
+    tried: usize,
+}
+
+/// What is asked of each device.
+struct Selftest<'a> {
+    config: &'a Config,
+    filter: &'a str,
+    burn_in: Duration,
+    full: bool,
+    as_json: bool,
+    told: Mutex<Told>,
 }
 
 /// A device, and how kernels are launched there.
@@ -101,18 +104,61 @@ struct Way<'a> {
     dependent: bool,
 }
 
-/// Each device in the ordinary way, and by programmatic dependent launch where there is such a thing.
-fn ways(config: &Config) -> anyhow::Result<Vec<Way<'_>>> {
-    let mut all = Vec::new();
-    for device in &config.devices {
-        all.push(Way { device, dependent: false });
-        if let DeviceKind::Cuda(ordinal) = device
-            && cuda::has_dependent_launch(*ordinal)?
-        {
-            all.push(Way { device, dependent: true });
+impl Selftest<'_> {
+    fn wants(&self, name: &str) -> bool {
+        name.contains(self.filter)
+    }
+
+    /// In the ordinary way, and by programmatic dependent launch where there is such a thing.
+    fn device(&self, device: &DeviceKind) -> anyhow::Result<()> {
+        let threads = self.config.threads.unwrap_or_else(machine::cores) / self.config.devices.len();
+        let pool = Arc::new(Pool::new(threads));
+        let DeviceKind::Cuda(ordinal) = *device else {
+            return self.way(&Way { device, dependent: false }, &Exec::from(pool));
+        };
+        for dependent in [false, true] {
+            if !dependent || cuda::has_dependent_launch(ordinal)? {
+                self.way(&Way { device, dependent }, &Exec::cuda(ordinal, pool.clone(), dependent)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn way(&self, way: &Way<'_>, on: &Exec) -> anyhow::Result<()> {
+        let wanted = |name: &str| self.wants(name);
+        let names = if PARTS.iter().any(|part| self.wants(part)) { self.models(on) } else { Vec::new() };
+        let tries = names.into_iter().map(|name| Tries::new(name, on, way.device, self.config));
+        // First: a model that is not there is said before a card is kept busy.
+        let tries = tries.collect::<anyhow::Result<Vec<_>>>()?;
+        selftest::operations(on, Size::Full, &wanted).into_iter().for_each(|o| self.tell(way, o));
+        let clock = Clock::system();
+        let begun = clock.now();
+        loop {
+            tries.iter().flat_map(|tries| tries.run(&wanted)).for_each(|o| self.tell(way, o));
+            if tries.is_empty() || clock.now().since(begun) >= self.burn_in {
+                return Ok(());
+            }
         }
     }
-    Ok(all)
+
+    /// The model that is asked for; unasked, the demo and, on GPUs and with --full, one of 1B.
+    fn models(&self, on: &Exec) -> Vec<&str> {
+        let mut all = vec![self.config.model.as_str()];
+        if all == ["demo"] && (self.full || on.launcher.is_some()) {
+            all.push(LARGE);
+        }
+        all
+    }
+
+    fn tell(&self, way: &Way<'_>, outcome: Outcome) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.tried += 1;
+        told.failed += usize::from(!outcome.passed());
+        match self.as_json {
+            true => told.rows.push(row(way, &outcome)),
+            false => println!("{}", line(way, &outcome)),
+        }
+    }
 }
 
 fn line(way: &Way<'_>, o: &Outcome) -> String {
@@ -134,44 +180,58 @@ fn row(way: &Way<'_>, o: &Outcome) -> Value {
 
 /// What is tried of one model.
 struct Tries<'a> {
-    name: &'static str,
-    cpu: Arc<crate::model::decoder::Decoder>,
-    there: Arc<crate::model::decoder::Decoder>,
+    name: String,
+    cpu: Arc<Decoder>,
+    there: Arc<Decoder>,
     on: &'a Exec,
     device: &'a DeviceKind,
 }
 
 impl<'a> Tries<'a> {
-    fn new(name: &'static str, on: &'a Exec, device: &'a DeviceKind) -> anyhow::Result<Tries<'a>> {
+    /// In the types that the settings ask for; the CPU computes in f32, beside it the device in bf16 where nothing else
+    /// is said.
+    fn new(name: &str, on: &'a Exec, device: &'a DeviceKind, config: &Config) -> anyhow::Result<Tries<'a>> {
         let checkpoint = Checkpoint::open(name, &on.pool)?;
-        let load = |precision| checkpoint.load(precision, false, &|_| {}).map(Arc::new);
-        // The CPU is held against itself in the finer type; a GPU computes in the coarser one too.
-        let (cpu, coarse) = (load(Precision::F32)?, load(Precision::Bf16)?);
-        let there = match on.launcher {
-            Some(_) => Arc::new(coarse.on_device(&on.device)?),
-            None => coarse,
+        let load = |precision| -> anyhow::Result<Decoder> {
+            let decoder = match config.quantize {
+                Quantize::AsStored => checkpoint.load(precision, false, &|_| {})?,
+                Quantize::Fp8 => checkpoint.load_fp8(precision, false, &|_| {})?,
+            };
+            Ok(if config.fp8_cache { decoder.with_cache(DType::F8E4M3) } else { decoder })
         };
-        Ok(Tries { name, cpu, there, on, device })
+        let coarse = if config.precision == Precision::AsStored { Precision::Bf16 } else { config.precision };
+        let (cpu, there) = (Arc::new(load(Precision::F32)?), load(coarse)?);
+        let there = Arc::new(if on.launcher.is_some() { there.on_device(&on.device)? } else { there });
+        let types = match (config.quantize, config.fp8_cache) {
+            (Quantize::AsStored, false) => "",
+            (Quantize::Fp8, false) => ", FP8 weights",
+            (Quantize::AsStored, true) => ", FP8 cache",
+            (Quantize::Fp8, true) => ", FP8 weights and cache",
+        };
+        Ok(Tries { name: format!("{name}{types}"), cpu, there, on, device })
     }
 
     fn run(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<Outcome> {
         let mut all = Vec::new();
-        let [parity, layers, repeats, graphs] = PARTS;
+        let [parity, layers, repeats, company, graphs] = PARTS;
         if wanted(parity) {
-            all.push(model::parity(self.name, &self.cpu, &self.there, self.on));
+            all.push(model::parity(&self.name, &self.cpu, &self.there, self.on));
         }
         if wanted(layers) {
-            all.extend(model::layers(self.name, &self.cpu, &self.there, self.on));
+            all.extend(model::layers(&self.name, &self.cpu, &self.there, self.on));
         }
         if wanted(repeats) {
-            all.push(model::repeats(self.name, &self.there, self.on, REPEATS));
+            all.push(model::repeats(&self.name, &self.there, self.on, REPEATS));
+        }
+        if wanted(company) {
+            all.push(model::company(&self.name, &self.there, self.on, COMPANY));
         }
         if wanted(graphs) && self.on.launcher.is_some() {
             let free = || match self.device {
                 DeviceKind::Cuda(ordinal) => cuda::memory(*ordinal).ok().map(|(free, _)| free),
                 _ => None,
             };
-            all.extend(model::graphs(self.name, &self.there, self.on, REPLAYS, &free));
+            all.extend(model::graphs(&self.name, &self.there, self.on, REPLAYS, &free));
         }
         all
     }

@@ -16,6 +16,8 @@ pub enum Fault {
     Hang(Duration),
     /// The thread panics in the step.
     Panic,
+    /// The step wants so many bytes, and the device has them not.
+    NoMemory(usize),
     /// One row of logits is not finite.
     NotFinite,
     /// No logits are finite from now on.

@@ -282,6 +282,10 @@ impl Resident {
                 return Err(EngineError::Device("CUDA_ERROR_LAUNCH_FAILED, on order".into()));
             }
             Some(Fault::Hang(time)) => std::thread::sleep(time),
+            Some(Fault::NoMemory(bytes)) => {
+                self.ordered = None;
+                return Err(EngineError::Step(format!("{bytes} bytes are not to be had, on order")));
+            }
             Some(Fault::Panic) => {
                 self.ordered = None;
                 panic!("on order");

@@ -232,7 +232,12 @@ impl Weight {
             copied.map_err(|e| super::storage::no_room(p.bytes(), &e))
         };
         let each = parts.iter().map(copy).collect::<candle_core::Result<Vec<_>>>()?;
-        let bytes = if each.len() == 1 { each[0].clone() } else { Tensor::cat(&each, 0)? };
+        let bytes = if each.len() == 1 {
+            each[0].clone()
+        } else {
+            let bytes = parts.iter().map(|p| p.bytes()).sum();
+            Tensor::cat(&each, 0).map_err(|e| super::storage::no_room(bytes, &e))?
+        };
         let address = device_address(&bytes)?;
         let mut weight = Weight {
             rows,
@@ -249,7 +254,8 @@ impl Weight {
 
     fn put_scales(&mut self, scales: Scales, device: &Device) -> candle_core::Result<()> {
         let bytes: Vec<u8> = scales.data().iter().flat_map(|s| s.to_ne_bytes()).collect();
-        let bytes = Tensor::from_slice(&bytes, bytes.len(), device)?;
+        let copied = Tensor::from_slice(&bytes, bytes.len(), device);
+        let bytes = copied.map_err(|e| super::storage::no_room(bytes.len(), &e))?;
         if let Store::Device { scales_address, _scales, .. } = &mut self.store {
             (*scales_address, *_scales) = (device_address(&bytes)?, Some(bytes));
         }

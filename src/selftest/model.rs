@@ -151,6 +151,32 @@ pub fn repeats(name: &str, there: &Arc<Decoder>, on: &Exec, times: usize) -> Out
     counted(operation, case, run(), "steps gave other bits")
 }
 
+/// A sequence has the same bits alone as in a batch of so many, while nothing is chosen for speed
+/// (`--batch-invariant`): its prompt and four tokens after it.
+pub fn company(name: &str, there: &Arc<Decoder>, on: &Exec, sequences: usize) -> Outcome {
+    let (operation, case) = ("batch invariance", format!("{name}, alone and among {sequences}"));
+    let on = Exec { batch_invariant: true, ..on.clone() };
+    let first_of = |sequences: usize| -> Result<Vec<Vec<f32>>> {
+        let mut lines = Lines::new(there, on.clone(), sequences)?;
+        let prompts = lines.prompts();
+        let mut logits = vec![lines.feed(&prompts, 0)?.remove(0)];
+        for i in 0..4 {
+            let next: Vec<_> = prompts.iter().map(|p| vec![p[i]]).collect();
+            logits.push(lines.feed(&next, PROMPT + i)?.remove(0));
+        }
+        Ok(logits)
+    };
+    let run = || -> Result<usize> {
+        let (alone, among) = (first_of(1)?, first_of(sequences)?);
+        Ok(alone
+            .iter()
+            .zip(&among)
+            .filter(|(a, b)| !same(std::slice::from_ref(*a), std::slice::from_ref(*b)))
+            .count())
+    };
+    counted(operation, case, run(), "steps gave other bits")
+}
+
 /// Captured steps give the bits of the steps themselves, hold no memory node, are the ones that run, and leave the
 /// device's free memory as it was after many replays. `free`: bytes, where the device tells them.
 ///

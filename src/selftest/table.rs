@@ -264,51 +264,87 @@ fn silu_mul(on: &Exec, size: Size) -> Vec<Outcome> {
     all
 }
 
-/// The largest of the allowed, and log-probabilities.
+/// The largest of the allowed, and log-probabilities; draws and adjustments beside the CPU's.
 fn sample_tokens(on: &Exec, size: Size) -> Vec<Outcome> {
     let vocabularies: &[usize] = if size == Size::Small { &[15, 517] } else { &[1, 15, 4097, 128_256] };
-    let case = |&vocab: &usize| {
-        let logits = random(12, 3 * vocab);
-        let mut samples = Samples::default();
-        let mask = samples.mask(&vec![0x5555_5555; vocab.div_ceil(32)]);
-        let greedy = Task { top: 0, ..Task::GREEDY };
-        samples.tasks =
-            vec![greedy, Task { mask, ..greedy }, Task { temperature: 1.0, top_k: 1, top: NONE, ..greedy }];
-        let run = || -> Result<Vec<f32>> {
-            let tensors = [0; 2].map(|_| tensor(on, logits.clone(), vocab, DType::F32));
-            let [logits, adjusted] = tensors;
-            let results = Tensor::zeros((3, RESULT_WORDS), DType::U32, &on.device)?;
-            let mut arrays: [Mirrored<'_, u32>; 2] =
-                [samples.task_words().into(), samples.words.as_slice().into()];
-            if let Some(launcher) = &on.launcher {
-                let mut to = [0; 2];
-                launcher.mirror(ArrayKind::Samples, &[arrays[0].host, arrays[1].host], &mut to)?;
-                (arrays[0].address, arrays[1].address) = (to[0], to[1]);
-            }
-            let op = Sample { samples: &samples, tasks: arrays[0], words: arrays[1], vocab, on };
-            sample::sample(&logits?, &adjusted?, &results, &op)?;
-            let words: Vec<u32> = results.to_device(&candle_core::Device::Cpu)?.flatten_all()?.to_vec1()?;
-            let logprob = |row: usize| f32::from_bits(words[row * RESULT_WORDS + 2]);
-            let token = |row: usize| words[row * RESULT_WORDS] as f32;
-            Ok(vec![token(0), token(1), token(2), logprob(0), logprob(1)])
-        };
-        let best = |row: usize, step: usize| {
-            let row = &logits[row * vocab..][..vocab];
-            (0..vocab).step_by(step).max_by(|a, b| row[*a].total_cmp(&row[*b]).then(b.cmp(a))).unwrap_or(0)
-        };
-        let tokens = [best(0, 1), best(1, 2), best(2, 1)];
-        let logprob = |row: usize| {
-            let all = &logits[row * vocab..][..vocab];
-            let sum: f64 = all.iter().map(|x| f64::from(*x).exp()).sum();
-            f64::from(all[tokens[row]]) - sum.ln()
-        };
-        let numbers = tokens.iter().map(|t| *t as f64).chain([logprob(0), logprob(1)]).collect();
-        compare(
-            "sample",
-            format!("a vocabulary of {vocab}"),
-            run(),
-            &Want { numbers, tolerance: (0.0, 1e-4) },
-        )
+    vocabularies.iter().flat_map(|vocab| [largest_tokens(on, *vocab), drawn_tokens(on, *vocab)]).collect()
+}
+
+/// The words of each task's result, a task a row of logits.
+fn results(on: &Exec, samples: &Samples, logits: &[f32], vocab: usize) -> Result<Vec<u32>> {
+    let tensors = [0; 2].map(|_| tensor(on, logits.to_vec(), vocab, DType::F32));
+    let [logits, adjusted] = tensors;
+    let results = Tensor::zeros((samples.tasks.len(), RESULT_WORDS), DType::U32, &on.device)?;
+    let mut arrays: [Mirrored<'_, u32>; 2] = [samples.task_words().into(), samples.words.as_slice().into()];
+    if let Some(launcher) = &on.launcher {
+        let mut to = [0; 2];
+        launcher.mirror(ArrayKind::Samples, &[arrays[0].host, arrays[1].host], &mut to)?;
+        (arrays[0].address, arrays[1].address) = (to[0], to[1]);
+    }
+    let op = Sample { samples, tasks: arrays[0], words: arrays[1], vocab, on };
+    sample::sample(&logits?, &adjusted?, &results, &op)?;
+    results.to_device(&candle_core::Device::Cpu)?.flatten_all()?.to_vec1()
+}
+
+fn largest_tokens(on: &Exec, vocab: usize) -> Outcome {
+    let logits = random(12, 3 * vocab);
+    let mut samples = Samples::default();
+    let mask = samples.mask(&vec![0x5555_5555; vocab.div_ceil(32)]);
+    let greedy = Task { top: 0, ..Task::GREEDY };
+    samples.tasks =
+        vec![greedy, Task { mask, ..greedy }, Task { temperature: 1.0, top_k: 1, top: NONE, ..greedy }];
+    let run = || -> Result<Vec<f32>> {
+        let words = results(on, &samples, &logits, vocab)?;
+        let logprob = |row: usize| f32::from_bits(words[row * RESULT_WORDS + 2]);
+        let token = |row: usize| words[row * RESULT_WORDS] as f32;
+        Ok(vec![token(0), token(1), token(2), logprob(0), logprob(1)])
     };
-    vocabularies.iter().map(case).collect()
+    let best = |row: usize, step: usize| {
+        let row = &logits[row * vocab..][..vocab];
+        (0..vocab).step_by(step).max_by(|a, b| row[*a].total_cmp(&row[*b]).then(b.cmp(a))).unwrap_or(0)
+    };
+    let tokens = [best(0, 1), best(1, 2), best(2, 1)];
+    let logprob = |row: usize| {
+        let all = &logits[row * vocab..][..vocab];
+        let sum: f64 = all.iter().map(|x| f64::from(*x).exp()).sum();
+        f64::from(all[tokens[row]]) - sum.ln()
+    };
+    let numbers = tokens.iter().map(|t| *t as f64).chain([logprob(0), logprob(1)]).collect();
+    let case = format!("a vocabulary of {vocab}");
+    compare("sample", case, run(), &Want { numbers, tolerance: (0.0, 1e-4) })
+}
+
+/// Each way to cut and to adjust, drawn with several random numbers: the CPU's tokens.
+fn drawn_tokens(on: &Exec, vocab: usize) -> Outcome {
+    let mut samples = Samples::default();
+    let tokens = || (0..vocab as u32).step_by(vocab.div_ceil(40));
+    let seen = samples.pairs(tokens().map(|t| [t, t % 3]));
+    let bias = samples.pairs(tokens().map(|t| [t, (t as f32 % 5.0 - 2.0).to_bits()]));
+    let banned = samples.tokens(&tokens().skip(1).step_by(3).collect::<Vec<_>>());
+    let plain = Task { temperature: 0.8, ..Task::GREEDY };
+    let ways = [
+        plain,
+        Task { top_p: 0.9, ..plain },
+        Task { ln_min_p: 0.05f32.ln(), ..plain },
+        Task { top_k: 40, top_p: 0.95, ..plain },
+        Task { seen, repetition_penalty: 1.3, presence_penalty: 0.5, frequency_penalty: 0.2, ..plain },
+        Task { bias, banned, ..plain },
+    ];
+    let bits = |i: usize| [(i as u32).wrapping_mul(0x9E37_79B9), (i as u32 + 1).wrapping_mul(0x85EB_CA6B)];
+    samples.tasks = (0..4 * ways.len()).map(|i| Task { random: bits(i), ..ways[i % ways.len()] }).collect();
+    let logits: Vec<f32> = random(13, samples.tasks.len() * vocab).iter().map(|x| 4.0 * x).collect();
+    let tokens = |words: Vec<u32>| words.chunks(RESULT_WORDS).map(|row| row[0] as f32).collect::<Vec<_>>();
+    let cpu = Exec::from(on.pool.clone());
+    let want = match results(&cpu, &samples, &logits, vocab) {
+        Ok(words) => tokens(words),
+        Err(error) => return Outcome::failed("sample", format!("draws on the CPU of {vocab}"), &error),
+    };
+    let numbers = want.iter().map(|t| f64::from(*t)).collect();
+    let got = results(on, &samples, &logits, vocab).map(tokens);
+    compare(
+        "sample",
+        format!("draws from a vocabulary of {vocab}"),
+        got,
+        &Want { numbers, tolerance: (0.0, 0.0) },
+    )
 }

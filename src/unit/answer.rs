@@ -21,9 +21,15 @@ pub struct Answer {
     pub(super) again: Option<Box<GenerateRequest>>,
     /// What is told is not for good before [`Answer::shown`].
     pub(super) held: bool,
-    /// Something was told that a second attempt will tell again.
-    pub(super) told: bool,
+    /// It has run here: something was heard of it.
+    pub(super) ran: bool,
+    /// Engines that were lost while it ran there.
+    pub(super) outlived: u32,
 }
+
+/// A request may itself be what an engine dies of (an operation that hangs, a fault that its prompt brings about). One
+/// that two have not survived is not given a third.
+const MOST_OUTLIVED: u32 = 1;
 
 impl Answer {
     /// The reader keeps what it hears to itself until it calls [`Answer::shown`]: until then the request may begin
@@ -53,11 +59,10 @@ impl Answer {
                     self.gone()
                 }
                 Poll::Ready(event) => {
+                    self.ran = true;
                     match event {
                         Some(TokenEvent::Admitted { .. }) => {}
-                        Some(TokenEvent::Token { .. } | TokenEvent::Prompt(_)) if self.held => {
-                            self.told = true;
-                        }
+                        Some(TokenEvent::Token { .. } | TokenEvent::Prompt(_)) if self.held => {}
                         _ => self.again = None,
                     }
                     return Poll::Ready(event);
@@ -84,18 +89,23 @@ impl Answer {
         EngineError::Dead(self.why_out().unwrap_or_default().to_string())
     }
 
-    /// Asks another replica, if nothing was told for good and there is one; true when something that was told is
-    /// void. Also while the unit drains: the request was taken before that.
+    /// Asks another replica, if nothing was told for good and there is one; true when what was told so far is void.
+    /// Also while the unit drains: the request was taken before that.
     fn move_on(&mut self, error: EngineError) -> Result<bool, EngineError> {
         let unit = self.unit.clone();
         unit.take_out(self.replica, &error.to_string());
         let Some(request) = self.again.take() else { return Err(error) };
+        let outlived = self.outlived + u32::from(self.ran);
+        if outlived > MOST_OUTLIVED {
+            tracing::error!(replica = self.replica, "a request that two engines were lost with is given up");
+            return Err(if unit.is_left() { error } else { unit.why_down() });
+        }
         if let Some(ledger) = unit.ledger() {
             ledger.forfeit(request.account, self.replica);
         }
-        let (from, held, told) = (self.replica, self.held, self.told);
+        let (from, held, told) = (self.replica, self.held, self.held && self.ran);
         // The unit's own answer tells more than that one replica is gone.
-        *self = Answer { held, ..unit.send(*request)? };
+        *self = Answer { held, outlived, ..unit.send(*request)? };
         unit.replicas()[from].moved.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(from, to = self.replica, "a request goes on elsewhere");
         Ok(told)

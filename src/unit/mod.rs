@@ -139,7 +139,12 @@ impl Unit {
 
     /// True when requests are taken and an engine gave a fresh sign of life.
     pub fn is_ready(&self) -> bool {
-        self.state() == State::Ready && self.serving().next().is_some()
+        self.state() == State::Ready && self.is_left()
+    }
+
+    /// Whether any replica serves.
+    fn is_left(&self) -> bool {
+        self.serving().next().is_some()
     }
 
     /// Replicas that take requests, with their numbers.
@@ -208,7 +213,16 @@ impl Unit {
             (Ok(events), again) => {
                 found.placed.fetch_add(1, Ordering::Relaxed);
                 let unit = self.clone();
-                Ok(Answer { unit, replica, events, lost, again: Some(again), held: false, told: false })
+                Ok(Answer {
+                    unit,
+                    replica,
+                    events,
+                    lost,
+                    again: Some(again),
+                    held: false,
+                    ran: false,
+                    outlived: 0,
+                })
             }
             // It has ended, and nobody had noticed.
             (Err(error), again) if error.is_of_the_device() => {

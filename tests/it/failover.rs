@@ -270,6 +270,17 @@ fn a_panic_ends_its_batch_and_nothing_else() {
 }
 
 #[test]
+fn a_step_without_memory_ends_its_batch_and_says_how_much_it_wanted() {
+    let unit = unit(&model(), Faults::new([(1, Fault::NoMemory(1 << 30))]));
+    let all = run(&unit, (0..4).map(sampled).collect());
+    let wanted = |end: &Result<(), EngineError>| matches!(end, Err(EngineError::Step(why)) if why.contains("1073741824 bytes"));
+    assert!(all.iter().any(|(_, end)| wanted(end)), "{all:?}");
+    assert_eq!(is_in(&unit), [true, true]);
+    assert!(run(&unit, (0..4).map(sampled).collect()).iter().all(|(_, end)| end.is_ok()));
+    nothing_is_left(&unit);
+}
+
+#[test]
 fn a_unit_without_replicas_says_so() {
     let unit = unit(&model(), Faults::default());
     unit.take_out(0, "the first reason");

@@ -30,7 +30,11 @@ fn the_cpus_operations_pass() {
 fn a_model_passes_beside_itself() {
     let [fine, coarse] = [Precision::F32, Precision::Bf16].map(|p| decoder(&llama(1), p));
     let on = Exec::cpu(2);
-    all_pass(&[model::parity("small", &fine, &coarse, &on), model::repeats("small", &coarse, &on, 3)]);
+    all_pass(&[
+        model::parity("small", &fine, &coarse, &on),
+        model::repeats("small", &coarse, &on, 3),
+        model::company("small", &coarse, &on, 64),
+    ]);
     let layers = model::layers("small", &fine, &coarse, &on);
     assert_eq!(layers.len(), fine.spec().layers);
     all_pass(&layers);
@@ -50,6 +54,10 @@ fn the_kernels_pass_as_a_device() {
     config["num_hidden_layers"] = 1.into();
     let there = Arc::new(decoder(&config, Precision::Bf16).on_device(&on.device).unwrap());
     all_pass(&model::graphs("small", &there, &on, 3, &|| None));
+    // Where the batch must not matter there are no products of other widths.
+    config["intermediate_size"] = 320.into();
+    let there = Arc::new(decoder(&config, Precision::Bf16).on_device(&on.device).unwrap());
+    all_pass(&[model::company("small", &there, &on, 64)]);
     all_pass(&model::layers("small", &decoder(&config, Precision::F32), &there, &on));
 }
 

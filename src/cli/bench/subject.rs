@@ -82,8 +82,8 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let opened = assemble::open(config, &unit)?;
     // While there is room: the engines take what a device has.
     let pools = opened.sizes.threads_per_device;
-    let measured =
-        ceilings(config, &opened.checkpoint, assemble::held(config, &opened.checkpoint), pools, clock);
+    let held = assemble::held(config, &opened.checkpoint);
+    let measured = ceilings(config, &opened.checkpoint, held, pools, clock);
     let mut metered = assemble::meters(config, clock)?;
     let (monitor, mut notes) = (metered.monitor.clone(), std::mem::take(&mut metered.notes));
     let ceilings = measured.map_err(|why| notes.push(why)).ok();
@@ -103,7 +103,7 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         monitor,
         notes,
         ceilings,
-        model: model(&opened.checkpoint, config),
+        model: model(&opened.checkpoint, config, held.layers),
         described: report::Target::InProcess {
             settings: settings(&[
                 ("device", devices::list(&config.devices)),
@@ -113,6 +113,15 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
                 ("max-model-len", opened.sizes.max_model_len.to_string()),
                 ("kv-memory-bytes", opened.sizes.kv_bytes.to_string()),
                 ("enable-prefix-caching", config.prefix_caching.to_string()),
+                ("weights", text(held.layers)),
+                ("head", text(held.head)),
+                ("activations", text(held.activations)),
+                ("kv-cache", text(held.cache)),
+                ("batch-invariant", config.batch_invariant.to_string()),
+                ("enforce-eager", config.enforce_eager.to_string()),
+                ("async-scheduling", config.async_scheduling.map_or("auto".into(), |on| on.to_string())),
+                ("enable-pdl", config.enable_pdl.to_string()),
+                ("gpu-memory-utilization", config.gpu_memory_utilization.to_string()),
             ]),
         },
     })
@@ -156,7 +165,8 @@ fn settings(all: &[(&str, String)]) -> Vec<Setting> {
 
 fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let busy = BusyTime::default();
-    let context = MeterContext::new(clock.clone(), vec![busy.clone()], machine::cores());
+    let mut context = MeterContext::new(clock.clone(), vec![busy.clone()], machine::cores());
+    context.gpus = assemble::on_gpus(config);
     let (monitor, notes) = assemble::monitor(config, &context)?;
     let pool = Arc::new(Pool::new(config.threads.unwrap_or_else(machine::cores)));
     let checkpoint = Checkpoint::open(&config.model, &pool)?;
@@ -182,8 +192,7 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         busy,
         clock: clock.clone(),
     };
-    let mut model = model(&checkpoint, config);
-    model.dtype = Some(format!("{dtype:?}").to_lowercase());
+    let model = model(&checkpoint, config, dtype);
     Ok(Subject {
         target: Arc::new(Target::Baseline(rival)),
         takes: Takes { most_at_once: 1, context: Some(checkpoint.spec.max_positions), duty: false },
@@ -243,17 +252,22 @@ fn server(
     })
 }
 
-fn model(checkpoint: &Checkpoint, config: &Config) -> report::Model {
+/// As reports name a number type.
+fn text(dtype: DType) -> String {
+    match dtype {
+        DType::F8E4M3 => "fp8".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// `layers`: what the matrices of its layers are held in.
+fn model(checkpoint: &Checkpoint, config: &Config, layers: DType) -> report::Model {
     let (sha256, of) = weights_hash(checkpoint);
-    let stored = format!("{:?}", checkpoint.spec.float_type).to_lowercase();
     report::Model {
         id: config.served_model_names.first().unwrap_or(&checkpoint.name).clone(),
         architecture: Some(checkpoint.spec.architecture.into()),
         parameters: Some(checkpoint.spec.parameters() as u64),
-        dtype: Some(match config.precision {
-            Precision::AsStored => stored,
-            other => format!("{other:?}").to_lowercase(),
-        }),
+        dtype: Some(text(layers)),
         sha256: Some(sha256),
         sha256_of: Some(of.into()),
     }

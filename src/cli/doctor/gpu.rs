@@ -2,7 +2,7 @@
 //!
 //! The boards' own words (`power::health`) in, findings with their fixes out.
 
-use super::{Finding, Level, finding};
+use super::{Finding, Level, finding, xid};
 use crate::power::health::BoardHealth;
 use crate::power::{PowerError, Throttle};
 
@@ -23,7 +23,11 @@ const LIBRARIES: [(&str, &str); 5] = [
 ];
 
 /// Nothing where there is no board; a finding a subject where there is one.
-pub fn findings(boards: Result<Vec<Result<BoardHealth, PowerError>>, PowerError>) -> Vec<Finding> {
+/// `log` is asked for the kernel's log where there are boards.
+pub fn findings(
+    boards: Result<Vec<Result<BoardHealth, PowerError>>, PowerError>,
+    log: impl FnOnce() -> std::io::Result<String>,
+) -> Vec<Finding> {
     let boards = match boards {
         Ok(boards) if !boards.is_empty() => boards,
         // A machine without boards, or without their driver, is none of our business here.
@@ -47,6 +51,7 @@ pub fn findings(boards: Result<Vec<Result<BoardHealth, PowerError>>, PowerError>
             )),
         }
     }
+    all.extend(xid::findings(log()));
     all
 }
 
@@ -251,6 +256,8 @@ mod tests {
                 && one[0].found.contains("libcublas.so.13")
                 && one[0].fix.contains("nvidia-cublas")
         );
-        assert!(findings(Ok(vec![])).is_empty());
+        assert!(findings(Ok(vec![]), || panic!("nobody asks")).is_empty());
+        let found = findings(Ok(vec![Ok(well())]), || Ok("NVRM: Xid (PCI:0000:01:00): 79, gone".into()));
+        assert!(found.iter().any(|f| f.check == "xid" && f.level == Level::Error));
     }
 }

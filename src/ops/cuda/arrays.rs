@@ -23,10 +23,10 @@ struct Pinned {
 
 impl Pinned {
     fn new(stream: &Arc<CudaStream>, words: usize) -> Result<Pinned> {
-        let context = stream.context();
+        let (context, bytes) = (stream.context(), 4 * words);
         // SAFETY: nothing is read before it is written.
         let words = unsafe { context.alloc_pinned_with_flags::<u32>(words, 0) };
-        let words = words.map_err(driver("pinned memory for a step's arrays"))?;
+        let words = words.map_err(driver(&format!("{bytes} bytes of pinned memory")))?;
         let done = context.new_event(None).map_err(driver("an event"))?;
         Ok(Pinned { words, done })
     }
@@ -82,7 +82,7 @@ impl Arrays {
         self.host = (0..TURNS).map(|_| Pinned::new(stream, words)).collect::<Result<_>>()?;
         // SAFETY: written before anything reads it.
         let device = unsafe { stream.alloc::<u32>(words) };
-        self.device = Some(device.map_err(driver("memory for a step's arrays"))?);
+        self.device = Some(device.map_err(driver(&format!("{} bytes for a step's arrays", 4 * words)))?);
         Ok(())
     }
 }

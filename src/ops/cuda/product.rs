@@ -69,8 +69,8 @@ impl Products {
     pub fn new(stream: &Arc<CudaStream>) -> Result<Products> {
         // SAFETY: only cuBLASLt writes it before it reads it.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE_BYTES) };
-        let workspace =
-            workspace.map_err(|e| candle_core::Error::Msg(format!("cuBLASLt's workspace: {e:?}")))?;
+        let workspace = workspace
+            .map_err(|e| candle_core::Error::Msg(format!("{WORKSPACE_BYTES} bytes for cuBLASLt: {e:?}")))?;
         let handle = result::create_handle().map_err(cublas("cuBLASLt"))?;
         Ok(Products { handle, workspace, prepared: Mutex::default(), room: Mutex::default() })
     }
