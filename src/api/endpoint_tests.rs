@@ -357,7 +357,8 @@ async fn the_openapi_document_describes_what_is_accepted() {
             // A wrong type is refused otherwise than an unknown name.
             body[field] = match field.as_str() {
                 "store" => json!(false),
-                "response_format" => json!({"type": "text"}),
+                "structured_outputs" => json!({"regex": []}),
+                "response_format" => json!({"type": 1}),
                 _ => json!({"x": []}),
             };
             let answer = unit.post(path, &body.to_string()).await;

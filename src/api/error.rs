@@ -129,6 +129,10 @@ impl From<ServiceError> for ApiError {
                 ApiError { code, param, ..ApiError::invalid(message, None) }
             }
             ServiceError::Engine(EngineError::Loading) => ApiError::loading(),
+            // A grammar that grew too complex on the way: its writer can simplify it.
+            ServiceError::Engine(error @ EngineError::Constraint(_)) => {
+                ApiError::invalid(error.to_string(), None)
+            }
             ServiceError::Engine(EngineError::Stopping | EngineError::Aborted) => ApiError::draining(),
             error => of_class(error.class(), error.to_string()),
         }
@@ -177,6 +181,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::ConstraintError;
 
     fn code(error: ServiceError) -> (u16, Option<&'static str>, bool) {
         let error = ApiError::from(error);
@@ -197,6 +202,7 @@ mod tests {
             (EngineError::Aborted, (503, Some("draining"), true)),
             (EngineError::Dead("x".into()), (503, Some("internal_error"), true)),
             (EngineError::NonFiniteLogits, (500, Some("internal_error"), false)),
+            (ConstraintError("x".into()).into(), (400, None, false)),
             (
                 EngineError::TooLargeForCache { needed: 2, total: 1 },
                 (400, Some("context_length_exceeded"), false),

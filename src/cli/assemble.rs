@@ -264,6 +264,7 @@ fn served_model(
         end_tokens,
         tokenizer: Arc::new(tokenizer),
         template,
+        grammars: Default::default(),
         defaults: SamplingDefaults::of(&text.generation_config),
         unit: unit.clone(),
     })

@@ -3,6 +3,7 @@
 //! Knows no HTTP, so the command line and the benches use it too.
 
 mod choice;
+mod constraint;
 pub mod generate;
 pub mod stop;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod validate;
 
 use std::sync::Arc;
 
+pub use crate::engine::constraint::ConstraintError;
 pub use crate::engine::event::EngineError;
 use crate::error::{Class, Classified};
 use crate::text::chat_template::ChatTemplate;
@@ -21,6 +23,7 @@ use crate::wire::request::{
     ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeInput, TokenizeRequest,
 };
 
+pub use constraint::LazyGrammars;
 pub use generate::Generation;
 
 /// What the checkpoint's `generation_config.json` says where a request says nothing.
@@ -66,6 +69,7 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
     pub defaults: SamplingDefaults,
+    pub grammars: LazyGrammars,
     pub unit: Arc<Unit>,
 }
 

@@ -45,6 +45,7 @@ fn bench_with(max_queue: usize, change: impl FnOnce(&mut ServedModel)) -> Bench 
         end_tokens: vec![END],
         tokenizer: Arc::new(Tokenizer::stand_in(VOCAB).unwrap()),
         template: Some(ChatTemplate::new(STAND_IN_TEMPLATE, "", STAND_IN_SPECIALS[2]).unwrap()),
+        grammars: Default::default(),
         defaults: SamplingDefaults::default(),
         unit: unit.clone(),
     };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::engine::event::{GenerateRequest, Tier};
 use crate::engine::sampler::SamplingParams;
 use crate::engine::step_log;
+use crate::service::constraint::Constraint;
 use crate::service::{ServedModel, ServiceError};
 use crate::text::chat_template::Message;
 use crate::wire::request::{ChatMessage, Parameters, Prompt, ServiceTier};
@@ -114,6 +115,7 @@ impl ServedModel {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|e| ServiceError::Internal(format!("no random seed: {e}")))?,
         };
+        let grammar = self.grammar(p.format.as_ref())?;
         let prompts: Vec<Arc<[u32]>> = prompts.into_iter().map(Into::into).collect();
         let mut choices = Vec::with_capacity(prompts.len() * p.n);
         for prompt in &prompts {
@@ -131,7 +133,7 @@ impl ServedModel {
                     tier: tier(p.service_tier),
                     account: step_log::OVERHEAD,
                     cache_salt: p.cache_salt.as_deref().map_or(0, salt),
-                    constraint: None,
+                    constraint: grammar.as_ref().map(Constraint::begin),
                 });
             }
         }

@@ -4,6 +4,8 @@
 
 pub mod chat_template;
 pub mod detokenizer;
+pub mod grammar;
+mod json_schema;
 mod template_functions;
 pub mod tokenizer;
 

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod error;
 pub mod fields;
+pub mod format;
 pub mod messages;
 pub mod request;
 pub mod response;

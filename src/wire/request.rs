@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use super::fields::{Fields, RequestError, UnknownParameters, as_usize, wrong};
+use super::format::OutputFormat;
 pub use super::messages::ChatMessage;
 use super::messages::messages;
 
@@ -36,10 +37,6 @@ const UNSUPPORTED: &[&str] = &[
     "continue_final_message",
     "documents",
     "functions",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
     "include_reasoning",
     "include_stop_str_in_output",
     "kv_transfer_params",
@@ -60,7 +57,6 @@ const UNSUPPORTED: &[&str] = &[
     "return_tokens_as_token_ids",
     "skip_special_tokens",
     "spaces_between_special_tokens",
-    "structured_outputs",
     "suffix",
     "truncate_prompt_tokens",
     "use_beam_search",
@@ -112,6 +108,8 @@ pub struct Parameters {
     pub logprobs: Option<usize>,
     pub service_tier: ServiceTier,
     pub cache_salt: Option<String>,
+    /// What the text must look like.
+    pub format: Option<OutputFormat>,
 }
 
 /// `POST /v1/chat/completions`.
@@ -177,7 +175,6 @@ impl ChatRequest {
         f.only("functions", &[json!([])])?;
         f.only("tool_choice", &[json!("none")])?;
         f.only("function_call", &[json!("none")])?;
-        f.only("response_format", &[json!({"type": "text"})])?;
         f.only("modalities", &[json!(["text"])])?;
         f.only("echo", &[json!(false)])?;
         f.bool("parallel_tool_calls")?;
@@ -205,7 +202,6 @@ impl CompletionRequest {
             );
             return Err(RequestError::invalid("n", message));
         }
-        f.only("response_format", &[json!({"type": "text"})])?;
         f.refuse(UNSUPPORTED)?;
         f.finish(unknown)?;
         Ok(CompletionRequest { parameters, prompts, echo })
@@ -276,6 +272,7 @@ impl Parameters {
             logprobs: None,
             service_tier: service_tier(f)?,
             cache_salt: cache_salt(f)?,
+            format: OutputFormat::read(f, unknown)?,
         };
         f.only("store", &[json!(false)])?;
         for label in ["user", "safety_identifier", "prompt_cache_key"] {

@@ -21,6 +21,7 @@ mod parity;
 mod scheduler;
 mod selftest;
 mod serving;
+mod structured;
 mod support;
 mod tidy;
 mod tls;
