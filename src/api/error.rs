@@ -57,6 +57,10 @@ impl ApiError {
         ApiError::new(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key", message)
     }
 
+    pub fn forbidden(code: &'static str, message: &str) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, "permission_error", code, message)
+    }
+
     pub fn unknown_model(model: &str) -> ApiError {
         let message = format!("The model `{model}` does not exist");
         let error = ApiError::new(StatusCode::NOT_FOUND, INVALID, "model_not_found", message);

@@ -25,10 +25,12 @@ mod logprobs;
 mod metrics;
 mod models;
 mod openapi;
+mod origin;
 mod probes;
 mod server;
 mod stream;
 mod tally;
+mod tls;
 mod tokens;
 
 #[cfg(test)]
@@ -44,7 +46,9 @@ pub use auth::ApiKeys;
 pub use body::BodyLimits;
 pub use connection::TimeLimits;
 pub use metrics::{energy_source, engine_source};
+pub use origin::Origins;
 pub use server::{Server, ServerConfig};
+pub use tls::{Tls, TlsError};
 
 use crate::metrics::Metrics;
 use crate::service::Service;
@@ -55,6 +59,7 @@ use error::ApiError;
 #[derive(Debug, Clone)]
 pub struct ApiConfig {
     pub keys: ApiKeys,
+    pub origins: Origins,
     pub body: BodyLimits,
     /// A stream that has nothing to say sends a comment this often.
     pub keep_alive: Duration,
@@ -70,6 +75,7 @@ impl Default for ApiConfig {
     fn default() -> Self {
         ApiConfig {
             keys: ApiKeys::default(),
+            origins: Origins::default(),
             body: BodyLimits::default(),
             keep_alive: Duration::from_secs(10),
             unknown_parameters: UnknownParameters::default(),
@@ -110,16 +116,25 @@ fn routes() -> Router<Arc<ApiState>> {
         .merge(openapi::routes())
 }
 
-/// Every route, known or not, answers errors as JSON, asks for a key and bears a request id.
+/// Every route, known or not, answers errors as JSON, looks at where a request comes from, asks for a key and bears a
+/// request id.
 fn layered(routes: Router<Arc<ApiState>>, state: Arc<ApiState>) -> Router {
-    routes
+    let cors = state.config.origins.cors();
+    let router = routes
         .fallback(|request: Request| async move {
             ApiError::unknown_route(request.method().as_str(), request.uri().path())
         })
         .method_not_allowed_fallback(|request: Request| async move {
             ApiError::wrong_method(request.method().as_str(), request.uri().path())
         })
-        .layer(from_fn_with_state(state.clone(), auth::require_key))
+        .layer(from_fn_with_state(state.clone(), auth::require_key));
+    // A browser's preflight bears no key.
+    let router = match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
+        .layer(from_fn_with_state(state.clone(), origin::guard))
         .layer(from_fn_with_state(state.clone(), envelope::wrap))
         .with_state(state)
 }

@@ -18,7 +18,7 @@ use axum::http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ use tower::ServiceExt;
 
 use crate::api::connection::{Activity, Phase, TimeLimits, WatchedBody, WatchedIo, watch};
 use crate::api::error::ApiError;
+use crate::api::tls::Tls;
 use crate::api::{ApiState, router};
 use crate::metrics::Recorded;
 
@@ -56,10 +57,11 @@ impl Default for ServerConfig {
     }
 }
 
-/// Serves HTTP/1.1 on a listener.
-#[derive(Debug, Clone, Copy, Default)]
+/// Serves HTTP/1.1 on a listener, in TLS where there is a certificate.
+#[derive(Clone, Default)]
 pub struct Server {
     pub config: ServerConfig,
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// What all connections share.
@@ -67,6 +69,7 @@ struct Shared {
     router: Router,
     state: Arc<ApiState>,
     limits: TimeLimits,
+    tls: Option<Arc<Tls>>,
     /// One token a request in flight.
     requests: TaskTracker,
     /// One task a connection.
@@ -79,7 +82,7 @@ struct Shared {
 
 impl Server {
     pub fn new(config: ServerConfig) -> Server {
-        Server { config }
+        Server { config, tls: None }
     }
 
     /// Serves until `shutdown` is cancelled and what runs then has ended. The caller limits how long
@@ -108,6 +111,7 @@ impl Server {
             router,
             state,
             limits: self.config.limits,
+            tls: self.tls,
             requests: TaskTracker::new(),
             connections: TaskTracker::new(),
             permits: Arc::new(Semaphore::new(self.config.max_connections)),
@@ -145,6 +149,8 @@ async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
                 Ok(permit) => {
                     shared.connections.spawn(serve(stream, shared.clone(), permit));
                 }
+                // In TLS an answer would cost more than the connection.
+                Err(_) if shared.tls.is_some() => {}
                 Err(_) => {
                     if let Ok(permit) = shared.refusals.clone().try_acquire_owned() {
                         shared.connections.spawn(refuse(stream, shared.limits.linger, permit));
@@ -190,6 +196,17 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, _permit: OwnedSemaphorePe
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    let Some(tls) = shared.tls.clone() else { return talk(stream, shared).await };
+    // As long as a head may take.
+    match tokio::time::timeout(shared.limits.header, tls.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => talk(stream, shared).await,
+        Ok(Err(e)) => tracing::debug!(error = %e, "no TLS came of a connection"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+/// HTTP on a connection that stands.
+async fn talk<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shared: Arc<Shared>) {
     let recorded = shared.state.metrics.recorded().clone();
     let _counted = Counted::new(recorded, |r| &r.connections);
     let activity = Activity::new(shared.state.service.unit().clock().clone());

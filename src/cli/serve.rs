@@ -1,9 +1,11 @@
 //! `hashwatt serve`: a unit behind a port, from start to drain.
 //!
 //! The port opens when the checkpoint is known to be sound; weights are read while probes and
-//! `/v1/models` already answer. SIGTERM or Ctrl-C drains; a second one ends every stream at once.
+//! `/v1/models` already answer. SIGTERM or Ctrl-C drains; a second one ends every stream at once. SIGHUP reads the
+//! certificate again.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -14,7 +16,8 @@ use super::assemble::{self, Metered, Opened};
 use super::devices::Chosen;
 use super::{Exit, machine};
 use crate::api::{
-    ApiConfig, ApiKeys, ApiState, BodyLimits, Server, ServerConfig, TimeLimits, energy_source, engine_source,
+    ApiConfig, ApiKeys, ApiState, BodyLimits, Origins, Server, ServerConfig, TimeLimits, Tls, energy_source,
+    engine_source,
 };
 use crate::clock::Clock;
 use crate::config::Config;
@@ -29,6 +32,7 @@ const BODY_MEMORY: usize = 512 << 20;
 /// Validates everything, weights included.
 pub fn check(config: &Config) -> Exit {
     config.check_exposure()?;
+    tls(config)?;
     let unit = Unit::new(Clock::system());
     let opened = assemble::open(config, &unit)?;
     let decoder = assemble::load(config, &opened.checkpoint, true)?;
@@ -78,8 +82,9 @@ async fn serve(
     let address = listener.local_addr()?;
     let state = api_state(&config, &opened, &unit);
     let shutdown = CancellationToken::new();
-    let server = Server::new(server_config(&config)).run(listener, state, shutdown.clone());
-    let mut server = tokio::spawn(server);
+    let tls = tls(&config)?;
+    let server = Server { tls: tls.clone(), ..Server::new(server_config(&config)) };
+    let mut server = tokio::spawn(server.run(listener, state, shutdown.clone()));
     let opened = Arc::new(opened);
     for note in &metered.notes {
         tracing::info!("{note}");
@@ -96,6 +101,7 @@ async fn serve(
     };
     tokio::select! {
         failed = running => failed?,
+        () = reload(tls.as_deref()) => {}
         ended = &mut server => {
             ended.context("the server panicked")??;
             anyhow::bail!("the server ended by itself");
@@ -133,6 +139,27 @@ async fn drain(
         Err(_) => tracing::warn!("connections were left open"),
     }
     Ok(0)
+}
+
+/// The certificate that clients are shown, if they are shown one.
+fn tls(config: &Config) -> anyhow::Result<Option<Arc<Tls>>> {
+    let open = |(certificate, key): &(PathBuf, PathBuf)| Tls::open(certificate, key).map(Arc::new);
+    config.tls.as_ref().map(open).transpose().context("ssl-certfile, ssl-keyfile")
+}
+
+/// Reads the certificate again at each SIGHUP, for ever. Without one the signal is only noted: a unit that was started
+/// from a terminal outlives it.
+async fn reload(tls: Option<&Tls>) {
+    let hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+    let Ok(mut hangup) = hangup else { return std::future::pending().await };
+    while hangup.recv().await.is_some() {
+        match tls.map(Tls::reload) {
+            Some(Ok(())) => tracing::info!("the certificate was read again"),
+            Some(Err(error)) => tracing::error!(%error, "the certificate stays as it was"),
+            None => tracing::info!("SIGHUP: there is nothing to read again"),
+        }
+    }
+    std::future::pending().await
 }
 
 struct Signals {
@@ -182,6 +209,7 @@ pub fn api_state(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> Arc<ApiS
         Arc::new(Metrics::with_energy(metrics, engine_source(unit.clone()), energy_source(unit.clone())));
     let api = ApiConfig {
         keys,
+        origins: Origins { hosts: config.allowed_hosts.clone(), pages: config.allowed_origins.clone() },
         body: BodyLimits::new(config.max_body_bytes, config.body_timeout, BODY_MEMORY),
         keep_alive: config.keep_alive,
         unknown_parameters,
@@ -207,9 +235,10 @@ fn banner(config: &Config, chosen: &Chosen, opened: &Opened, address: SocketAddr
         .as_ref()
         .map_or(String::new(), |_| " -H \"Authorization: Bearer $HASHWATT_API_KEY\"".into());
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_string() } else { address.ip().to_string() };
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let base = match address.ip() {
-        std::net::IpAddr::V6(ip) if !ip.is_unspecified() => format!("http://[{host}]:{}", address.port()),
-        _ => format!("http://{host}:{}", address.port()),
+        std::net::IpAddr::V6(ip) if !ip.is_unspecified() => format!("{scheme}://[{host}]:{}", address.port()),
+        _ => format!("{scheme}://{host}:{}", address.port()),
     };
     let demo =
         if config.model == "demo" { " (a small demonstration; --model DIR serves a real one)" } else { "" };

@@ -105,6 +105,10 @@ pub struct Config {
     pub max_queue: usize,
     pub api_key: Option<String>,
     pub insecure: bool,
+    /// Files of the certificate and of its key.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    pub allowed_hosts: Vec<String>,
+    pub allowed_origins: Vec<String>,
     pub refuse_unknown_parameters: bool,
     pub max_body_bytes: usize,
     pub max_connections: usize,
@@ -210,6 +214,16 @@ impl Resolved {
         self.get(name, parse_duration)
     }
 
+    /// Both files or neither.
+    fn tls(&self) -> Result<Option<(PathBuf, PathBuf)>, ConfigError> {
+        match (self.text("ssl-certfile"), self.text("ssl-keyfile")) {
+            (Some(certificate), Some(key)) => Ok(Some((certificate.into(), key.into()))),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(ConfigError::Refused("ssl-certfile is set and ssl-keyfile is not".into())),
+            (None, Some(_)) => Err(ConfigError::Refused("ssl-keyfile is set and ssl-certfile is not".into())),
+        }
+    }
+
     /// The typed configuration.
     ///
     /// # Errors
@@ -254,6 +268,9 @@ impl Resolved {
             max_queue: self.number("max-queue", 1)?,
             api_key: self.text("api-key"),
             insecure: self.flag("insecure")?,
+            tls: self.tls()?,
+            allowed_hosts: list(&self.0["allowed-hosts"].0),
+            allowed_origins: self.get("allowed-origins", value::parse_origins)?,
             refuse_unknown_parameters: self.get("unknown-parameters", |v| match v {
                 "refuse" => Ok(true),
                 "warn" => Ok(false),

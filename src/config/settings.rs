@@ -109,6 +109,15 @@ pub static SETTINGS: &[Setting] = &[
         ..setting("api-key", "", "KEY", "Bearer key that guards everything but the health routes")
     },
     setting("insecure", "false", "", "Listen to other machines without an API key"),
+    setting("ssl-certfile", "", "FILE", "Certificate chain in PEM: serves https; read again on SIGHUP"),
+    setting("ssl-keyfile", "", "FILE", "The certificate's key in PEM"),
+    setting("allowed-hosts", "", "NAME,…", "Names in Host that are answered; any by default"),
+    setting(
+        "allowed-origins",
+        "",
+        "ORIGIN,…",
+        "Origins whose pages may call from a browser (CORS), * for any; by default none but its own",
+    ),
     setting("unknown-parameters", "refuse", "refuse|warn", "What a request field the API does not know gets"),
     setting("max-body-bytes", "8MiB", "BYTES", "Largest request body"),
     setting("max-connections", "8192", "N", "Open connections at most"),

@@ -54,6 +54,20 @@ pub fn parse_precision(text: &str) -> Result<Precision, String> {
     }
 }
 
+/// Origins as browsers write them, separated by commas; `*` is any.
+pub fn parse_origins(text: &str) -> Result<Vec<String>, String> {
+    let all = super::list(text);
+    let fine = |origin: &String| {
+        let host = origin.split_once("://").map_or("", |(_, host)| host);
+        origin == "*"
+            || (!host.is_empty() && !host.contains('/') && origin.bytes().all(|b| b.is_ascii_graphic()))
+    };
+    match all.iter().find(|origin| !fine(origin)) {
+        Some(origin) => Err(format!("{origin:?} is not an origin, as https://app.example, nor *")),
+        None => Ok(all),
+    }
+}
+
 /// vLLM's names of what weights are rounded to when they are loaded.
 pub fn parse_quantization(text: &str) -> Result<Quantize, String> {
     match text {

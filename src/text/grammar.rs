@@ -185,7 +185,7 @@ impl Grammars {
         })
     }
 
-    /// The grammar of this source, compiled now or before. Waits for at most twice [`COMPILE_TIME`].
+    /// The grammar of this source, compiled now or before. Waits for two seconds at most.
     ///
     /// # Errors
     /// What cannot be honoured, by keyword where a schema says it; what is too large or too slow.

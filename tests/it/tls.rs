@@ -1,7 +1,8 @@
-//! A unit behind a proxy that ends TLS: who trusts the site's own CA reaches it, who does not is told why.
+//! TLS: who trusts the site's own CA reaches a unit behind a proxy that ends it, and one that speaks it itself; who
+//! does not is told why.
 
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -13,6 +14,9 @@ use tokio_rustls::TlsAcceptor;
 use crate::serving::{Running, serve};
 
 const CA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/certificates/ca.pem");
+
+/// Another CA than the one that signed.
+const STRANGER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/certificates/server.pem");
 
 /// An `https` URL that leads to the unit; its certificate is signed by [`CA`].
 fn behind_tls(unit: &Running) -> String {
@@ -72,11 +76,89 @@ fn a_sites_own_ca_is_trusted_where_it_is_given() {
     let found = String::from_utf8_lossy(&hashwatt(CA, &doctor, "").stdout).into_owned();
     assert!(found.contains(&format!("{url}/v1/models#data[0].max_model_len (node, integrated)")), "{found}");
 
-    // Another CA than the one that signed.
-    let stranger = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/certificates/server.pem");
     for arguments in [&chat[..], &doctor[..]] {
-        let refused = hashwatt(stranger, arguments, "hello\n");
+        let refused = hashwatt(STRANGER, arguments, "hello\n");
         let said = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
         assert!(!refused.status.success() && said.contains("certificate"), "{arguments:?}: {said}");
+    }
+}
+
+/// The server as a process of its own, on a free port; its banner says where.
+struct Process {
+    child: Child,
+    url: String,
+    /// Read on by nobody, and open: it prints more.
+    _banner: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    fn start(arguments: &[&str]) -> Process {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hashwatt"))
+            .args(["--port", "0"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut banner = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = banner.by_ref().find_map(|line| {
+            let line = line.unwrap();
+            let rest = line.trim().strip_prefix("listen")?;
+            rest.trim().split("/v1").next().map(str::to_string)
+        });
+        Process { child, url: url.expect("a banner"), _banner: banner }
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a process of ours, which is not waited for before the end.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_unit_speaks_tls_itself_and_reads_its_certificate_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/certificates/");
+    std::fs::copy(format!("{own}server.pem"), &certificate).unwrap();
+    std::fs::copy(format!("{own}server.key"), &key).unwrap();
+    let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
+    let process = Process::start(&["--ssl-certfile", certificate, "--ssl-keyfile", key]);
+    let url = &process.url;
+    assert!(url.starts_with("https://127.0.0.1:"), "{url}");
+    let ask = |trusted: &str| hashwatt(trusted, &["chat", "--url", url], "What is hashprice?\n");
+    let answered = ask(CA);
+    assert!(
+        answered.status.success() && String::from_utf8_lossy(&answered.stdout).contains("Hashprice"),
+        "{answered:?}"
+    );
+    let refused = ask(STRANGER);
+    assert!(!refused.status.success(), "{refused:?}");
+    // A torn pair, read on SIGHUP, changes nothing; and no plain text comes through.
+    std::fs::write(certificate, "torn").unwrap();
+    process.signal(libc::SIGHUP);
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(ask(CA).status.success());
+    let plain = url.replacen("https", "http", 1);
+    assert!(!hashwatt(CA, &["chat", "--url", &plain], "x\n").status.success());
+}
+
+#[test]
+fn a_certificate_without_its_key_is_refused_before_anything_else() {
+    for (arguments, word) in [
+        (vec!["serve", "--ssl-certfile", "c.pem"], "ssl-keyfile"),
+        (vec!["serve", "--ssl-keyfile", "k.pem"], "ssl-certfile"),
+        (vec!["serve", "--check", "--ssl-certfile", "none.pem", "--ssl-keyfile", "none.key"], "none.pem"),
+    ] {
+        let output = hashwatt(CA, &arguments, "");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(word), "{error}");
     }
 }
