@@ -129,14 +129,35 @@ impl ChunkWriter {
         }
     }
 
+    /// New thoughts of a choice, under the two names that clients read.
+    pub fn reasoning(&mut self, out: &mut BytesMut, choice: usize, text: &str, entries: Vec<TextLogprob>) {
+        self.piece(out, choice, &["reasoning_content", "reasoning"], text, entries);
+    }
+
     /// New text of a choice.
     pub fn text(&mut self, out: &mut BytesMut, choice: usize, text: &str, entries: Vec<TextLogprob>) {
+        self.piece(out, choice, &["content"], text, entries);
+    }
+
+    /// `names`: of the members of a chat's delta that hold the text.
+    fn piece(
+        &mut self,
+        out: &mut BytesMut,
+        choice: usize,
+        names: &[&str],
+        text: &str,
+        entries: Vec<TextLogprob>,
+    ) {
         self.begin(out, choice);
         self.open(out, choice);
         match self.shape {
             Shape::Chat => {
-                out.put_slice(b"\"content\":");
-                put_json(out, text);
+                for (i, name) in names.iter().enumerate() {
+                    out.put_slice(if i == 0 { b"\"" } else { b",\"" });
+                    out.put_slice(name.as_bytes());
+                    out.put_slice(b"\":");
+                    put_json(out, text);
+                }
                 out.put_slice(b"},\"logprobs\":");
             }
             Shape::Text => {

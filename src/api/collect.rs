@@ -18,7 +18,8 @@ use crate::energy::RequestEnergy;
 use crate::quantity::Joules;
 use crate::service::{self, Delta, TextLogprob};
 use crate::wire::response::{
-    ChatChoice, ChatCompletion, ChatMessage, Energy, TextChoice, TextCompletion, Usage,
+    ChatChoice, ChatCompletion, ChatMessage, CompletionTokensDetails, Energy, TextChoice, TextCompletion,
+    Usage,
 };
 
 /// Joules of the request, as in `usage.energy`.
@@ -38,6 +39,7 @@ pub struct CollectParts<G> {
 #[derive(Default)]
 struct Choice {
     text: String,
+    reasoning: String,
     logprobs: Vec<TextLogprob>,
     finish: Option<String>,
 }
@@ -53,6 +55,12 @@ pub async fn respond<G: Source>(mut parts: CollectParts<G>) -> Result<Response, 
             Delta::Text { choice, text, logprobs } => {
                 if let Some(choice) = choices.get_mut(choice) {
                     choice.text += &text;
+                    choice.logprobs.extend(logprobs);
+                }
+            }
+            Delta::Reasoning { choice, text, logprobs } => {
+                if let Some(choice) = choices.get_mut(choice) {
+                    choice.reasoning += &text;
                     choice.logprobs.extend(logprobs);
                 }
             }
@@ -96,6 +104,7 @@ pub fn wire_usage(usage: service::Usage, energy: Option<RequestEnergy>) -> Usage
             boundary: e.boundary.as_str().into(),
             settled: e.settled,
         }),
+        completion_tokens_details: CompletionTokensDetails { reasoning_tokens: usage.reasoning_tokens },
         ..Usage::new(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
     }
 }
@@ -107,7 +116,13 @@ async fn next<G: Source>(generation: &mut G) -> Option<Delta> {
 fn chat(identity: Identity, choices: Vec<Choice>, usage: Usage, with_logprobs: bool) -> ChatCompletion {
     let choices = choices.into_iter().enumerate().map(|(index, choice)| ChatChoice {
         index,
-        message: ChatMessage { role: "assistant".into(), content: Some(choice.text), refusal: None },
+        message: ChatMessage {
+            role: "assistant".into(),
+            content: Some(choice.text),
+            refusal: None,
+            reasoning_content: Some(choice.reasoning.clone()).filter(|r| !r.is_empty()),
+            reasoning: Some(choice.reasoning).filter(|r| !r.is_empty()),
+        },
         logprobs: with_logprobs.then(|| logprobs::chat(choice.logprobs)),
         finish_reason: choice.finish,
     });

@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::api::ApiState;
+use crate::api::auth::OPEN_PATHS;
 use crate::api::error::ApiError;
 
 /// A browser asks again after this long.
@@ -37,7 +38,10 @@ impl Origins {
 
     /// `authority` is the request's `Host`, with its port.
     fn allows_page(&self, origin: &str, authority: Option<&str>) -> bool {
-        let own = origin.split_once("://").map(|(_, rest)| rest);
+        // A name that leads here may be anybody's, unless the names are listed; an address is this machine's.
+        let known = |authority: &str| !self.hosts.is_empty() || is_address(name_of(authority));
+        let own = origin.split_once("://").filter(|(scheme, _)| ["http", "https"].contains(scheme));
+        let own = own.map(|(_, rest)| rest).filter(|own| known(own));
         self.pages.iter().any(|page| page == "*" || page.eq_ignore_ascii_case(origin))
             || own.zip(authority).is_some_and(|(own, authority)| own.eq_ignore_ascii_case(authority))
     }
@@ -64,6 +68,10 @@ impl Origins {
     }
 }
 
+fn is_address(name: &str) -> bool {
+    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok()
+}
+
 /// The name in a `Host` header, without its port.
 fn name_of(authority: &str) -> &str {
     match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -83,6 +91,10 @@ pub async fn guard(State(state): State<Arc<ApiState>>, request: Request, next: N
 fn refusal(origins: &Origins, request: &Request) -> Option<ApiError> {
     let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or("?"));
     let authority = text(header::HOST).or(request.uri().authority().map(|a| a.as_str()));
+    // Probes come by address, and tell nothing.
+    if OPEN_PATHS.contains(&request.uri().path()) {
+        return None;
+    }
     if !origins.allows_host(authority.map(name_of)) {
         return Some(ApiError::forbidden("host_not_allowed", "This server does not answer to that name"));
     }
@@ -108,7 +120,8 @@ mod tests {
         assert!(open.allows_host(None) && open.allows_host(Some("x")));
         assert!(open.allows_page("http://127.0.0.1:8000", Some("127.0.0.1:8000")));
         assert!(!open.allows_page("http://127.0.0.1:9", Some("127.0.0.1:8000")));
-        for origin in ["null", "https://evil.example", "http://", "x"] {
+        assert!(!open.allows_page("http://rebound.example", Some("rebound.example")));
+        for origin in ["null", "https://evil.example", "http://", "x", "ftp://127.0.0.1:8000"] {
             assert!(!open.allows_page(origin, Some("127.0.0.1:8000")), "{origin}");
         }
         let some = Origins { hosts: vec!["unit.example".into()], pages: vec!["https://app.example".into()] };

@@ -89,6 +89,9 @@ impl<G: Source> SseBody<G> {
         let writer = &mut self.parts.writer;
         match delta {
             Delta::Text { choice, text, logprobs } => writer.text(&mut self.out, choice, &text, logprobs),
+            Delta::Reasoning { choice, text, logprobs } => {
+                writer.reasoning(&mut self.out, choice, &text, logprobs);
+            }
             Delta::Finish { choice, reason } => writer.finish(&mut self.out, choice, reason.as_str()),
             // Nothing was shown of it.
             Delta::Anew { .. } => {}
@@ -197,7 +200,12 @@ mod tests {
 
     impl Source for Script {
         fn usage(&self) -> crate::service::Usage {
-            crate::service::Usage { prompt_tokens: 5, completion_tokens: 2, cached_tokens: 1 }
+            crate::service::Usage {
+                prompt_tokens: 5,
+                completion_tokens: 2,
+                reasoning_tokens: 0,
+                cached_tokens: 1,
+            }
         }
         fn energy(&self) -> Option<crate::energy::RequestEnergy> {
             None

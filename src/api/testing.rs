@@ -59,6 +59,7 @@ fn served(unit: &Arc<unit::Unit>, tokenizer: Arc<Tokenizer>) -> ServedModel {
         end_tokens: Vec::new(),
         tokenizer,
         template: Some(ChatTemplate::new(STAND_IN_TEMPLATE, "", "").unwrap()),
+        thoughts: None,
         grammars: Default::default(),
         defaults: SamplingDefaults::default(),
         unit: unit.clone(),

@@ -34,6 +34,7 @@ use crate::power::monitor::{Monitor, MonitorConfig};
 use crate::power::spec::{self, MeterContext, MeterSpec};
 use crate::service::{SamplingDefaults, ServedModel, Service};
 use crate::text::chat_template::ChatTemplate;
+use crate::text::reasoning::Marks;
 use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, Tokenizer};
 use crate::unit::Unit;
 
@@ -263,6 +264,10 @@ fn served_model(
         vocab: checkpoint.spec.vocab,
         end_tokens,
         tokenizer: Arc::new(tokenizer),
+        thoughts: template
+            .as_ref()
+            .and_then(|t| Marks::of_template(t.source()))
+            .filter(|_| config.tells_thoughts),
         template,
         grammars: Default::default(),
         defaults: SamplingDefaults::of(&text.generation_config),

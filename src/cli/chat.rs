@@ -82,6 +82,8 @@ async fn answer_here(service: &Service, body: &[u8]) -> anyhow::Result<String> {
                 show(&text)?;
                 answer += &text;
             }
+            // To be read, and not to be sent back as what was answered.
+            Delta::Reasoning { text, .. } => show(&text)?,
             Delta::Finish { .. } | Delta::Anew { .. } => {}
             Delta::Failed(e) => return Err(e.into()),
         }

@@ -109,6 +109,12 @@ pub static SETTINGS: &[Setting] = &[
         ..setting("api-key", "", "KEY", "Bearer key that guards everything but the health routes")
     },
     setting("insecure", "false", "", "Listen to other machines without an API key"),
+    setting(
+        "reasoning-parser",
+        "auto",
+        "auto|none",
+        "auto tells a model's thoughts apart where its chat template marks them; none leaves them in the text",
+    ),
     setting("ssl-certfile", "", "FILE", "Certificate chain in PEM: serves https; read again on SIGHUP"),
     setting("ssl-keyfile", "", "FILE", "The certificate's key in PEM"),
     setting("allowed-hosts", "", "NAME,…", "Names in Host that are answered; any by default"),

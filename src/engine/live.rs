@@ -84,6 +84,14 @@ impl Live {
         if let Err(error) = self.force(self.max_tokens.saturating_sub(1)) {
             return self.fail(error.into());
         }
+        if self.forced.iter().any(|forced| self.stop_tokens.contains(forced)) {
+            // One that ends the sequence is to be drawn, as any other end.
+            self.forced.clear();
+            self.constraint = self.constraint.as_ref().map(|constraint| constraint.again());
+        }
+        for &forced in &self.forced {
+            self.history.record(&self.params, forced);
+        }
         tokens.extend_from_slice(&self.forced);
     }
 
@@ -170,7 +178,6 @@ impl Live {
 
     /// Hands one token over; false when nobody listens.
     fn tell(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>) -> bool {
-        self.history.record(&self.params, id);
         self.events.send(TokenEvent::Token { id, logprob })
     }
 
@@ -183,6 +190,7 @@ impl Live {
     ) -> Result<Option<FinishReason>, ConstraintError> {
         let Some(&token) = tokens.last() else { return Ok(None) };
         let logprob = self.params.logprobs.map(|_| Box::new(sampler::logprob(token, outcome)));
+        self.history.record(&self.params, token);
         let begun = std::mem::take(&mut self.forced);
         self.ended = !(begun.iter().all(|&forced| self.tell(forced, None)) && self.tell(token, logprob));
         if self.ended {
@@ -200,6 +208,7 @@ impl Live {
         let mut reason = if goes_on { None } else { Some(FinishReason::Stop) };
         for forced in std::mem::take(&mut self.forced) {
             tokens.push(forced);
+            self.history.record(&self.params, forced);
             if !self.tell(forced, None) {
                 self.ended = true;
                 return Ok(None);

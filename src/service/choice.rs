@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::engine::event::{FinishReason, SequenceStats, TokenEvent, TokenLogprob};
+use crate::service::constraint::Thoughts;
 use crate::service::stop::{Passed, StopMatcher};
 use crate::service::{Delta, Finish, ServiceError, TextLogprob, TopLogprob};
 use crate::text::detokenizer::Detokenizer;
+use crate::text::reasoning::{Piece, Splitter};
 use crate::text::tokenizer::Tokenizer;
 use crate::unit::Answer;
 
@@ -35,8 +37,12 @@ pub(super) struct Choice {
     open: VecDeque<Open>,
     /// Bytes of text all tokens so far have made.
     written: usize,
-    /// Tokens of this choice that count as completion.
+    /// Tokens of this choice that count as completion, and how many of them were thoughts.
     pub counted: usize,
+    pub thought: usize,
+    splitter: Option<Splitter>,
+    /// Entries of tokens whose text has been told to nobody yet.
+    untold: Vec<TextLogprob>,
     /// True from the first token on.
     pub began: bool,
     pub stats: Option<SequenceStats>,
@@ -67,6 +73,10 @@ pub(super) struct Plan {
     /// Its text is shown as it comes, so it cannot begin anew once there was some.
     pub streamed: bool,
     pub echo: Option<Echo>,
+    /// Of a model that thinks, in a conversation.
+    pub thoughts: Option<Thoughts>,
+    /// Special tokens whose text is read here.
+    pub shown_tokens: Arc<[u32]>,
 }
 
 impl Choice {
@@ -75,13 +85,16 @@ impl Choice {
         Choice {
             index,
             events: Some(events),
-            detokenizer: Detokenizer::new(tokenizer.clone()),
+            detokenizer: Detokenizer::new(tokenizer.clone(), plan.shown_tokens.clone()),
             tokenizer,
             stops: StopMatcher::new(plan.stops.clone()),
             unstoppable: plan.min_tokens,
             open: VecDeque::new(),
             written: 0,
             counted: 0,
+            thought: 0,
+            splitter: plan.thoughts.as_ref().map(|t| Splitter::new(t.marks, t.start)),
+            untold: Vec::new(),
             began: false,
             stats: None,
             cached_tokens: 0,
@@ -145,12 +158,34 @@ impl Choice {
         out.push_back(Delta::Anew { choice: self.index });
     }
 
-    /// Hands text on; in a stream it is seen from now on.
+    /// Hands text on, thoughts and answer told apart.
     fn tell(&mut self, text: String, logprobs: Vec<TextLogprob>, out: &mut VecDeque<Delta>) {
+        let Some(splitter) = &mut self.splitter else { return self.say(Piece::Text(text), logprobs, out) };
+        let mut pieces = Vec::new();
+        splitter.push(&text, &mut pieces);
+        self.say_all(pieces, logprobs, out);
+    }
+
+    fn say_all(&mut self, pieces: Vec<Piece>, logprobs: Vec<TextLogprob>, out: &mut VecDeque<Delta>) {
+        self.untold.extend(logprobs);
+        for piece in pieces {
+            let logprobs = std::mem::take(&mut self.untold);
+            self.say(piece, logprobs, out);
+        }
+    }
+
+    /// In a stream it is seen from now on.
+    fn say(&mut self, piece: Piece, logprobs: Vec<TextLogprob>, out: &mut VecDeque<Delta>) {
+        let choice = self.index;
+        let delta = match piece {
+            Piece::Text(text) => Delta::Text { choice, text, logprobs },
+            Piece::Reasoning(_) if !self.plan.thoughts.as_ref().is_some_and(|t| t.shown) => return,
+            Piece::Reasoning(text) => Delta::Reasoning { choice, text, logprobs },
+        };
         if let Some(events) = self.events.as_mut().filter(|_| self.plan.streamed) {
             events.shown();
         }
-        out.push_back(Delta::Text { choice: self.index, text, logprobs });
+        out.push_back(delta);
     }
 
     fn finished(&mut self, reason: FinishReason, out: &mut VecDeque<Delta>) {
@@ -225,6 +260,7 @@ impl Choice {
         while self.open.front().is_some_and(|t| t.end <= passed && t.begin < passed) {
             if let Some(token) = self.open.pop_front() {
                 self.counted += 1;
+                self.thought += usize::from(self.splitter.as_ref().is_some_and(Splitter::is_thinking));
                 logprobs.extend(token.logprob.map(|l| self.text_logprob(&l)));
             }
         }
@@ -234,6 +270,11 @@ impl Choice {
     }
 
     fn end(&mut self, reason: Finish, out: &mut VecDeque<Delta>) {
+        if let Some(splitter) = &mut self.splitter {
+            let mut pieces = Vec::new();
+            splitter.finish(&mut pieces);
+            self.say_all(pieces, Vec::new(), out);
+        }
         self.events = None;
         out.push_back(Delta::Finish { choice: self.index, reason });
     }

@@ -12,6 +12,7 @@ use futures_core::Stream;
 use crate::clock::{Clock, Tick};
 use crate::energy::{AccountHandle, RequestEnergy};
 use crate::service::choice::{Choice, Echo, Plan};
+use crate::service::constraint::Thoughts;
 use crate::service::{Delta, Finish, ServedModel, ServiceError, TextLogprob, Timings, Usage};
 use crate::wire::request::{ChatRequest, CompletionRequest, Parameters, Prompt, ServiceTier};
 
@@ -47,6 +48,7 @@ pub struct Collected {
 #[derive(Debug, Clone, Default)]
 pub struct CollectedChoice {
     pub text: String,
+    pub reasoning: String,
     pub logprobs: Vec<TextLogprob>,
     pub finish: Option<Finish>,
 }
@@ -57,8 +59,15 @@ impl ServedModel {
     /// # Errors
     /// What the model cannot honour, and what the unit answers (full, loading, draining).
     pub fn chat(&self, request: &ChatRequest) -> Result<Generation, ServiceError> {
-        let prompt = self.encode_chat(&request.messages, request.add_generation_prompt)?;
-        self.generate(&request.parameters, vec![prompt], "messages", None)
+        let thinking = &request.thinking;
+        let (prompt, start) = self.encode_chat(&request.messages, request.add_generation_prompt, thinking)?;
+        let thoughts = self.thoughts.map(|marks| Thoughts {
+            marks,
+            start,
+            budget: self.thought_tokens(thinking),
+            shown: thinking.shown,
+        });
+        self.generate(&request.parameters, vec![prompt], "messages", None, thoughts)
     }
 
     /// Starts the completion of one or more prompts.
@@ -69,7 +78,7 @@ impl ServedModel {
         let prompts = request.prompts.iter().map(|p| self.encode_prompt(p)).collect::<Result<Vec<_>, _>>()?;
         let echo =
             request.echo.then(|| request.prompts.iter().zip(&prompts).map(|p| self.shown(p)).collect());
-        self.generate(&request.parameters, prompts, "prompt", echo)
+        self.generate(&request.parameters, prompts, "prompt", echo, None)
     }
 
     /// A prompt as an echo shows it: as it was written, or what its ids say.
@@ -86,8 +95,11 @@ impl ServedModel {
         prompts: Vec<Vec<u32>>,
         param: &str,
         echo: Option<Vec<Arc<str>>>,
+        thoughts: Option<Thoughts>,
     ) -> Result<Generation, ServiceError> {
-        let valid = self.validate(parameters, prompts, param, echo.is_some())?;
+        let valid = self.validate(parameters, prompts, param, echo.is_some(), thoughts.as_ref())?;
+        let marks = thoughts.iter().flat_map(|t| [t.marks.open, t.marks.close]);
+        let shown_tokens: Arc<[u32]> = marks.filter_map(|mark| self.tokenizer.id(mark)).collect();
         let prompt_tokens = valid.prompts.iter().map(|p| p.len()).sum();
         let account = self.unit.ledger().map(|ledger| ledger.open());
         let clock = self.unit.clock().clone();
@@ -104,6 +116,8 @@ impl ServedModel {
                 min_tokens: request.min_tokens,
                 streamed: parameters.stream,
                 muted: parameters.max_tokens == Some(0),
+                thoughts,
+                shown_tokens: shown_tokens.clone(),
                 echo: text.map(|text| Echo {
                     prompt: request.prompt.clone(),
                     text: text.clone(),
@@ -147,6 +161,7 @@ impl Generation {
         Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.choices.iter().map(|c| c.counted).sum(),
+            reasoning_tokens: self.choices.iter().map(|c| c.thought).sum(),
             // Of the prompt as it is counted: once, however many choices found it.
             cached_tokens: cached.max().unwrap_or(0),
         }
@@ -194,6 +209,10 @@ impl Generation {
             match delta {
                 Delta::Text { choice, text, logprobs } => {
                     choices[choice].text += &text;
+                    choices[choice].logprobs.extend(logprobs);
+                }
+                Delta::Reasoning { choice, text, logprobs } => {
+                    choices[choice].reasoning += &text;
                     choices[choice].logprobs.extend(logprobs);
                 }
                 Delta::Finish { choice, reason } => choices[choice].finish = Some(reason),

@@ -16,12 +16,14 @@ pub use crate::engine::constraint::ConstraintError;
 pub use crate::engine::event::EngineError;
 use crate::error::{Class, Classified};
 use crate::text::chat_template::ChatTemplate;
+use crate::text::reasoning::Marks;
 use crate::text::tokenizer::Tokenizer;
 use crate::unit::Unit;
 use crate::wire::fields::RequestError;
 use crate::wire::request::{
     ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeInput, TokenizeRequest,
 };
+use crate::wire::thinking::Thinking;
 
 pub use constraint::LazyGrammars;
 pub use generate::Generation;
@@ -69,6 +71,8 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
     pub defaults: SamplingDefaults,
+    /// How it marks its thoughts, if it thinks.
+    pub thoughts: Option<Marks>,
     pub grammars: LazyGrammars,
     pub unit: Arc<Unit>,
 }
@@ -131,7 +135,7 @@ impl Service {
                 model.encode_text(text, *add_special_tokens, "prompt")?
             }
             TokenizeInput::Messages { messages, add_generation_prompt } => {
-                model.encode_chat(messages, *add_generation_prompt)?
+                model.encode_chat(messages, *add_generation_prompt, &Thinking::default())?.0
             }
         };
         Ok((model, ids))
@@ -169,6 +173,9 @@ pub enum ServiceError {
     UnknownModel(String),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// For now; the same request may be taken in a moment.
+    #[error("{0}")]
+    Busy(String),
     #[error("{0}")]
     Internal(String),
 }
@@ -179,6 +186,7 @@ impl Classified for ServiceError {
             ServiceError::Invalid { .. } => Class::InvalidRequest,
             ServiceError::UnknownModel(_) => Class::NotFound,
             ServiceError::Engine(e) => e.class(),
+            ServiceError::Busy(_) => Class::Overloaded,
             ServiceError::Internal(_) => Class::Internal,
         }
     }
@@ -223,6 +231,8 @@ pub enum Delta {
     /// New text of a choice; never a split character, never part of a stop string. With logprobs on,
     /// the entries of the tokens this text closes.
     Text { choice: usize, text: String, logprobs: Vec<TextLogprob> },
+    /// New thoughts of a choice, before its text.
+    Reasoning { choice: usize, text: String, logprobs: Vec<TextLogprob> },
     /// The last delta of a choice.
     Finish { choice: usize, reason: Finish },
     /// A choice begins anew: its text so far is void. A stream hears it only before any text.
@@ -238,6 +248,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Over all choices, without tokens that were cut with a stop string.
     pub completion_tokens: usize,
+    /// Of these, thoughts.
+    pub reasoning_tokens: usize,
     pub cached_tokens: usize,
 }
 

@@ -3,6 +3,8 @@
 //! The one that is complete first counts (of two that end together, the longer), so that the result does
 //! not depend on how tokens cut the text into pieces.
 
+use crate::text::reasoning::open_suffix;
+
 /// The state of one choice.
 pub struct StopMatcher {
     stops: Vec<String>,
@@ -62,18 +64,6 @@ impl StopMatcher {
         self.passed += bytes;
         self.held.drain(..bytes).collect()
     }
-}
-
-/// Length of the longest end of `text` that is a proper beginning of `stop`.
-fn open_suffix(text: &str, stop: &str) -> usize {
-    let longest = (stop.len() - 1).min(text.len());
-    (1..=longest)
-        .rev()
-        .find(|n| {
-            let at = text.len() - n;
-            text.is_char_boundary(at) && stop.as_bytes().starts_with(&text.as_bytes()[at..])
-        })
-        .unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ fn bench_with(max_queue: usize, change: impl FnOnce(&mut ServedModel)) -> Bench 
         end_tokens: vec![END],
         tokenizer: Arc::new(Tokenizer::stand_in(VOCAB).unwrap()),
         template: Some(ChatTemplate::new(STAND_IN_TEMPLATE, "", STAND_IN_SPECIALS[2]).unwrap()),
+        thoughts: None,
         grammars: Default::default(),
         defaults: SamplingDefaults::default(),
         unit: unit.clone(),
@@ -232,7 +233,10 @@ async fn choices_are_one_stream_and_share_the_prompt() {
     let collected = generation.collect().await.unwrap();
     let texts: Vec<_> = collected.choices.iter().map(|c| c.text.as_str()).collect();
     assert_eq!(texts, ["0", "1", "2", "3"]);
-    assert_eq!(collected.usage, Usage { prompt_tokens: 3, completion_tokens: 4, cached_tokens: 3 });
+    assert_eq!(
+        collected.usage,
+        Usage { prompt_tokens: 3, completion_tokens: 4, reasoning_tokens: 0, cached_tokens: 3 }
+    );
 }
 
 #[tokio::test]

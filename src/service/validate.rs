@@ -4,13 +4,17 @@
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use crate::engine::event::{GenerateRequest, Tier};
 use crate::engine::sampler::SamplingParams;
 use crate::engine::step_log;
-use crate::service::constraint::Constraint;
+use crate::service::constraint::Thoughts;
 use crate::service::{ServedModel, ServiceError};
-use crate::text::chat_template::Message;
+use crate::text::chat_template::{ChatTemplate, Message};
+use crate::text::reasoning::Start;
 use crate::wire::request::{ChatMessage, Parameters, Prompt, ServiceTier};
+use crate::wire::thinking::Thinking;
 
 /// Below this a temperature is greedy: dividing by it would only overflow.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -54,12 +58,13 @@ impl ServedModel {
         self.tokenizer.encode(text, special).map_err(|e| invalid(param, e.to_string(), None))
     }
 
-    /// The token ids of a conversation.
+    /// The token ids of a conversation, and where the answer to it begins.
     pub fn encode_chat(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,
-    ) -> Result<Vec<u32>, ServiceError> {
+        thinking: &Thinking,
+    ) -> Result<(Vec<u32>, Start), ServiceError> {
         let template = self.template.as_ref().ok_or_else(|| {
             let message = format!("The model `{}` has no chat template; use /v1/completions", self.id);
             invalid("model", message, None)
@@ -71,13 +76,65 @@ impl ServedModel {
         };
         let messages: Vec<Message> = messages
             .iter()
-            .map(|m| Message { role: role(m), content: m.content.clone(), name: m.name.clone() })
+            .map(|m| Message {
+                role: role(m),
+                content: m.content.clone(),
+                name: m.name.clone(),
+                reasoning: m.reasoning.clone(),
+            })
             .collect();
+        let arguments = self.template_arguments(template, thinking)?;
         let text = template
-            .render(&messages, add_generation_prompt)
+            .render_with(&messages, add_generation_prompt, &arguments)
             .map_err(|e| invalid("messages", e.to_string(), None))?;
+        let start = self.thoughts.map_or(Start::Answer, |marks| marks.start(&text));
+        if thinking.enabled == Some(false) && start == Start::Thinking {
+            let message =
+                format!("The model `{}` thinks before each answer; it cannot be told not to", self.id);
+            return Err(invalid("enable_thinking", message, Some("unsupported_parameter")));
+        }
         // The template writes the special tokens itself.
-        self.encode_text(&text, false, "messages")
+        Ok((self.encode_text(&text, false, "messages")?, start))
+    }
+
+    /// What of the request's wishes about thoughts the template is told.
+    fn template_arguments(
+        &self,
+        template: &ChatTemplate,
+        thinking: &Thinking,
+    ) -> Result<Map<String, Value>, ServiceError> {
+        let wanted = [
+            (thinking.enabled == Some(true), "enable_thinking"),
+            (thinking.effort.is_some(), "reasoning_effort"),
+        ];
+        if let Some((_, param)) = wanted.into_iter().find(|(wanted, _)| *wanted && self.thoughts.is_none()) {
+            let message = format!("{param}: the model `{}` does not think before it answers", self.id);
+            return Err(invalid(param, message, Some("unsupported_parameter")));
+        }
+        let mut arguments = thinking.template.clone();
+        if let Some(on) = thinking.enabled {
+            if !on && self.thoughts.is_some() && !template.source().contains("enable_thinking") {
+                let message = format!("The model `{}` cannot be told not to think", self.id);
+                return Err(invalid("enable_thinking", message, Some("unsupported_parameter")));
+            }
+            arguments.insert("enable_thinking".into(), on.into());
+        }
+        if let Some(effort) = &thinking.effort {
+            arguments.insert("reasoning_effort".into(), effort.as_str().into());
+        }
+        Ok(arguments)
+    }
+
+    /// Tokens of thoughts at most: what is asked for, or, of a model whose template knows no effort, what stands for it.
+    pub(super) fn thought_tokens(&self, thinking: &Thinking) -> Option<usize> {
+        let knows = self.template.as_ref().is_some_and(|t| t.source().contains("reasoning_effort"));
+        let by_effort = match thinking.effort.as_deref().filter(|_| !knows) {
+            Some("minimal") => Some(256),
+            Some("low") => Some(1024),
+            Some("medium") => Some(4096),
+            _ => None,
+        };
+        thinking.budget.or(by_effort)
     }
 
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, ServiceError> {
@@ -107,6 +164,7 @@ impl ServedModel {
         prompts: Vec<Vec<u32>>,
         param: &str,
         echo: bool,
+        thoughts: Option<&Thoughts>,
     ) -> Result<ValidRequest, ServiceError> {
         let biased: Vec<u32> = p.logit_bias.iter().map(|b| b.0).collect();
         self.check_ids(&biased, "logit_bias")?;
@@ -115,7 +173,7 @@ impl ServedModel {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|e| ServiceError::Internal(format!("no random seed: {e}")))?,
         };
-        let grammar = self.grammar(p.format.as_ref())?;
+        let constraint = self.constraint(p.format.as_ref(), thoughts)?;
         let prompts: Vec<Arc<[u32]>> = prompts.into_iter().map(Into::into).collect();
         let mut choices = Vec::with_capacity(prompts.len() * p.n);
         for prompt in &prompts {
@@ -133,7 +191,7 @@ impl ServedModel {
                     tier: tier(p.service_tier),
                     account: step_log::OVERHEAD,
                     cache_salt: p.cache_salt.as_deref().map_or(0, salt),
-                    constraint: grammar.as_ref().map(Constraint::begin),
+                    constraint: constraint.as_ref().map(|c| c.again()),
                 });
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value as Jinja, context};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::TextError;
 use super::template_functions;
@@ -30,12 +30,15 @@ pub struct Message {
     pub role: String,
     pub content: String,
     pub name: Option<String>,
+    /// The thoughts before it, of an assistant.
+    pub reasoning: Option<String>,
 }
 
 impl Message {
     fn to_jinja(&self) -> Jinja {
         let mut pairs = vec![("role", self.role.as_str()), ("content", self.content.as_str())];
         pairs.extend(self.name.as_deref().map(|n| ("name", n)));
+        pairs.extend(self.reasoning.as_deref().map(|r| ("reasoning_content", r)));
         Jinja::from_pairs(pairs)
     }
 }
@@ -45,7 +48,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
-    knows_developer: bool,
+    source: String,
 }
 
 impl ChatTemplate {
@@ -65,13 +68,18 @@ impl ChatTemplate {
             environment,
             bos_token: bos_token.into(),
             eos_token: eos_token.into(),
-            knows_developer: source.contains("developer"),
+            source: lines,
         })
     }
 
     /// True when the template has a role `developer`; otherwise such a message is one of `system`.
     pub fn knows_developer(&self) -> bool {
-        self.knows_developer
+        self.source.contains("developer")
+    }
+
+    /// What it was compiled from.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The template of a checkpoint: `chat_template.jinja`, else `chat_template` of the tokenizer's
@@ -104,20 +112,56 @@ impl ChatTemplate {
     /// # Errors
     /// What the template raises, and running out of its budget.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> {
-        let context = context! {
+        self.render_with(messages, add_generation_prompt, &Map::new())
+    }
+
+    /// The same with further arguments, by the names that the template has for them.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        arguments: &Map<String, Value>,
+    ) -> Result<String, TextError> {
+        let own = context! {
             messages => messages.iter().map(Message::to_jinja).collect::<Vec<_>>(),
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
-            // Defined and none, as HuggingFace's renderer passes them.
             tools => (),
             documents => (),
+        };
+        let context = match arguments.is_empty() {
+            true => own,
+            false => {
+                let given = arguments.iter().map(|(name, value)| (name.as_str(), to_jinja(value)));
+                context! { ..own, ..Jinja::from_pairs(given) }
+            }
         };
         let mut out = Bounded::default();
         let fail = |e: minijinja::Error| TextError::Template(describe(&e));
         let template = self.environment.get_template("chat").map_err(fail)?;
         template.render_captured_to(context, &mut out).map_err(fail)?;
         String::from_utf8(out.0).map_err(|e| TextError::Template(e.to_string()))
+    }
+}
+
+/// JSON as templates see it.
+fn to_jinja(value: &Value) -> Jinja {
+    match value {
+        Value::Null => Jinja::from(()),
+        Value::Bool(on) => Jinja::from(*on),
+        Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (Some(whole), _) => Jinja::from(whole),
+            (None, number) => Jinja::from(number.unwrap_or_default()),
+        },
+        Value::String(text) => Jinja::from(text.as_str()),
+        Value::Array(all) => Jinja::from(all.iter().map(to_jinja).collect::<Vec<_>>()),
+        Value::Object(map) => {
+            Jinja::from_pairs(map.iter().map(|(name, value)| (name.as_str(), to_jinja(value))))
+        }
     }
 }
 
@@ -197,7 +241,7 @@ mod tests {
     use super::*;
 
     fn message(role: &str, content: &str) -> Message {
-        Message { role: role.into(), content: content.into(), name: None }
+        Message { role: role.into(), content: content.into(), name: None, reasoning: None }
     }
 
     #[test]
@@ -270,6 +314,17 @@ mod tests {
     fn tools_are_defined_and_none() {
         let source = "{{ tools is none }} {{ documents is defined }} {% if tools %}x{% endif %}";
         assert_eq!(ChatTemplate::new(source, "", "").unwrap().render(&[], true).unwrap(), "True True ");
+    }
+
+    #[test]
+    fn arguments_reach_the_template_and_hide_nothing_of_its_own() {
+        let source = "{{ messages[0].reasoning_content }} {{ enable_thinking is false }} {{ bos_token }}";
+        let mut arguments = Map::new();
+        arguments.insert("enable_thinking".into(), false.into());
+        arguments.insert("bos_token".into(), "other".into());
+        let thought = Message { reasoning: Some("so".into()), ..message("assistant", "x") };
+        let text = ChatTemplate::new(source, "<s>", "").unwrap().render_with(&[thought], true, &arguments);
+        assert_eq!(text.unwrap(), "so True <s>");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use super::tokenizer::Tokenizer;
 /// The state of one sequence.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
+    /// Special tokens that are spelled out: somebody reads them.
+    shown: Arc<[u32]>,
     /// Bytes that do not make a character yet.
     bytes: Vec<u8>,
     /// Not byte-level: the last token that was not special, and its text at the beginning of a line.
@@ -18,13 +20,17 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    pub fn new(tokenizer: Arc<Tokenizer>) -> Detokenizer {
-        Detokenizer { tokenizer, bytes: Vec::new(), last: None }
+    pub fn new(tokenizer: Arc<Tokenizer>, shown: Arc<[u32]>) -> Detokenizer {
+        Detokenizer { tokenizer, shown, bytes: Vec::new(), last: None }
     }
 
     /// The text this token completes; empty while a character is open.
     pub fn push(&mut self, id: u32) -> String {
         // Special tokens have no text; nor have ids that only the model has (padding of its vocabulary).
+        if self.shown.contains(&id) {
+            let before = self.finish();
+            return before + &String::from_utf8_lossy(&self.tokenizer.token_bytes(id));
+        }
         if self.tokenizer.is_special(id) || id as usize >= self.tokenizer.vocab() {
             return String::new();
         }
@@ -123,7 +129,7 @@ mod tests {
     }
 
     fn pieces(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> (Vec<String>, String) {
-        let mut d = Detokenizer::new(tokenizer.clone());
+        let mut d = Detokenizer::new(tokenizer.clone(), Arc::new([]));
         let mut pieces: Vec<String> = ids.iter().map(|id| d.push(*id)).collect();
         pieces.push(d.finish());
         let text = pieces.concat();

@@ -7,27 +7,31 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{
     InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv,
 };
-use llguidance::{Matcher, ParserFactory, TokenParser};
+use llguidance::{Logger, Matcher, ParserFactory, TokenParser};
 use serde_json::{Value, json};
 
 use super::json_schema::{self, SchemaError};
 use super::tokenizer::Tokenizer;
+use super::turns::{Turn, Turns};
 
 /// Longest that compiling one may take.
 const COMPILE_TIME: Duration = Duration::from_secs(1);
-/// Compiled at a time; each holds a thread, also when nobody waits for it any more.
-const COMPILE_THREADS: usize = 2;
-/// Schemas nest, and so do the calls that read them.
-const COMPILE_STACK: usize = 32 << 20;
-/// Bytes of a schema or grammar.
-const MAX_SOURCE: usize = 1 << 20;
+/// Schemas and rules nest, and so do the calls that read them, at some kilobytes a level. Only what is used is real.
+const COMPILE_STACK: usize = 512 << 20;
+/// Bytes of all parts together; of a grammar's or a regular expression's text.
+const MAX_SOURCE: usize = 256 << 10;
+const MAX_LARK: usize = 32 << 10;
+const MAX_REGEX: usize = 16 << 10;
+/// Of the parser's bounds for grammars that clients write themselves, which may be ambiguous without end.
+const LARK_ITEMS_IN_ROW: usize = 100;
+const LARK_STEP_ITEMS: usize = 5_000;
 /// Bytes of compiled grammars that are kept, as bounded by [`Grammar::bytes`].
 const CACHE_BYTES: usize = 256 << 20;
 /// Bytes that the answers of a grammar may add to its lexer before the next ones begin with a fresh one.
@@ -42,10 +46,13 @@ pub enum GrammarError {
     Schema(#[from] SchemaError),
     #[error("{0}")]
     Refused(String),
-    #[error("it has {bytes} bytes, at most {MAX_SOURCE} are taken")]
-    TooLong { bytes: usize },
+    #[error("it has {bytes} bytes, at most {most} are taken")]
+    TooLong { bytes: usize, most: usize },
     #[error("it took longer than {COMPILE_TIME:?} to compile")]
     TooSlow,
+    /// Not this one's fault.
+    #[error("other grammars are being compiled")]
+    Busy,
 }
 
 /// The parts of a grammar: a Lark grammar with the rule `start`, which names the others by `@name`.
@@ -82,9 +89,14 @@ impl Part {
                 let mut schema = json_schema::prepared(&schema)?;
                 schema.insert(
                     "x-guidance".into(),
-                    json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
+                    json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",
+                           // Without \\u: what a name or a text must not be it must not be by another spelling.
+                           "json_allowed_escapes": "nrbtf\\\""}),
                 );
                 GrammarWithLexer::from_json_schema(schema.into())
+            }
+            Part::Regex(regex) if regex.len() > MAX_REGEX => {
+                return Err(GrammarError::TooLong { bytes: regex.len(), most: MAX_REGEX });
             }
             Part::Regex(regex) => GrammarWithLexer::from_regex(&regex),
             Part::Choice(all) if all.is_empty() => {
@@ -92,7 +104,14 @@ impl Part {
             }
             Part::Choice(all) => {
                 let quoted: Vec<String> = all.iter().map(|text| literal(text)).collect();
-                GrammarWithLexer::from_lark(format!("start: {}", quoted.join(" | ")))
+                // One terminal: thousands of rules would be thousands of ways to go on.
+                GrammarWithLexer::from_lark(format!("start: CHOICE\nCHOICE: {}", quoted.join(" | ")))
+            }
+            Part::Lark(text) if text.len() > MAX_LARK => {
+                return Err(GrammarError::TooLong { bytes: text.len(), most: MAX_LARK });
+            }
+            Part::Lark(text) if text.contains("allow_invalid_utf8") => {
+                return Err(GrammarError::Refused("allow_invalid_utf8: an answer is a text".into()));
             }
             Part::Lark(text) => GrammarWithLexer::from_lark(text),
         })
@@ -101,7 +120,7 @@ impl Part {
 
 /// A text as a literal of a Lark grammar.
 pub fn literal(text: &str) -> String {
-    Value::from(text).to_string()
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 impl Source {
@@ -135,9 +154,9 @@ impl Grammar {
         Grammar { fresh, warm, source_bytes }
     }
 
-    /// What it takes at most: enumerations cost some eight times their text, twice.
+    /// What it takes at most, measured on enumerations: some twenty times their text, twice.
     fn bytes(&self) -> usize {
-        LEXER_BYTES + 16 * self.source_bytes
+        LEXER_BYTES + 40 * self.source_bytes
     }
 
     fn begin(&self) -> Matcher {
@@ -158,7 +177,7 @@ impl Grammar {
 pub struct Grammars {
     factory: Arc<ParserFactory>,
     cache: Mutex<Cache>,
-    compiling: Arc<(Mutex<usize>, Condvar)>,
+    compiling: Turns,
 }
 
 impl Grammars {
@@ -178,38 +197,36 @@ impl Grammars {
         factory.quiet();
         // A client's text is in none of our messages.
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
-        Ok(Grammars {
-            factory: Arc::new(factory),
-            cache: Mutex::default(),
-            compiling: Arc::new((Mutex::new(0), Condvar::new())),
-        })
+        Ok(Grammars { factory: Arc::new(factory), cache: Mutex::default(), compiling: Arc::default() })
     }
 
-    /// The grammar of this source, compiled now or before. Waits for two seconds at most.
+    /// The grammar of this source, compiled now or before. Takes little more than a second at most.
     ///
     /// # Errors
     /// What cannot be honoured, by keyword where a schema says it; what is too large or too slow.
     pub fn compile(&self, source: Source) -> Result<Arc<Grammar>, GrammarError> {
+        let free = source.parts.iter().any(|(_, part)| matches!(part, Part::Lark(_)));
         let source = source.grammar()?;
         let key = serde_json::to_string(&source).map_err(|e| GrammarError::Refused(e.to_string()))?;
         if key.len() > MAX_SOURCE {
-            return Err(GrammarError::TooLong { bytes: key.len() });
+            return Err(GrammarError::TooLong { bytes: key.len(), most: MAX_SOURCE });
         }
         let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = cache().get(&key) {
             return Ok(known);
         }
-        let grammar = Arc::new(Grammar::new(self.within_limits(source)?, key.len()));
+        let grammar = Arc::new(Grammar::new(self.within_limits(source, free)?, key.len()));
         cache().put(key, grammar.clone());
         Ok(grammar)
     }
 
-    fn within_limits(&self, source: TopLevelGrammar) -> Result<TokenParser, GrammarError> {
-        let turn = Turn::wait(&self.compiling, COMPILE_TIME).ok_or(GrammarError::TooSlow)?;
-        let factory = self.factory.clone();
+    /// `free`: a client's own grammar is in it.
+    fn within_limits(&self, source: TopLevelGrammar, free: bool) -> Result<TokenParser, GrammarError> {
+        let turn = Turn::wait(&self.compiling).ok_or(GrammarError::Busy)?;
+        let (factory, abandoned) = (self.factory.clone(), turn.abandoned());
         let (sender, compiled) = mpsc::channel();
         let work = move || {
-            let result = compile(&factory, source);
+            let result = compile(&factory, source, free);
             drop(turn);
             // Nobody waits for what took too long.
             let _ = sender.send(result);
@@ -218,7 +235,10 @@ impl Grammars {
         thread.spawn(work).map_err(|e| GrammarError::Refused(format!("no thread to compile it: {e}")))?;
         match compiled.recv_timeout(COMPILE_TIME) {
             Ok(result) => result,
-            Err(RecvTimeoutError::Timeout) => Err(GrammarError::TooSlow),
+            Err(RecvTimeoutError::Timeout) => {
+                abandoned.abandon();
+                Err(GrammarError::TooSlow)
+            }
             Err(RecvTimeoutError::Disconnected) => {
                 Err(GrammarError::Refused("it could not be compiled".into()))
             }
@@ -226,9 +246,23 @@ impl Grammars {
     }
 }
 
-fn compile(factory: &ParserFactory, source: TopLevelGrammar) -> Result<TokenParser, GrammarError> {
+fn compile(
+    factory: &ParserFactory,
+    source: TopLevelGrammar,
+    free: bool,
+) -> Result<TokenParser, GrammarError> {
     let refused = |e: anyhow::Error| GrammarError::Refused(plain(&e.to_string()));
-    let fresh = factory.create_parser(source).map_err(refused)?;
+    let mut limits = factory.limits().clone();
+    if free {
+        (limits.max_items_in_row, limits.step_max_items) = (LARK_ITEMS_IN_ROW, LARK_STEP_ITEMS);
+    }
+    let logger = Logger::new(0, 0);
+    let forced = InferenceCapabilities {
+        ff_tokens: factory.tok_env().tokenize_is_canonical(),
+        ..InferenceCapabilities::default()
+    };
+    let init = GrammarInit::Serialized(source);
+    let fresh = factory.create_parser_from_init_ext(init, logger, forced, limits).map_err(refused)?;
     // Some way into it, along the first tokens that may come.
     let mut tried = Matcher::new(Ok(fresh.deep_clone()));
     for _ in 0..TRIED_STEPS {
@@ -253,6 +287,9 @@ fn plain(message: &str) -> String {
         Some((_, rest)) => rest,
         None => text.as_str(),
     };
+    if text.contains("panic:") {
+        return "it is beyond what can be kept to".into();
+    }
     let text = text.trim().trim_start_matches("failed to compile JSON schema: ");
     let text = text.replace("Unimplemented keys", "unsupported keywords").replace(
         "Enable 'coerce_one_of' option to approximate oneOf with anyOf",
@@ -264,32 +301,6 @@ fn plain(message: &str) -> String {
 fn is_excerpt(line: &str) -> bool {
     let rest = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
     rest.starts_with(" | ") || rest.trim_matches(['^', ' ']).is_empty()
-}
-
-/// One of the threads that compile.
-struct Turn(Arc<(Mutex<usize>, Condvar)>);
-
-impl Turn {
-    fn wait(compiling: &Arc<(Mutex<usize>, Condvar)>, limit: Duration) -> Option<Turn> {
-        let (count, changed) = &**compiling;
-        let lock = count.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut count, _) = changed
-            .wait_timeout_while(lock, limit, |count| *count >= COMPILE_THREADS)
-            .unwrap_or_else(PoisonError::into_inner);
-        if *count >= COMPILE_THREADS {
-            return None;
-        }
-        *count += 1;
-        Some(Turn(compiling.clone()))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let (count, changed) = &*self.0;
-        *count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        changed.notify_one();
-    }
 }
 
 /// Compiled grammars, the least recently used of which go when they take more than [`CACHE_BYTES`].

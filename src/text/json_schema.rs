@@ -40,6 +40,19 @@ const OF_LIST: &[&str] = &["allOf", "anyOf", "items", "oneOf", "prefixItems"];
 const OF_NAMES: &[&str] = &["$defs", "definitions", "patternProperties", "properties"];
 const FORMATS: &[&str] =
     &["date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"];
+/// Patterns of the formats whose own would let through what no calendar has, or what is longer than readers take.
+const DATE: &str = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))";
+const TIME: &str =
+    "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])";
+const DURATION: &str = "P(?:[0-9]{1,4}W|[0-9]{1,4}D(?:T[0-9]{1,2}H(?:[0-9]{1,2}M(?:[0-9]{1,2}S)?)?)?|T(?:[0-9]{1,2}H(?:[0-9]{1,2}M(?:[0-9]{1,2}S)?)?|[0-9]{1,2}M(?:[0-9]{1,2}S)?|[0-9]{1,2}S))";
+const EMAIL: &str = "[A-Za-z0-9]{1,16}(?:[._+-][A-Za-z0-9]{1,12}){0,3}@[A-Za-z0-9]{1,20}(?:-[A-Za-z0-9]{1,10})?(?:\\.[A-Za-z0-9]{1,20}){0,2}\\.[A-Za-z]{2,12}";
+const HOSTNAME: &str =
+    "[A-Za-z0-9]{1,20}(?:-[A-Za-z0-9]{1,10}){0,2}(?:\\.[A-Za-z0-9]{1,20}(?:-[A-Za-z0-9]{1,10}){0,2}){0,3}";
+/// Whole numbers beyond are rounded on the way.
+const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
+const MAX_PATTERN: usize = 4 << 10;
+/// Of all objects together: each is held against all others.
+const MAX_PATTERN_PROPERTIES: usize = 64;
 /// Where definitions go whose names need escapes.
 const RENAMED: &str = "__renamed";
 
@@ -56,6 +69,12 @@ pub fn prepared(schema: &Value) -> Result<Map<String, Value>, SchemaError> {
         _ => return Err(fail("a schema must be an object or a boolean")),
     };
     let mut moved = Map::new();
+    let patterns = count_of(schema, "patternProperties");
+    if patterns > MAX_PATTERN_PROPERTIES {
+        return Err(fail(&format!(
+            "{patterns} patternProperties, at most {MAX_PATTERN_PROPERTIES} are taken"
+        )));
+    }
     walk(&mut root, schema, "$", &mut moved)?;
     // What was moved refers to others in turn.
     let mut definitions = Map::new();
@@ -67,10 +86,24 @@ pub fn prepared(schema: &Value) -> Result<Map<String, Value>, SchemaError> {
         definitions.insert(name, definition);
     }
     let Value::Object(mut root) = root else { return Err(fail("a schema must be an object or a boolean")) };
+    // Arrays are written the later way by now.
+    root.remove("$schema");
     if !definitions.is_empty() {
         root.insert(RENAMED.into(), definitions.into());
     }
     Ok(root)
+}
+
+/// Members of all objects of this name.
+fn count_of(value: &Value, name: &str) -> usize {
+    match value {
+        Value::Array(all) => all.iter().map(|v| count_of(v, name)).sum(),
+        Value::Object(map) => {
+            let own = map.get(name).and_then(Value::as_object).map_or(0, Map::len);
+            own + map.values().map(|v| count_of(v, name)).sum::<usize>()
+        }
+        _ => 0,
+    }
 }
 
 fn pop(map: &mut Map<String, Value>) -> Option<(String, Value)> {
@@ -103,9 +136,34 @@ fn walk(
             format!("the format {format:?} is not supported; there are {}", FORMATS.join(", ")),
         ));
     }
+    if place != "$" && map.get("$id").is_some() {
+        return Err(fail("$id", "names inside a schema are not followed".into()));
+    }
+    for keyword in
+        ["const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"]
+    {
+        if map.get(keyword).is_some_and(|value| !is_exact(value)) {
+            return Err(fail(keyword, "whole numbers beyond 2^53 are not kept to".into()));
+        }
+    }
+    if map.get("pattern").and_then(Value::as_str).is_some_and(|p| p.len() > MAX_PATTERN) {
+        return Err(fail("pattern", format!("at most {MAX_PATTERN} bytes of a pattern are taken")));
+    }
+    if let Some(keyword) = lost_bound(map) {
+        return Err(fail(
+            keyword,
+            "bounds so close together are kept to only where they are inclusive".into(),
+        ));
+    }
+    if let Some(problem) = too_few_names(map) {
+        return Err(fail("minProperties", problem));
+    }
+    rewrite_items(map);
+    rewrite_format(map);
     // Options that are different values exclude each other; the compiler sees that of other options only.
     if map.get("oneOf").and_then(Value::as_array).is_some_and(|options| are_distinct_values(options))
         && !map.contains_key("anyOf")
+        && !root.to_string().contains("/oneOf/")
     {
         let options = map.remove("oneOf").unwrap_or_default();
         map.insert("anyOf".into(), options);
@@ -156,9 +214,91 @@ fn are_distinct_values(options: &[Value]) -> bool {
     let Some(options) = options.iter().map(values_of).collect::<Option<Vec<_>>>() else { return false };
     let mut seen = std::collections::HashSet::new();
     options.iter().all(|values| {
-        let own: std::collections::HashSet<String> = values.iter().map(Value::to_string).collect();
+        let own: std::collections::HashSet<String> = values.iter().map(canonical).collect();
         own.into_iter().all(|value| seen.insert(value))
     })
+}
+
+/// A value so written that equal ones are written alike.
+fn canonical(value: &Value) -> String {
+    match value {
+        Value::Number(n) => n.as_f64().unwrap_or_default().to_string(),
+        Value::Array(all) => format!("[{}]", all.iter().map(canonical).collect::<Vec<_>>().join(",")),
+        Value::Object(map) => {
+            let mut members: Vec<String> =
+                map.iter().map(|(k, v)| format!("{}:{}", Value::from(k.as_str()), canonical(v))).collect();
+            members.sort();
+            format!("{{{}}}", members.join(","))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn is_exact(value: &Value) -> bool {
+    match value {
+        Value::Number(n) => n.as_f64().is_some_and(|x| x.abs() < MOST_EXACT || x.fract() != 0.0),
+        Value::Array(all) => all.iter().all(is_exact),
+        Value::Object(map) => map.values().all(is_exact),
+        _ => true,
+    }
+}
+
+/// An exclusive bound that the compiler takes for an inclusive one: a whole number, with the other bound between it and
+/// the next (llguidance 1.9.1, `rx_float_range`).
+fn lost_bound(map: &Map<String, Value>) -> Option<&'static str> {
+    if map.get("type").is_some_and(|kind| kind == "integer") {
+        return None;
+    }
+    let number = |keyword: &str| map.get(keyword).and_then(Value::as_f64);
+    let low = [number("minimum"), number("exclusiveMinimum")].into_iter().flatten().reduce(f64::max)?;
+    let high = [number("maximum"), number("exclusiveMaximum")].into_iter().flatten().reduce(f64::min)?;
+    let exclusive =
+        ["exclusiveMinimum", "exclusiveMaximum"].into_iter().find(|keyword| map.contains_key(*keyword))?;
+    (low.trunc() == high.trunc()).then_some(exclusive)
+}
+
+/// The compiler counts members, and would count one name twice.
+fn too_few_names(map: &Map<String, Value>) -> Option<String> {
+    let least = map.get("minProperties").and_then(Value::as_u64)?;
+    let required = map.get("required").and_then(Value::as_array).map_or(0, Vec::len) as u64;
+    let open = map.get("additionalProperties").is_none_or(|v| *v != Value::Bool(false));
+    let most = required + u64::from(open && !map.contains_key("patternProperties"));
+    (least > most).then(|| format!("more than {most} members are not kept to here: require them by name"))
+}
+
+/// Arrays as drafts before 2020-12 wrote them.
+fn rewrite_items(map: &mut Map<String, Value>) {
+    let additional = map.remove("additionalItems");
+    if map.get("items").is_some_and(Value::is_array)
+        && let Some(first) = map.remove("items")
+    {
+        map.insert("prefixItems".into(), first);
+        if let Some(rest) = additional {
+            map.insert("items".into(), rest);
+        }
+    }
+}
+
+/// Dates and times by patterns of ours; beside another pattern both hold.
+fn rewrite_format(map: &mut Map<String, Value>) {
+    let pattern = match map.get("format").and_then(Value::as_str).filter(|_| may_be_string(map)) {
+        Some("date") => format!("^(?:{DATE})$"),
+        Some("time") => format!("^(?:{TIME})$"),
+        Some("date-time") => format!("^(?:{DATE})T(?:{TIME})$"),
+        Some("email") => format!("^(?:{EMAIL})$"),
+        Some("hostname") => format!("^(?:{HOSTNAME})$"),
+        Some("duration") => format!("^(?:{DURATION})$"),
+        _ => return,
+    };
+    map.remove("format");
+    if !map.contains_key("pattern") {
+        map.insert("pattern".into(), pattern.into());
+        return;
+    }
+    let all = map.entry("allOf").or_insert_with(|| Value::Array(Vec::new()));
+    if let Value::Array(all) = all {
+        all.push(serde_json::json!({"pattern": pattern}));
+    }
 }
 
 /// Checks a reference into the schema itself (RFC 6901); another name for it where its own needs escapes.

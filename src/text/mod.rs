@@ -6,8 +6,10 @@ pub mod chat_template;
 pub mod detokenizer;
 pub mod grammar;
 mod json_schema;
+pub mod reasoning;
 mod template_functions;
 pub mod tokenizer;
+mod turns;
 
 /// Why text could not be handled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -14,6 +14,8 @@ pub struct ChatMessage {
     pub role: String,
     pub content: String,
     pub name: Option<String>,
+    /// Of an assistant's message: its thoughts, as this server told them.
+    pub reasoning: Option<String>,
 }
 
 pub(super) fn messages(f: &mut Fields, unknown: UnknownParameters) -> Result<Vec<ChatMessage>, RequestError> {
@@ -40,9 +42,12 @@ fn message(value: Value, path: &str, unknown: UnknownParameters) -> Result<ChatM
     // What clients send back of an answer of ours, as far as it holds nothing.
     f.only("tool_calls", &[json!([])])?;
     f.only("annotations", &[json!([])])?;
-    f.refuse(&["function_call", "audio", "refusal", "tool_call_id", "reasoning", "reasoning_content"])?;
+    // One text under the two names that servers have for it.
+    let (newer, older) = (f.string("reasoning")?, f.string("reasoning_content")?);
+    let reasoning = older.or(newer).filter(|_| role == "assistant");
+    f.refuse(&["function_call", "audio", "refusal", "tool_call_id"])?;
     f.finish(unknown)?;
-    Ok(ChatMessage { role, content, name })
+    Ok(ChatMessage { role, content, name, reasoning })
 }
 
 /// A string, or text parts that are joined.

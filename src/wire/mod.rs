@@ -12,3 +12,4 @@ pub mod request;
 pub mod response;
 pub mod sse;
 mod strict;
+pub mod thinking;

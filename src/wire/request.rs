@@ -9,6 +9,7 @@ use super::fields::{Fields, RequestError, UnknownParameters, as_usize, wrong};
 use super::format::OutputFormat;
 pub use super::messages::ChatMessage;
 use super::messages::messages;
+use super::thinking::Thinking;
 
 /// Choices of one prompt.
 pub const MAX_N: usize = 128;
@@ -33,11 +34,9 @@ const UNSUPPORTED: &[&str] = &[
     "bad_words",
     "best_of",
     "chat_template",
-    "chat_template_kwargs",
     "continue_final_message",
     "documents",
     "functions",
-    "include_reasoning",
     "include_stop_str_in_output",
     "kv_transfer_params",
     "length_penalty",
@@ -50,7 +49,6 @@ const UNSUPPORTED: &[&str] = &[
     "prompt_cache_retention",
     "prompt_embeds",
     "prompt_logprobs",
-    "reasoning_effort",
     "request_id",
     "return_token_ids",
     "return_token_strs",
@@ -118,6 +116,7 @@ pub struct ChatRequest {
     pub parameters: Parameters,
     pub messages: Vec<ChatMessage>,
     pub add_generation_prompt: bool,
+    pub thinking: Thinking,
 }
 
 /// One prompt of a completion.
@@ -171,6 +170,7 @@ impl ChatRequest {
         parameters.max_tokens = newer.or(parameters.max_tokens);
         let messages = messages(&mut f, unknown)?;
         let add_generation_prompt = f.bool("add_generation_prompt")?.unwrap_or(true);
+        let thinking = Thinking::read(&mut f)?;
         f.only("tools", &[json!([])])?;
         f.only("functions", &[json!([])])?;
         f.only("tool_choice", &[json!("none")])?;
@@ -180,7 +180,7 @@ impl ChatRequest {
         f.bool("parallel_tool_calls")?;
         f.refuse(UNSUPPORTED)?;
         f.finish(unknown)?;
-        Ok(ChatRequest { parameters, messages, add_generation_prompt })
+        Ok(ChatRequest { parameters, messages, add_generation_prompt, thinking })
     }
 }
 

@@ -107,10 +107,8 @@ fn what_is_not_built_and_what_is_not_known_are_told_apart() {
         ("audio", json!({"audio": {"voice": "x"}})),
         ("store", json!({"store": true})),
         ("chat_template", json!({"chat_template": "{{ 1 }}"})),
-        ("chat_template_kwargs", json!({"chat_template_kwargs": {}})),
         ("structured_outputs.whitespace_pattern", json!({"structured_outputs": {"whitespace_pattern": " "}})),
         ("prompt_logprobs", json!({"prompt_logprobs": 1_000_000})),
-        ("reasoning_effort", json!({"reasoning_effort": "high"})),
         ("echo", json!({"echo": true})),
         ("best_of", json!({"best_of": 2})),
         (

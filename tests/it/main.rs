@@ -18,6 +18,7 @@ mod kernels;
 mod nvml;
 mod parallel;
 mod parity;
+mod reasoning;
 mod scheduler;
 mod selftest;
 mod serving;

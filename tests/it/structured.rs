@@ -32,6 +32,7 @@ fn service() -> Service {
         end_tokens: vec![VOCAB as u32 - 1],
         tokenizer: Arc::new(Tokenizer::stand_in(VOCAB).unwrap()),
         template: None,
+        thoughts: None,
         grammars: Default::default(),
         defaults: SamplingDefaults::default(),
         unit: unit.clone(),
@@ -41,7 +42,14 @@ fn service() -> Service {
 
 async fn complete(service: &Service, body: Value) -> Result<Vec<(String, &'static str)>, ServiceError> {
     let request = CompletionRequest::parse(body.to_string().as_bytes(), UnknownParameters::Refuse)?;
-    let collected = service.complete(&request)?.collect().await?;
+    // Others are compiled: a client would come again.
+    let generation = loop {
+        match service.complete(&request) {
+            Err(ServiceError::Busy(_)) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            generation => break generation?,
+        }
+    };
+    let collected = generation.collect().await?;
     Ok(collected.choices.into_iter().map(|c| (c.text, c.finish.unwrap().as_str())).collect())
 }
 
@@ -57,7 +65,10 @@ fn every_schema_is_kept_to_or_refused_by_its_keyword() {
         let service = service.clone();
         async move {
             let (schema, mut ended) = (&case["schema"], 0);
-            let validator = case.get("refused").is_none().then(|| jsonschema::validator_for(schema).unwrap());
+            let validator = case
+                .get("refused")
+                .is_none()
+                .then(|| jsonschema::options().should_validate_formats(true).build(schema).unwrap());
             for temperature in [0.0, 1.0, 2.0] {
                 let body = json!({"prompt": "a", "guided_json": schema, "temperature": temperature, "n": 3,
                                   "seed": 7, "max_tokens": 700});
@@ -175,6 +186,42 @@ fn demands_come_over_http_as_clients_make_them() {
     assert!(error["message"].as_str().unwrap().contains("`not`"), "{error}");
     let (status, error) = refused(json!({"guided_regex": "("}));
     assert_eq!((status, &error["param"]), (400, &json!("guided_regex")));
+}
+
+/// Grammars that take ever longer end their own request, and soon; others are served meanwhile.
+#[test]
+fn a_grammar_without_end_ends_its_request_alone() {
+    let service = Arc::new(service());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let grammar = "start: s\ns: s s | s s s | s s s s | s s s s s | /[a-z ]/";
+    let hostile =
+        json!({"prompt": "a", "guided_grammar": grammar, "max_tokens": 300, "temperature": 2, "seed": 1});
+    let deep = (0..11_000).map(|i| format!("r{i}: r{} | \"x\" r{}\n", i + 1, i + 1)).collect::<String>();
+    let deep = json!({"prompt": "a", "guided_grammar": format!("start: r0\n{deep}r11000: \"a\"")});
+    runtime.block_on(async {
+        let error = complete(&service, deep).await.unwrap_err().to_string();
+        assert!(error.contains("bytes"), "{error}");
+        let ended = tokio::spawn({
+            let service = service.clone();
+            async move { complete(&service, hostile).await }
+        });
+        let plain = json!({"prompt": "b", "max_tokens": 50, "temperature": 1, "seed": 1, "ignore_eos": true});
+        assert_eq!(complete(&service, plain).await.unwrap()[0].1, "length");
+        // Refused at once, or on the way, or done: it is over, and nothing else is.
+        let _ = ended.await.unwrap();
+    });
+}
+
+/// What a client may not have as text ends its answer before it is forced.
+#[test]
+fn a_stop_token_among_those_that_are_forced_stops() {
+    let service = service();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for logprobs in [Value::Null, json!(0)] {
+        let body = json!({"prompt": "abc", "guided_choice": ["stop here"], "stop_token_ids": [u32::from(b' ')], "max_tokens": 30,
+                          "logprobs": logprobs});
+        assert_eq!(runtime.block_on(complete(&service, body)).unwrap()[0], ("stop".into(), "stop"));
+    }
 }
 
 /// A schema a request, each another: bounded in number and memory, and the engine goes on.
