@@ -32,10 +32,10 @@ const MAX_REGEX: usize = 16 << 10;
 /// Of the parser's bounds for grammars that clients write themselves, which may be ambiguous without end.
 const LARK_ITEMS_IN_ROW: usize = 100;
 const LARK_STEP_ITEMS: usize = 5_000;
-/// Bytes of compiled grammars that are kept, as bounded by [`Grammar::bytes`].
-const CACHE_BYTES: usize = 256 << 20;
-/// Bytes that the answers of a grammar may add to its lexer before the next ones begin with a fresh one.
-const LEXER_BYTES: usize = 4 << 20;
+/// Bytes of compiled grammars that are kept, as estimated by [`Grammar::bytes`].
+const CACHE_BYTES: usize = 64 << 20;
+/// Of the smallest one.
+const LEAST_BYTES: usize = 256 << 10;
 /// Steps that a grammar is tried for before it is taken: most that are too complex show it at once.
 const TRIED_STEPS: usize = 4;
 
@@ -140,36 +140,16 @@ impl Source {
 
 /// A compiled grammar.
 pub struct Grammar {
-    /// As it was compiled; no answer uses it.
+    /// At its beginning, and never moved from there. (Answers that share a lexer, and so what it has met, were measured:
+    /// no faster.)
     fresh: TokenParser,
-    /// At its beginning too. Its lexer is shared by the answers that begin with it and knows what they have met, which
-    /// makes most of their masks cheap.
-    warm: Mutex<TokenParser>,
     source_bytes: usize,
 }
 
 impl Grammar {
-    fn new(fresh: TokenParser, source_bytes: usize) -> Grammar {
-        let warm = Mutex::new(fresh.deep_clone());
-        Grammar { fresh, warm, source_bytes }
-    }
-
-    /// What it takes at most, measured on enumerations: some twenty times their text, twice.
+    /// What it takes, measured on enumerations: some forty times their text.
     fn bytes(&self) -> usize {
-        LEXER_BYTES + 40 * self.source_bytes
-    }
-
-    fn begin(&self) -> Matcher {
-        let mut warm = self.warm.lock().unwrap_or_else(PoisonError::into_inner);
-        if warm.parser.lexer_stats().num_bytes > LEXER_BYTES {
-            *warm = self.fresh.deep_clone();
-        }
-        Matcher::new(Ok(warm.clone()))
-    }
-
-    /// A lexer that has failed fails all who share it.
-    fn renew(&self) {
-        *self.warm.lock().unwrap_or_else(PoisonError::into_inner) = self.fresh.deep_clone();
+        LEAST_BYTES + 40 * self.source_bytes
     }
 }
 
@@ -215,7 +195,7 @@ impl Grammars {
         if let Some(known) = cache().get(&key) {
             return Ok(known);
         }
-        let grammar = Arc::new(Grammar::new(self.within_limits(source, free)?, key.len()));
+        let grammar = Arc::new(Grammar { fresh: self.within_limits(source, free)?, source_bytes: key.len() });
         cache().put(key, grammar.clone());
         Ok(grammar)
     }
@@ -347,7 +327,7 @@ pub struct Match {
 impl Match {
     /// At the beginning.
     pub fn begin(grammar: &Arc<Grammar>) -> Match {
-        Match { grammar: grammar.clone(), matcher: grammar.begin() }
+        Match { grammar: grammar.clone(), matcher: Matcher::new(Ok(grammar.fresh.deep_clone())) }
     }
 
     /// The same grammar from its beginning.
@@ -401,7 +381,6 @@ impl Match {
     }
 
     fn failed(&self, error: &dyn Display) -> MatchError {
-        self.grammar.renew();
         MatchError(plain(&error.to_string()))
     }
 }

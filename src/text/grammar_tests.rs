@@ -173,6 +173,6 @@ fn compiled_grammars_are_kept_within_bounds() {
         }
     }
     let cache = grammars.cache.lock().unwrap();
-    assert!(cache.bytes <= CACHE_BYTES && cache.all.len() < 65, "{}", cache.all.len());
+    assert!(cache.bytes <= CACHE_BYTES && cache.all.len() < 257, "{}", cache.all.len());
     assert_eq!(cache.bytes, cache.all.values().map(|(g, _)| g.bytes()).sum::<usize>());
 }
