@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use hashwatt::text::tokenizer::STAND_IN_TEMPLATE;
 use minijinja::context;
 use serde_json::{Value, json};
 use tokenizers::decoders::byte_level::ByteLevel;
@@ -21,10 +22,6 @@ pub const END: &str = "<|im_end|>";
 pub const END_OF_TEXT_ID: u32 = 0;
 pub const END_ID: u32 = 2;
 const MAX_VOCAB: usize = 1536;
-
-const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + \
-     message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
-     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// Token ids and, for each, whether the model is taught to predict it.
 pub struct Example {
@@ -59,7 +56,7 @@ pub fn config() -> Value {
     json!({
         "add_prefix_space": false,
         "bos_token": END_OF_TEXT,
-        "chat_template": TEMPLATE,
+        "chat_template": STAND_IN_TEMPLATE,
         "clean_up_tokenization_spaces": false,
         "eos_token": END,
         "model_max_length": 4096,

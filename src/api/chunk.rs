@@ -131,40 +131,73 @@ impl ChunkWriter {
 
     /// New thoughts of a choice, under the two names that clients read.
     pub fn reasoning(&mut self, out: &mut BytesMut, choice: usize, text: &str, entries: Vec<TextLogprob>) {
-        self.piece(out, choice, &["reasoning_content", "reasoning"], text, entries);
+        self.begin(out, choice);
+        self.open(out, choice);
+        out.put_slice(b"\"reasoning_content\":");
+        put_json(out, text);
+        out.put_slice(b",\"reasoning\":");
+        put_json(out, text);
+        self.close(out, choice, entries);
     }
 
     /// New text of a choice.
     pub fn text(&mut self, out: &mut BytesMut, choice: usize, text: &str, entries: Vec<TextLogprob>) {
-        self.piece(out, choice, &["content"], text, entries);
+        self.begin(out, choice);
+        self.open(out, choice);
+        if self.shape == Shape::Chat {
+            out.put_slice(b"\"content\":");
+        }
+        put_json(out, text);
+        self.close(out, choice, entries);
     }
 
-    /// `names`: of the members of a chat's delta that hold the text.
-    fn piece(
+    /// A call of a chat's choice begins. Clients put together what follows by its index alone.
+    pub fn call(
         &mut self,
         out: &mut BytesMut,
         choice: usize,
-        names: &[&str],
+        index: usize,
+        id: &str,
+        name: &str,
+        entries: Vec<TextLogprob>,
+    ) {
+        self.begin(out, choice);
+        self.open(out, choice);
+        out.put_slice(b"\"tool_calls\":[{\"index\":");
+        put_json(out, &index);
+        out.put_slice(b",\"id\":");
+        put_json(out, id);
+        out.put_slice(b",\"type\":\"function\",\"function\":{\"name\":");
+        put_json(out, name);
+        out.put_slice(b",\"arguments\":\"\"}}]");
+        self.close(out, choice, entries);
+    }
+
+    /// More arguments of a call.
+    pub fn arguments(
+        &mut self,
+        out: &mut BytesMut,
+        choice: usize,
+        index: usize,
         text: &str,
         entries: Vec<TextLogprob>,
     ) {
         self.begin(out, choice);
         self.open(out, choice);
-        match self.shape {
-            Shape::Chat => {
-                for (i, name) in names.iter().enumerate() {
-                    out.put_slice(if i == 0 { b"\"" } else { b",\"" });
-                    out.put_slice(name.as_bytes());
-                    out.put_slice(b"\":");
-                    put_json(out, text);
-                }
-                out.put_slice(b"},\"logprobs\":");
-            }
-            Shape::Text => {
-                put_json(out, text);
-                out.put_slice(b",\"logprobs\":");
-            }
-        }
+        out.put_slice(b"\"tool_calls\":[{\"index\":");
+        put_json(out, &index);
+        out.put_slice(b",\"function\":{\"arguments\":");
+        put_json(out, text);
+        out.put_slice(b"}}]");
+        self.close(out, choice, entries);
+    }
+
+    /// The end of a chunk that is not a choice's last.
+    fn close(&mut self, out: &mut BytesMut, choice: usize, entries: Vec<TextLogprob>) {
+        out.put_slice(match self.shape {
+            Shape::Chat => b"},\"logprobs\":".as_slice(),
+            Shape::Text => b",\"logprobs\":",
+        });
         match (self.with_logprobs, self.shape) {
             (false, _) => out.put_slice(b"null"),
             (true, Shape::Chat) => put_json(out, &logprobs::chat(entries)),
@@ -259,6 +292,27 @@ mod tests {
         let indices: Vec<usize> =
             events.iter().map(|e| serde_json::from_str::<ChatChunk>(e).unwrap().choices[0].index).collect();
         assert_eq!(indices, [1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn calls_are_told_by_their_index_and_begin_without_arguments() {
+        let mut writer = ChunkWriter::new(Shape::Chat, &identity(), 1, false, false);
+        let mut out = BytesMut::new();
+        writer.call(&mut out, 0, 1, "call_1", "f", vec![]);
+        writer.arguments(&mut out, 0, 1, "{\"a\"", vec![]);
+        writer.finish(&mut out, 0, "tool_calls");
+        let delta = |event: &str| {
+            let chunk: serde_json::Value = serde_json::from_str(event).unwrap();
+            assert!(serde_json::from_value::<ChatChunk>(chunk.clone()).is_ok());
+            chunk["choices"][0]["delta"].clone()
+        };
+        let events = events(&out);
+        let first = serde_json::json!({"tool_calls": [{"index": 1, "id": "call_1", "type": "function",
+                                                       "function": {"name": "f", "arguments": ""}}]});
+        assert_eq!(delta(&events[1]), first);
+        let more = serde_json::json!({"tool_calls": [{"index": 1, "function": {"arguments": "{\"a\""}}]});
+        assert_eq!(delta(&events[2]), more);
+        assert_eq!((delta(&events[3]), events.len()), (serde_json::json!({}), 4));
     }
 
     #[test]

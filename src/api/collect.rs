@@ -16,10 +16,11 @@ use crate::api::tally::{Source, Tally};
 use crate::clock::Clock;
 use crate::energy::RequestEnergy;
 use crate::quantity::Joules;
-use crate::service::{self, Delta, TextLogprob};
+use crate::service::collected::{CollectedCall, CollectedChoice};
+use crate::service::{self, Delta};
 use crate::wire::response::{
-    ChatChoice, ChatCompletion, ChatMessage, CompletionTokensDetails, Energy, TextChoice, TextCompletion,
-    Usage,
+    ChatChoice, ChatCompletion, ChatMessage, CompletionTokensDetails, Energy, FunctionCall, TextChoice,
+    TextCompletion, ToolCall, Usage,
 };
 
 /// Joules of the request, as in `usage.energy`.
@@ -36,46 +37,13 @@ pub struct CollectParts<G> {
     pub with_logprobs: bool,
 }
 
-#[derive(Default)]
-struct Choice {
-    text: String,
-    reasoning: String,
-    logprobs: Vec<TextLogprob>,
-    finish: Option<String>,
-}
-
 /// # Errors
 /// What the generation failed with; text that came before is not told.
 pub async fn respond<G: Source>(mut parts: CollectParts<G>) -> Result<Response, ApiError> {
-    let mut choices: Vec<Choice> = Vec::new();
-    choices.resize_with(parts.choices, Choice::default);
+    let mut choices = CollectedChoice::several(parts.choices);
     while let Some(delta) = next(&mut parts.generation).await {
         parts.tally.saw(&delta, parts.clock.now());
-        match delta {
-            Delta::Text { choice, text, logprobs } => {
-                if let Some(choice) = choices.get_mut(choice) {
-                    choice.text += &text;
-                    choice.logprobs.extend(logprobs);
-                }
-            }
-            Delta::Reasoning { choice, text, logprobs } => {
-                if let Some(choice) = choices.get_mut(choice) {
-                    choice.reasoning += &text;
-                    choice.logprobs.extend(logprobs);
-                }
-            }
-            Delta::Finish { choice, reason } => {
-                if let Some(choice) = choices.get_mut(choice) {
-                    choice.finish = Some(reason.as_str().to_owned());
-                }
-            }
-            Delta::Anew { choice } => {
-                if let Some(choice) = choices.get_mut(choice) {
-                    *choice = Choice::default();
-                }
-            }
-            Delta::Failed(error) => return Err(error.into()),
-        }
+        CollectedChoice::take(&mut choices, delta)?;
     }
     let usage = parts.generation.usage();
     parts.tally.settle(usage, parts.generation.timings());
@@ -113,18 +81,24 @@ async fn next<G: Source>(generation: &mut G) -> Option<Delta> {
     std::future::poll_fn(|cx| Pin::new(&mut *generation).poll_next(cx)).await
 }
 
-fn chat(identity: Identity, choices: Vec<Choice>, usage: Usage, with_logprobs: bool) -> ChatCompletion {
+fn chat(
+    identity: Identity,
+    choices: Vec<CollectedChoice>,
+    usage: Usage,
+    with_logprobs: bool,
+) -> ChatCompletion {
     let choices = choices.into_iter().enumerate().map(|(index, choice)| ChatChoice {
         index,
         message: ChatMessage {
             role: "assistant".into(),
-            content: Some(choice.text),
+            content: Some(choice.text).filter(|text| choice.calls.is_empty() || !text.is_empty()),
+            tool_calls: choice.calls.into_iter().map(tool_call).collect(),
             refusal: None,
             reasoning_content: Some(choice.reasoning.clone()).filter(|r| !r.is_empty()),
             reasoning: Some(choice.reasoning).filter(|r| !r.is_empty()),
         },
         logprobs: with_logprobs.then(|| logprobs::chat(choice.logprobs)),
-        finish_reason: choice.finish,
+        finish_reason: choice.finish.map(|finish| finish.as_str().into()),
     });
     ChatCompletion {
         id: identity.id,
@@ -138,12 +112,26 @@ fn chat(identity: Identity, choices: Vec<Choice>, usage: Usage, with_logprobs: b
     }
 }
 
-fn text(identity: Identity, choices: Vec<Choice>, usage: Usage, with_logprobs: bool) -> TextCompletion {
+fn tool_call(call: CollectedCall) -> ToolCall {
+    ToolCall {
+        index: None,
+        id: Some(call.id),
+        kind: Some("function".into()),
+        function: FunctionCall { name: Some(call.name), arguments: call.arguments },
+    }
+}
+
+fn text(
+    identity: Identity,
+    choices: Vec<CollectedChoice>,
+    usage: Usage,
+    with_logprobs: bool,
+) -> TextCompletion {
     let choices = choices.into_iter().enumerate().map(|(index, choice)| TextChoice {
         index,
         text: choice.text,
         logprobs: with_logprobs.then(|| logprobs::text(choice.logprobs, &mut 0)),
-        finish_reason: choice.finish,
+        finish_reason: choice.finish.map(|finish| finish.as_str().into()),
     });
     TextCompletion {
         id: identity.id,

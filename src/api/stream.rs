@@ -92,6 +92,12 @@ impl<G: Source> SseBody<G> {
             Delta::Reasoning { choice, text, logprobs } => {
                 writer.reasoning(&mut self.out, choice, &text, logprobs);
             }
+            Delta::Call { choice, index, id, name, logprobs } => {
+                writer.call(&mut self.out, choice, index, &id, &name, logprobs);
+            }
+            Delta::Arguments { choice, index, text, logprobs } => {
+                writer.arguments(&mut self.out, choice, index, &text, logprobs);
+            }
             Delta::Finish { choice, reason } => writer.finish(&mut self.out, choice, reason.as_str()),
             // Nothing was shown of it.
             Delta::Anew { .. } => {}

@@ -35,7 +35,10 @@ impl Tally {
 
     pub fn saw(&mut self, delta: &Delta, now: Tick) {
         match delta {
-            Delta::Text { choice, .. } | Delta::Reasoning { choice, .. } => {
+            Delta::Text { choice, .. }
+            | Delta::Reasoning { choice, .. }
+            | Delta::Call { choice, .. }
+            | Delta::Arguments { choice, .. } => {
                 if let Some(last) = self.last_text.get_mut(*choice)
                     && let Some(before) = last.replace(now)
                 {

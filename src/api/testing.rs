@@ -60,6 +60,7 @@ fn served(unit: &Arc<unit::Unit>, tokenizer: Arc<Tokenizer>) -> ServedModel {
         tokenizer,
         template: Some(ChatTemplate::new(STAND_IN_TEMPLATE, "", "").unwrap()),
         thoughts: None,
+        dialect: None,
         grammars: Default::default(),
         defaults: SamplingDefaults::default(),
         unit: unit.clone(),

@@ -36,6 +36,7 @@ use crate::service::{SamplingDefaults, ServedModel, Service};
 use crate::text::chat_template::ChatTemplate;
 use crate::text::reasoning::Marks;
 use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, Tokenizer};
+use crate::text::tool_calls::Dialect;
 use crate::unit::Unit;
 
 /// Share of the free memory the KV cache takes by default.
@@ -268,11 +269,20 @@ fn served_model(
             .as_ref()
             .and_then(|t| Marks::of_template(t.source()))
             .filter(|_| config.tells_thoughts),
+        dialect: template.as_ref().and_then(|t| dialect(config.tool_parser, t.for_tools().source())),
         template,
         grammars: Default::default(),
         defaults: SamplingDefaults::of(&text.generation_config),
         unit: unit.clone(),
     })
+}
+
+/// How a model writes its calls, by the setting and its chat template.
+fn dialect(parser: &str, template: &str) -> Option<Dialect> {
+    match parser {
+        "auto" => Dialect::of_template(template),
+        name => Dialect::named(name, template),
+    }
 }
 
 /// Does `work`, which tells the share that is done, with a progress bar where there is a terminal.

@@ -84,6 +84,8 @@ async fn answer_here(service: &Service, body: &[u8]) -> anyhow::Result<String> {
             }
             // To be read, and not to be sent back as what was answered.
             Delta::Reasoning { text, .. } => show(&text)?,
+            // It is given no tools.
+            Delta::Call { .. } | Delta::Arguments { .. } => {}
             Delta::Finish { .. } | Delta::Anew { .. } => {}
             Delta::Failed(e) => return Err(e.into()),
         }

@@ -111,6 +111,8 @@ pub struct Config {
     pub allowed_origins: Vec<String>,
     pub refuse_unknown_parameters: bool,
     pub tells_thoughts: bool,
+    /// Which calls of tools are read: `auto`, `none` or a dialect's name.
+    pub tool_parser: &'static str,
     pub max_body_bytes: usize,
     pub max_connections: usize,
     pub header_timeout: Duration,
@@ -274,6 +276,7 @@ impl Resolved {
                 "none" => Ok(false),
                 _ => Err("is not auto or none".to_string()),
             })?,
+            tool_parser: self.get("tool-call-parser", value::parse_tool_parser)?,
             tls: self.tls()?,
             allowed_hosts: list(&self.0["allowed-hosts"].0),
             allowed_origins: self.get("allowed-origins", value::parse_origins)?,

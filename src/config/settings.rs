@@ -115,6 +115,12 @@ pub static SETTINGS: &[Setting] = &[
         "auto|none",
         "auto tells a model's thoughts apart where its chat template marks them; none leaves them in the text",
     ),
+    setting(
+        "tool-call-parser",
+        "auto",
+        "DIALECT",
+        "How the model writes calls of tools: auto (as its chat template shows), none, hermes, llama3_json, mistral, phi4_mini_json or openai",
+    ),
     setting("ssl-certfile", "", "FILE", "Certificate chain in PEM: serves https; read again on SIGHUP"),
     setting("ssl-keyfile", "", "FILE", "The certificate's key in PEM"),
     setting("allowed-hosts", "", "NAME,…", "Names in Host that are answered; any by default"),

@@ -117,6 +117,14 @@ pub fn without_credentials(text: &str) -> String {
     }
 }
 
+const TOOL_PARSERS: [&str; 7] =
+    ["auto", "none", "hermes", "llama3_json", "mistral", "phi4_mini_json", "openai"];
+
+pub fn parse_tool_parser(value: &str) -> Result<&'static str, String> {
+    let known = TOOL_PARSERS.into_iter().find(|name| *name == value);
+    known.ok_or_else(|| format!("is none of {}", TOOL_PARSERS.join(", ")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

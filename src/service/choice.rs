@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::engine::event::{FinishReason, SequenceStats, TokenEvent, TokenLogprob};
-use crate::service::constraint::Thoughts;
 use crate::service::stop::{Passed, StopMatcher};
+use crate::service::tools::call_id;
 use crate::service::{Delta, Finish, ServiceError, TextLogprob, TopLogprob};
+use crate::text::answer::{Contents, Piece, Reader};
 use crate::text::detokenizer::Detokenizer;
-use crate::text::reasoning::{Piece, Splitter};
 use crate::text::tokenizer::Tokenizer;
 use crate::unit::Answer;
 
@@ -40,7 +40,10 @@ pub(super) struct Choice {
     /// Tokens of this choice that count as completion, and how many of them were thoughts.
     pub counted: usize,
     pub thought: usize,
-    splitter: Option<Splitter>,
+    /// `None` where all is text.
+    reader: Option<Reader>,
+    /// Calls of tools so far.
+    calls: usize,
     /// Entries of tokens whose text has been told to nobody yet.
     untold: Vec<TextLogprob>,
     /// True from the first token on.
@@ -73,8 +76,12 @@ pub(super) struct Plan {
     /// Its text is shown as it comes, so it cannot begin anew once there was some.
     pub streamed: bool,
     pub echo: Option<Echo>,
-    /// Of a model that thinks, in a conversation.
-    pub thoughts: Option<Thoughts>,
+    /// What it may hold beside text.
+    pub contents: Contents,
+    /// Thoughts are told to nobody.
+    pub hides_thoughts: bool,
+    /// The client named the tool: that it is called is no news.
+    pub named: bool,
     /// Special tokens whose text is read here.
     pub shown_tokens: Arc<[u32]>,
 }
@@ -93,7 +100,8 @@ impl Choice {
             written: 0,
             counted: 0,
             thought: 0,
-            splitter: plan.thoughts.as_ref().map(|t| Splitter::new(t.marks, t.start)),
+            reader: (!plan.contents.is_plain()).then(|| Reader::new(&plan.contents)),
+            calls: 0,
             untold: Vec::new(),
             began: false,
             stats: None,
@@ -158,12 +166,16 @@ impl Choice {
         out.push_back(Delta::Anew { choice: self.index });
     }
 
-    /// Hands text on, thoughts and answer told apart.
+    /// Hands text on, told apart.
     fn tell(&mut self, text: String, logprobs: Vec<TextLogprob>, out: &mut VecDeque<Delta>) {
-        let Some(splitter) = &mut self.splitter else { return self.say(Piece::Text(text), logprobs, out) };
+        let Some(reader) = &mut self.reader else { return self.say(Piece::Text(text), logprobs, out) };
         let mut pieces = Vec::new();
-        splitter.push(&text, &mut pieces);
+        reader.push(&text, &mut pieces);
+        let complete = reader.is_complete();
         self.say_all(pieces, logprobs, out);
+        if complete {
+            self.end(Finish::Stop, out);
+        }
     }
 
     fn say_all(&mut self, pieces: Vec<Piece>, logprobs: Vec<TextLogprob>, out: &mut VecDeque<Delta>) {
@@ -179,8 +191,16 @@ impl Choice {
         let choice = self.index;
         let delta = match piece {
             Piece::Text(text) => Delta::Text { choice, text, logprobs },
-            Piece::Reasoning(_) if !self.plan.thoughts.as_ref().is_some_and(|t| t.shown) => return,
+            Piece::Reasoning(_) if self.plan.hides_thoughts => return,
             Piece::Reasoning(text) => Delta::Reasoning { choice, text, logprobs },
+            Piece::Call(name) => {
+                self.calls += 1;
+                let short = self.plan.contents.calls.as_ref().is_some_and(|c| c.dialect.wants_short_ids());
+                Delta::Call { choice, index: self.calls - 1, id: call_id(short), name, logprobs }
+            }
+            Piece::Arguments(text) => {
+                Delta::Arguments { choice, index: self.calls.saturating_sub(1), text, logprobs }
+            }
         };
         if let Some(events) = self.events.as_mut().filter(|_| self.plan.streamed) {
             events.shown();
@@ -260,7 +280,7 @@ impl Choice {
         while self.open.front().is_some_and(|t| t.end <= passed && t.begin < passed) {
             if let Some(token) = self.open.pop_front() {
                 self.counted += 1;
-                self.thought += usize::from(self.splitter.as_ref().is_some_and(Splitter::is_thinking));
+                self.thought += usize::from(self.reader.as_ref().is_some_and(Reader::is_thinking));
                 logprobs.extend(token.logprob.map(|l| self.text_logprob(&l)));
             }
         }
@@ -270,12 +290,19 @@ impl Choice {
     }
 
     fn end(&mut self, reason: Finish, out: &mut VecDeque<Delta>) {
-        if let Some(splitter) = &mut self.splitter {
+        if self.is_over() {
+            return;
+        }
+        if let Some(reader) = &mut self.reader {
             let mut pieces = Vec::new();
-            splitter.finish(&mut pieces);
+            reader.finish(&mut pieces);
             self.say_all(pieces, Vec::new(), out);
         }
         self.events = None;
+        let reason = match reason {
+            Finish::Stop if self.calls > 0 && !self.plan.named => Finish::ToolCalls,
+            reason => reason,
+        };
         out.push_back(Delta::Finish { choice: self.index, reason });
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::engine::constraint::{ConstraintError, TokenConstraint};
+use crate::service::tools::Asked;
 use crate::service::{ServedModel, ServiceError};
 use crate::text::grammar::{Grammar, GrammarError, Grammars, Match, MatchError, Part, Source};
 use crate::text::reasoning::{Marks, Start};
@@ -49,9 +50,12 @@ impl ServedModel {
     pub(super) fn constraint(
         &self,
         wanted: Option<&OutputFormat>,
-        thoughts: Option<&Thoughts>,
+        asked: &Asked,
     ) -> Result<Option<Box<dyn TokenConstraint>>, ServiceError> {
-        let grammar = wanted.map(|wanted| self.grammar(wanted)).transpose()?;
+        let source = self.source(wanted, asked)?;
+        let grammar = source.map(|(source, param)| self.grammar(source, &param, wanted)).transpose()?;
+        // Where there are channels, thoughts are a part of the grammar.
+        let thoughts = asked.thoughts.as_ref().filter(|_| !self.contents(asked).channels);
         let thinks =
             thoughts.filter(|t| t.start != Start::Answer && (t.budget.is_some() || grammar.is_some()));
         let grammar = grammar.as_ref().map(|grammar| Answer::new(Match::begin(grammar), self.unit.clock()));
@@ -62,23 +66,22 @@ impl ServedModel {
         })
     }
 
-    fn grammar(&self, wanted: &OutputFormat) -> Result<Arc<Grammar>, ServiceError> {
-        let OutputFormat { format, param } = wanted;
-        let (part, code) = match format {
-            Format::JsonObject => (Part::json_object(), None),
-            Format::JsonSchema(schema) => (Part::JsonSchema(schema.clone()), Some("invalid_json_schema")),
-            Format::Regex(regex) => (Part::Regex(regex.clone()), None),
-            Format::Choice(all) => (Part::Choice(all.clone()), None),
-            Format::Grammar(text) => (Part::Lark(text.clone()), None),
-        };
+    /// `param`: the field to blame.
+    fn grammar(
+        &self,
+        source: Source,
+        param: &str,
+        wanted: Option<&OutputFormat>,
+    ) -> Result<Arc<Grammar>, ServiceError> {
+        let of_schema = wanted.is_some_and(|w| w.param == param && matches!(w.format, Format::JsonSchema(_)));
         let grammars = self.prepare_grammars().as_ref();
-        let compiled = grammars.map_err(Clone::clone).and_then(|g| g.compile(Source::of(part)));
+        let compiled = grammars.map_err(Clone::clone).and_then(|g| g.compile(source));
         compiled.map_err(|error| match error {
             GrammarError::Busy => ServiceError::Busy(error.to_string()),
             error => ServiceError::Invalid {
                 message: format!("{param}: {error}"),
-                param: Some(param.clone()),
-                code,
+                param: Some(param.to_string()),
+                code: of_schema.then_some("invalid_json_schema"),
             },
         })
     }
@@ -98,6 +101,17 @@ impl ServedModel {
             blanks: blanks.clone(),
             tokenizer: self.tokenizer.clone(),
         })
+    }
+}
+
+/// A demand on a text as a part of a grammar.
+pub(super) fn part(wanted: &OutputFormat) -> Part {
+    match &wanted.format {
+        Format::JsonObject => Part::json_object(),
+        Format::JsonSchema(schema) => Part::JsonSchema(schema.clone()),
+        Format::Regex(regex) => Part::Regex(regex.clone()),
+        Format::Choice(all) => Part::Choice(all.clone()),
+        Format::Grammar(text) => Part::Lark(text.clone()),
     }
 }
 

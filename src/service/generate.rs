@@ -12,9 +12,12 @@ use futures_core::Stream;
 use crate::clock::{Clock, Tick};
 use crate::energy::{AccountHandle, RequestEnergy};
 use crate::service::choice::{Choice, Echo, Plan};
+use crate::service::collected::CollectedChoice;
 use crate::service::constraint::Thoughts;
-use crate::service::{Delta, Finish, ServedModel, ServiceError, TextLogprob, Timings, Usage};
+use crate::service::tools::Asked;
+use crate::service::{Delta, ServedModel, ServiceError, Timings, Usage};
 use crate::wire::request::{ChatRequest, CompletionRequest, Parameters, Prompt, ServiceTier};
+use crate::wire::tools::ToolChoice;
 
 /// Events of one choice that are handled before the others get their turn.
 const EVENTS_A_TURN: usize = 32;
@@ -45,29 +48,23 @@ pub struct Collected {
     pub usage: Usage,
 }
 
-#[derive(Debug, Clone, Default)]
-pub struct CollectedChoice {
-    pub text: String,
-    pub reasoning: String,
-    pub logprobs: Vec<TextLogprob>,
-    pub finish: Option<Finish>,
-}
-
 impl ServedModel {
     /// Starts the answer to a conversation.
     ///
     /// # Errors
     /// What the model cannot honour, and what the unit answers (full, loading, draining).
     pub fn chat(&self, request: &ChatRequest) -> Result<Generation, ServiceError> {
-        let thinking = &request.thinking;
-        let (prompt, start) = self.encode_chat(&request.messages, request.add_generation_prompt, thinking)?;
+        let (thinking, tools) = (&request.thinking, request.tools.as_ref());
+        tools.map(|tools| self.dialect_for(tools)).transpose()?;
+        let (prompt, start) =
+            self.encode_chat(&request.messages, request.add_generation_prompt, thinking, tools)?;
         let thoughts = self.thoughts.map(|marks| Thoughts {
             marks,
             start,
             budget: self.thought_tokens(thinking),
             shown: thinking.shown,
         });
-        self.generate(&request.parameters, vec![prompt], "messages", None, thoughts)
+        self.generate(&request.parameters, vec![prompt], "messages", None, Asked { thoughts, tools })
     }
 
     /// Starts the completion of one or more prompts.
@@ -78,7 +75,7 @@ impl ServedModel {
         let prompts = request.prompts.iter().map(|p| self.encode_prompt(p)).collect::<Result<Vec<_>, _>>()?;
         let echo =
             request.echo.then(|| request.prompts.iter().zip(&prompts).map(|p| self.shown(p)).collect());
-        self.generate(&request.parameters, prompts, "prompt", echo, None)
+        self.generate(&request.parameters, prompts, "prompt", echo, Asked::default())
     }
 
     /// A prompt as an echo shows it: as it was written, or what its ids say.
@@ -95,11 +92,12 @@ impl ServedModel {
         prompts: Vec<Vec<u32>>,
         param: &str,
         echo: Option<Vec<Arc<str>>>,
-        thoughts: Option<Thoughts>,
+        asked: Asked,
     ) -> Result<Generation, ServiceError> {
-        let valid = self.validate(parameters, prompts, param, echo.is_some(), thoughts.as_ref())?;
-        let marks = thoughts.iter().flat_map(|t| [t.marks.open, t.marks.close]);
-        let shown_tokens: Arc<[u32]> = marks.filter_map(|mark| self.tokenizer.id(mark)).collect();
+        let valid = self.validate(parameters, prompts, param, echo.is_some(), &asked)?;
+        let contents = self.contents(&asked);
+        let marks = contents.marks();
+        let shown_tokens: Arc<[u32]> = marks.into_iter().filter_map(|mark| self.tokenizer.id(mark)).collect();
         let prompt_tokens = valid.prompts.iter().map(|p| p.len()).sum();
         let account = self.unit.ledger().map(|ledger| ledger.open());
         let clock = self.unit.clock().clone();
@@ -116,7 +114,9 @@ impl ServedModel {
                 min_tokens: request.min_tokens,
                 streamed: parameters.stream,
                 muted: parameters.max_tokens == Some(0),
-                thoughts,
+                contents: contents.clone(),
+                hides_thoughts: asked.thoughts.is_some_and(|thoughts| !thoughts.shown),
+                named: asked.tools.is_some_and(|tools| matches!(tools.choice, ToolChoice::Named(_))),
                 shown_tokens: shown_tokens.clone(),
                 echo: text.map(|text| Echo {
                     prompt: request.prompt.clone(),
@@ -203,22 +203,9 @@ impl Generation {
     /// # Errors
     /// What the first choice to fail failed with.
     pub async fn collect(mut self) -> Result<Collected, ServiceError> {
-        let mut choices: Vec<CollectedChoice> = Vec::new();
-        choices.resize_with(self.choices.len(), CollectedChoice::default);
+        let mut choices = CollectedChoice::several(self.choices.len());
         while let Some(delta) = self.next().await {
-            match delta {
-                Delta::Text { choice, text, logprobs } => {
-                    choices[choice].text += &text;
-                    choices[choice].logprobs.extend(logprobs);
-                }
-                Delta::Reasoning { choice, text, logprobs } => {
-                    choices[choice].reasoning += &text;
-                    choices[choice].logprobs.extend(logprobs);
-                }
-                Delta::Finish { choice, reason } => choices[choice].finish = Some(reason),
-                Delta::Anew { choice } => choices[choice] = CollectedChoice::default(),
-                Delta::Failed(error) => return Err(error),
-            }
+            CollectedChoice::take(&mut choices, delta)?;
         }
         Ok(Collected { choices, usage: self.usage() })
     }

@@ -3,11 +3,13 @@
 //! Knows no HTTP, so the command line and the benches use it too.
 
 mod choice;
+pub mod collected;
 mod constraint;
 pub mod generate;
 pub mod stop;
 #[cfg(test)]
 mod tests;
+mod tools;
 mod validate;
 
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use crate::error::{Class, Classified};
 use crate::text::chat_template::ChatTemplate;
 use crate::text::reasoning::Marks;
 use crate::text::tokenizer::Tokenizer;
+use crate::text::tool_calls::Dialect;
 use crate::unit::Unit;
 use crate::wire::fields::RequestError;
 use crate::wire::request::{
@@ -73,6 +76,8 @@ pub struct ServedModel {
     pub defaults: SamplingDefaults,
     /// How it marks its thoughts, if it thinks.
     pub thoughts: Option<Marks>,
+    /// How it writes calls of tools, if it does.
+    pub dialect: Option<Dialect>,
     pub grammars: LazyGrammars,
     pub unit: Arc<Unit>,
 }
@@ -134,8 +139,9 @@ impl Service {
             TokenizeInput::Prompt { text, add_special_tokens } => {
                 model.encode_text(text, *add_special_tokens, "prompt")?
             }
-            TokenizeInput::Messages { messages, add_generation_prompt } => {
-                model.encode_chat(messages, *add_generation_prompt, &Thinking::default())?.0
+            TokenizeInput::Messages { messages, add_generation_prompt, tools } => {
+                let thinking = Thinking::default();
+                model.encode_chat(messages, *add_generation_prompt, &thinking, tools.as_ref())?.0
             }
         };
         Ok((model, ids))
@@ -197,6 +203,8 @@ impl Classified for ServiceError {
 pub enum Finish {
     Stop,
     Length,
+    /// It ended with calls that the model chose to make.
+    ToolCalls,
 }
 
 impl Finish {
@@ -204,6 +212,7 @@ impl Finish {
         match self {
             Finish::Stop => "stop",
             Finish::Length => "length",
+            Finish::ToolCalls => "tool_calls",
         }
     }
 }
@@ -233,12 +242,31 @@ pub enum Delta {
     Text { choice: usize, text: String, logprobs: Vec<TextLogprob> },
     /// New thoughts of a choice, before its text.
     Reasoning { choice: usize, text: String, logprobs: Vec<TextLogprob> },
+    /// A call of a tool begins: the choice's call number `index`.
+    Call { choice: usize, index: usize, id: String, name: String, logprobs: Vec<TextLogprob> },
+    /// More of that call's arguments.
+    Arguments { choice: usize, index: usize, text: String, logprobs: Vec<TextLogprob> },
     /// The last delta of a choice.
     Finish { choice: usize, reason: Finish },
     /// A choice begins anew: its text so far is void. A stream hears it only before any text.
     Anew { choice: usize },
     /// A choice failed after it began; the generation yields nothing more.
     Failed(ServiceError),
+}
+
+impl Delta {
+    /// The choice that it is of.
+    pub fn choice(&self) -> Option<usize> {
+        match self {
+            Delta::Text { choice, .. }
+            | Delta::Reasoning { choice, .. }
+            | Delta::Call { choice, .. }
+            | Delta::Arguments { choice, .. }
+            | Delta::Finish { choice, .. }
+            | Delta::Anew { choice } => Some(*choice),
+            Delta::Failed(_) => None,
+        }
+    }
 }
 
 /// Token counts of a generation; complete after the last `Finish`.

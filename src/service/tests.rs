@@ -46,6 +46,7 @@ fn bench_with(max_queue: usize, change: impl FnOnce(&mut ServedModel)) -> Bench 
         tokenizer: Arc::new(Tokenizer::stand_in(VOCAB).unwrap()),
         template: Some(ChatTemplate::new(STAND_IN_TEMPLATE, "", STAND_IN_SPECIALS[2]).unwrap()),
         thoughts: None,
+        dialect: None,
         grammars: Default::default(),
         defaults: SamplingDefaults::default(),
         unit: unit.clone(),

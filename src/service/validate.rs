@@ -4,16 +4,17 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::engine::event::{GenerateRequest, Tier};
 use crate::engine::sampler::SamplingParams;
 use crate::engine::step_log;
-use crate::service::constraint::Thoughts;
+use crate::service::tools::Asked;
 use crate::service::{ServedModel, ServiceError};
 use crate::text::chat_template::{ChatTemplate, Message};
 use crate::text::reasoning::Start;
-use crate::wire::request::{ChatMessage, Parameters, Prompt, ServiceTier};
+use crate::wire::messages::ToolCall;
+use crate::wire::request::{ChatMessage, Parameters, Prompt, ServiceTier, Tools};
 use crate::wire::thinking::Thinking;
 
 /// Below this a temperature is greedy: dividing by it would only overflow.
@@ -64,12 +65,14 @@ impl ServedModel {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
         thinking: &Thinking,
+        tools: Option<&Tools>,
     ) -> Result<(Vec<u32>, Start), ServiceError> {
         let template = self.template.as_ref().ok_or_else(|| {
             let message = format!("The model `{}` has no chat template; use /v1/completions", self.id);
             invalid("model", message, None)
         })?;
-        self.check_length(messages.iter().map(|m| m.content.len()).sum(), "messages")?;
+        let template = if tools.is_some() { template.for_tools() } else { template };
+        self.check_length(messages.iter().map(ChatMessage::bytes).sum(), "messages")?;
         let role = |m: &ChatMessage| match m.role.as_str() {
             "developer" if !template.knows_developer() => "system".to_string(),
             role => role.to_string(),
@@ -81,11 +84,14 @@ impl ServedModel {
                 content: m.content.clone(),
                 name: m.name.clone(),
                 reasoning: m.reasoning.clone(),
+                tool_calls: m.tool_calls.iter().map(written).collect(),
+                tool_call_id: m.tool_call_id.clone(),
             })
             .collect();
+        let tools = tools.map(Tools::written);
         let arguments = self.template_arguments(template, thinking)?;
         let text = template
-            .render_with(&messages, add_generation_prompt, &arguments)
+            .render_with(&messages, add_generation_prompt, tools.as_ref(), &arguments)
             .map_err(|e| invalid("messages", e.to_string(), None))?;
         let start = self.thoughts.map_or(Start::Answer, |marks| marks.start(&text));
         if thinking.enabled == Some(false) && start == Start::Thinking {
@@ -164,7 +170,7 @@ impl ServedModel {
         prompts: Vec<Vec<u32>>,
         param: &str,
         echo: bool,
-        thoughts: Option<&Thoughts>,
+        asked: &Asked,
     ) -> Result<ValidRequest, ServiceError> {
         let biased: Vec<u32> = p.logit_bias.iter().map(|b| b.0).collect();
         self.check_ids(&biased, "logit_bias")?;
@@ -173,7 +179,7 @@ impl ServedModel {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|e| ServiceError::Internal(format!("no random seed: {e}")))?,
         };
-        let constraint = self.constraint(p.format.as_ref(), thoughts)?;
+        let constraint = self.constraint(p.format.as_ref(), asked)?;
         let prompts: Vec<Arc<[u32]>> = prompts.into_iter().map(Into::into).collect();
         let mut choices = Vec::with_capacity(prompts.len() * p.n);
         for prompt in &prompts {
@@ -242,6 +248,12 @@ impl ServedModel {
             logprobs: p.logprobs,
         }
     }
+}
+
+/// A call as templates read it.
+fn written(call: &ToolCall) -> Value {
+    let function = json!({"name": call.name, "arguments": call.arguments});
+    json!({"id": call.id, "type": "function", "function": function})
 }
 
 fn tier(tier: ServiceTier) -> Tier {

@@ -25,20 +25,33 @@ const COMPILE_TIME: Duration = Duration::from_secs(10);
 const MAX_OUTPUT: usize = 32 << 20;
 
 /// One message of a conversation, its content already plain text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Message {
     pub role: String,
     pub content: String,
     pub name: Option<String>,
     /// The thoughts before it, of an assistant.
     pub reasoning: Option<String>,
+    /// Calls that an assistant made, in OpenAI's shape but for their arguments, which are an object.
+    pub tool_calls: Vec<Value>,
+    /// The call that a tool's message answers.
+    pub tool_call_id: Option<String>,
 }
 
 impl Message {
     fn to_jinja(&self) -> Jinja {
-        let mut pairs = vec![("role", self.role.as_str()), ("content", self.content.as_str())];
-        pairs.extend(self.name.as_deref().map(|n| ("name", n)));
-        pairs.extend(self.reasoning.as_deref().map(|r| ("reasoning_content", r)));
+        let mut pairs = vec![("role", Jinja::from(&self.role)), ("content", Jinja::from(&self.content))];
+        let texts = [
+            ("name", &self.name),
+            ("reasoning_content", &self.reasoning),
+            ("tool_call_id", &self.tool_call_id),
+        ];
+        pairs
+            .extend(texts.into_iter().filter_map(|(name, text)| Some((name, Jinja::from(text.as_deref()?)))));
+        if !self.tool_calls.is_empty() {
+            let calls: Vec<Jinja> = self.tool_calls.iter().map(to_jinja).collect();
+            pairs.push(("tool_calls", calls.into()));
+        }
         Jinja::from_pairs(pairs)
     }
 }
@@ -49,6 +62,8 @@ pub struct ChatTemplate {
     bos_token: String,
     eos_token: String,
     source: String,
+    /// Another one for conversations with tools.
+    with_tools: Option<Box<ChatTemplate>>,
 }
 
 impl ChatTemplate {
@@ -69,7 +84,18 @@ impl ChatTemplate {
             bos_token: bos_token.into(),
             eos_token: eos_token.into(),
             source: lines,
+            with_tools: None,
         })
+    }
+
+    /// The template of conversations with tools: this one, where there is none of their own.
+    pub fn for_tools(&self) -> &ChatTemplate {
+        self.with_tools.as_deref().unwrap_or(self)
+    }
+
+    /// True when it shows the model its tools.
+    pub fn knows_tools(&self) -> bool {
+        self.source.contains("tools")
     }
 
     /// True when the template has a role `developer`; otherwise such a message is one of `system`.
@@ -83,7 +109,7 @@ impl ChatTemplate {
     }
 
     /// The template of a checkpoint: `chat_template.jinja`, else `chat_template` of the tokenizer's
-    /// configuration (a string, or a list of named ones of which `default` is taken).
+    /// configuration (a string, or a list of named ones of which `default` is taken, and `tool_use` for tools).
     ///
     /// # Errors
     /// A syntax error, or a `chat_template` of another form.
@@ -93,18 +119,26 @@ impl ChatTemplate {
             Some(Value::Object(o)) => o.get("content").and_then(Value::as_str).unwrap_or_default().into(),
             _ => String::new(),
         };
-        let inline = match config.get("chat_template") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(s)) => Some(s.as_str()),
-            Some(Value::Array(named)) => named
-                .iter()
-                .find(|t| t.get("name").is_some_and(|n| n == "default"))
-                .and_then(|t| t.get("template")?.as_str()),
+        let named = |all: &'_ [Value], name: &str| {
+            let found = all.iter().find(|t| t.get("name").is_some_and(|n| n == name));
+            found.and_then(|t| Some(t.get("template")?.as_str()?.to_string()))
+        };
+        let (inline, with_tools) = match config.get("chat_template") {
+            None | Some(Value::Null) => (None, None),
+            Some(Value::String(s)) => (Some(s.clone()), None),
+            Some(Value::Array(all)) => (named(all, "default"), named(all, "tool_use")),
             Some(_) => {
                 return Err(TextError::Template("chat_template is neither a string nor a list".into()));
             }
         };
-        file.or(inline).map(|s| ChatTemplate::new(s, &token("bos_token"), &token("eos_token"))).transpose()
+        let compile = |source: &str| ChatTemplate::new(source, &token("bos_token"), &token("eos_token"));
+        let Some(source) = file.or(inline.as_deref()) else { return Ok(None) };
+        let mut template = compile(source)?;
+        // A file of its own is for all conversations.
+        if let Some(source) = with_tools.filter(|_| file.is_none()) {
+            template.with_tools = Some(Box::new(compile(&source)?));
+        }
+        Ok(Some(template))
     }
 
     /// The prompt for a conversation.
@@ -112,10 +146,10 @@ impl ChatTemplate {
     /// # Errors
     /// What the template raises, and running out of its budget.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> {
-        self.render_with(messages, add_generation_prompt, &Map::new())
+        self.render_with(messages, add_generation_prompt, None, &Map::new())
     }
 
-    /// The same with further arguments, by the names that the template has for them.
+    /// The same with tools, and with further arguments by the names that the template has for them.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -123,6 +157,7 @@ impl ChatTemplate {
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
+        tools: Option<&Value>,
         arguments: &Map<String, Value>,
     ) -> Result<String, TextError> {
         let own = context! {
@@ -130,7 +165,7 @@ impl ChatTemplate {
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
-            tools => (),
+            tools => tools.map(to_jinja),
             documents => (),
         };
         let context = match arguments.is_empty() {
@@ -241,7 +276,7 @@ mod tests {
     use super::*;
 
     fn message(role: &str, content: &str) -> Message {
-        Message { role: role.into(), content: content.into(), name: None, reasoning: None }
+        Message { role: role.into(), content: content.into(), ..Message::default() }
     }
 
     #[test]
@@ -323,7 +358,8 @@ mod tests {
         arguments.insert("enable_thinking".into(), false.into());
         arguments.insert("bos_token".into(), "other".into());
         let thought = Message { reasoning: Some("so".into()), ..message("assistant", "x") };
-        let text = ChatTemplate::new(source, "<s>", "").unwrap().render_with(&[thought], true, &arguments);
+        let text =
+            ChatTemplate::new(source, "<s>", "").unwrap().render_with(&[thought], true, None, &arguments);
         assert_eq!(text.unwrap(), "so True <s>");
     }
 

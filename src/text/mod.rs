@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of the engine, of requests or of HTTP.
 
+pub mod answer;
 pub mod chat_template;
 pub mod detokenizer;
 pub mod grammar;
@@ -9,6 +10,7 @@ mod json_schema;
 pub mod reasoning;
 mod template_functions;
 pub mod tokenizer;
+pub mod tool_calls;
 mod turns;
 
 /// Why text could not be handled.

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use super::answer::Piece;
+
 /// What a model writes around its thoughts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
@@ -12,14 +14,22 @@ pub struct Marks {
     pub close: &'static str,
 }
 
-/// Those that models of the known families use: Qwen3, DeepSeek-R1 and many after them; Magistral.
-const KNOWN: [Marks; 2] =
-    [Marks { open: "<think>", close: "</think>" }, Marks { open: "[THINK]", close: "[/THINK]" }];
+/// Those that models of the known families use: Qwen3, DeepSeek-R1 and many after them; Magistral; gpt-oss.
+const KNOWN: [Marks; 3] = [
+    Marks { open: "<think>", close: "</think>" },
+    Marks { open: "[THINK]", close: "[/THINK]" },
+    Marks { open: "<|channel|>analysis<|message|>", close: "<|end|>" },
+];
 
 impl Marks {
     /// Of a model, by its chat template.
     pub fn of_template(source: &str) -> Option<Marks> {
-        KNOWN.into_iter().find(|marks| source.contains(marks.open))
+        let opens = |marks: &Marks| match marks.open.strip_suffix("analysis<|message|>") {
+            // Templates write a channel's name and its marks in pieces.
+            Some(channel) => source.contains(channel) && source.contains("analysis"),
+            None => source.contains(marks.open),
+        };
+        KNOWN.into_iter().find(opens)
     }
 
     /// Where an answer begins that continues this prompt.
@@ -45,13 +55,6 @@ pub enum Start {
     /// There are none, or they are over.
     #[default]
     Answer,
-}
-
-/// A piece of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
-    Text(String),
-    Reasoning(String),
 }
 
 /// Tells the two apart as text comes.
@@ -154,16 +157,7 @@ mod tests {
         let (mut splitter, mut out) = (Splitter::new(THINK, start), Vec::new());
         pieces.iter().for_each(|piece| splitter.push(piece, &mut out));
         splitter.finish(&mut out);
-        let (mut reasoning, mut text) = (String::new(), String::new());
-        for piece in out {
-            match piece {
-                Piece::Reasoning(more) => {
-                    assert!(text.is_empty(), "a thought after the answer has begun");
-                    reasoning += &more;
-                }
-                Piece::Text(more) => text += &more,
-            }
-        }
+        let (reasoning, text, _) = super::super::answer::joined(out);
         (reasoning, text)
     }
 

@@ -11,9 +11,7 @@ use super::TextError;
 /// Special tokens of the stand-in, at the end of its vocabulary.
 pub const STAND_IN_SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// The chat template that goes with the stand-in.
-pub const STAND_IN_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' \
-     + message.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ \
-     '<|im_start|>assistant\\n' }}{% endif %}";
+pub const STAND_IN_TEMPLATE: &str = include_str!("chatml.jinja");
 
 /// A loaded tokenizer.
 pub struct Tokenizer {

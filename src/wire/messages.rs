@@ -1,21 +1,45 @@
 //! The `messages` of a conversation: roles, text, text parts; anything else is refused by its path.
 //!
-//! Images, audio and files are refused as `messages[i].content[j].type`, tool calls and their results by
-//! their field, until they are built.
+//! An assistant's message may hold calls of tools, a tool's message is what came of one. Images, audio and files are
+//! refused as `messages[i].content[j].type`.
 
 use serde_json::{Value, json};
 
 use super::fields::{Fields, RequestError, UnknownParameters, wrong};
 use super::request::MAX_LABEL_BYTES;
+use super::strict::Strict;
+
+/// Calls of one message.
+const MAX_CALLS: usize = 128;
 
 /// One message, its text parts joined.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChatMessage {
     pub role: String,
     pub content: String,
     pub name: Option<String>,
     /// Of an assistant's message: its thoughts, as this server told them.
     pub reasoning: Option<String>,
+    pub tool_calls: Vec<ToolCall>,
+    /// Of a tool's message: which call it answers.
+    pub tool_call_id: Option<String>,
+}
+
+/// A call that an assistant has made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolCall {
+    pub id: String,
+    pub name: String,
+    /// An object; where the assistant wrote no JSON, its text.
+    pub arguments: Value,
+}
+
+impl ChatMessage {
+    /// Bytes that a prompt is made of, at least.
+    pub fn bytes(&self) -> usize {
+        let calls = self.tool_calls.iter().map(|call| call.name.len() + call.id.len());
+        self.content.len() + calls.sum::<usize>()
+    }
 }
 
 pub(super) fn messages(f: &mut Fields, unknown: UnknownParameters) -> Result<Vec<ChatMessage>, RequestError> {
@@ -33,21 +57,68 @@ fn message(value: Value, path: &str, unknown: UnknownParameters) -> Result<ChatM
     let role = f.required_string("role")?;
     let role_path = f.path("role");
     match role.as_str() {
-        "system" | "developer" | "user" | "assistant" => {}
-        "tool" | "function" => return Err(RequestError::unsupported(&role_path, &format!("role {role}"))),
-        _ => return Err(wrong(&role_path, "system, developer, user or assistant", &json!(role))),
+        "system" | "developer" | "user" | "assistant" | "tool" => {}
+        "function" => return Err(RequestError::unsupported(&role_path, "role function")),
+        _ => return Err(wrong(&role_path, "system, developer, user, assistant or tool", &json!(role))),
     }
-    let content = content(f.take("content"), &f.path("content"), unknown)?;
+    let tool_calls = tool_calls(&mut f, role == "assistant", unknown)?;
+    let content = match f.take("content") {
+        None if !tool_calls.is_empty() => String::new(),
+        value => content(value, &f.path("content"), unknown)?,
+    };
+    let tool_call_id = match role.as_str() {
+        "tool" => Some(f.required_string("tool_call_id")?),
+        _ => None,
+    };
     let name = f.label("name", MAX_LABEL_BYTES)?;
     // What clients send back of an answer of ours, as far as it holds nothing.
-    f.only("tool_calls", &[json!([])])?;
     f.only("annotations", &[json!([])])?;
     // One text under the two names that servers have for it.
     let (newer, older) = (f.string("reasoning")?, f.string("reasoning_content")?);
     let reasoning = older.or(newer).filter(|_| role == "assistant");
     f.refuse(&["function_call", "audio", "refusal", "tool_call_id"])?;
     f.finish(unknown)?;
-    Ok(ChatMessage { role, content, name, reasoning })
+    Ok(ChatMessage { role, content, name, reasoning, tool_calls, tool_call_id })
+}
+
+fn tool_calls(
+    f: &mut Fields,
+    of_assistant: bool,
+    unknown: UnknownParameters,
+) -> Result<Vec<ToolCall>, RequestError> {
+    let path = f.path("tool_calls");
+    let all = match f.take("tool_calls") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(all)) if all.len() <= MAX_CALLS && (of_assistant || all.is_empty()) => all,
+        Some(Value::Array(_)) if !of_assistant => {
+            return Err(RequestError::invalid(&path, format!("{path} belongs to an assistant's message")));
+        }
+        Some(other) => return Err(wrong(&path, &format!("an array of up to {MAX_CALLS} calls"), &other)),
+    };
+    let call = |(i, value)| {
+        let mut f = Fields::of_value(value, &format!("{path}[{i}]"))?;
+        let id = f.required_string("id")?;
+        let (kind, kind_path) = (f.string("type")?, f.path("type"));
+        if let Some(kind) = kind.filter(|kind| kind != "function") {
+            return Err(wrong(&kind_path, "function", &json!(kind)));
+        }
+        // Clients send a chunk's index back with the call.
+        f.integer("index", 0, usize::MAX)?;
+        let function_path = f.path("function");
+        let required = || RequestError::invalid(&function_path, format!("{function_path} is required"));
+        let mut function = Fields::of_value(f.take("function").ok_or_else(required)?, &function_path)?;
+        f.finish(unknown)?;
+        let name = function.required_string("name")?;
+        let text = function.required_string("arguments")?;
+        function.finish(unknown)?;
+        let arguments = match serde_json::from_str(&text) {
+            Ok(Strict(arguments @ Value::Object(_))) => arguments,
+            _ if text.trim().is_empty() => json!({}),
+            _ => Value::String(text),
+        };
+        Ok(ToolCall { id, name, arguments })
+    };
+    all.into_iter().enumerate().map(call).collect()
 }
 
 /// A string, or text parts that are joined.

@@ -13,3 +13,4 @@ pub mod response;
 pub mod sse;
 mod strict;
 pub mod thinking;
+pub mod tools;

@@ -10,6 +10,7 @@ use super::format::OutputFormat;
 pub use super::messages::ChatMessage;
 use super::messages::messages;
 use super::thinking::Thinking;
+pub use super::tools::Tools;
 
 /// Choices of one prompt.
 pub const MAX_N: usize = 128;
@@ -117,6 +118,7 @@ pub struct ChatRequest {
     pub messages: Vec<ChatMessage>,
     pub add_generation_prompt: bool,
     pub thinking: Thinking,
+    pub tools: Option<Tools>,
 }
 
 /// One prompt of a completion.
@@ -135,16 +137,16 @@ pub struct CompletionRequest {
 }
 
 /// `POST /tokenize`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TokenizeRequest {
     pub model: Option<String>,
     pub input: TokenizeInput,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum TokenizeInput {
     Prompt { text: String, add_special_tokens: bool },
-    Messages { messages: Vec<ChatMessage>, add_generation_prompt: bool },
+    Messages { messages: Vec<ChatMessage>, add_generation_prompt: bool, tools: Option<Tools> },
 }
 
 /// `POST /detokenize`.
@@ -171,16 +173,14 @@ impl ChatRequest {
         let messages = messages(&mut f, unknown)?;
         let add_generation_prompt = f.bool("add_generation_prompt")?.unwrap_or(true);
         let thinking = Thinking::read(&mut f)?;
-        f.only("tools", &[json!([])])?;
+        let tools = Tools::read(&mut f, unknown)?;
         f.only("functions", &[json!([])])?;
-        f.only("tool_choice", &[json!("none")])?;
         f.only("function_call", &[json!("none")])?;
         f.only("modalities", &[json!(["text"])])?;
         f.only("echo", &[json!(false)])?;
-        f.bool("parallel_tool_calls")?;
         f.refuse(UNSUPPORTED)?;
         f.finish(unknown)?;
-        Ok(ChatRequest { parameters, messages, add_generation_prompt, thinking })
+        Ok(ChatRequest { parameters, messages, add_generation_prompt, thinking, tools })
     }
 }
 
@@ -220,6 +220,7 @@ impl TokenizeRequest {
             None if f.has("messages") => TokenizeInput::Messages {
                 messages: messages(&mut f, unknown)?,
                 add_generation_prompt: f.bool("add_generation_prompt")?.unwrap_or(true),
+                tools: Tools::read(&mut f, unknown)?,
             },
             None => return Err(RequestError::invalid("prompt", "prompt or messages is required")),
         };

@@ -61,7 +61,7 @@ fn every_bad_field_is_named() {
         ("messages[0]", json!({"messages": ["hi"]})),
         ("messages[0].role", json!({"messages": [{"content": "x"}]})),
         ("messages[0].role", json!({"messages": [{"role": "robot", "content": "x"}]})),
-        ("messages[0].role", json!({"messages": [{"role": "tool", "content": "x"}]})),
+        ("messages[0].tool_call_id", json!({"messages": [{"role": "tool", "content": "x"}]})),
         ("messages[0].content", json!({"messages": [{"role": "user"}]})),
         ("messages[0].content", json!({"messages": [{"role": "user", "content": 5}]})),
         ("messages[0].content", json!({"messages": [{"role": "user", "content": []}]})),
@@ -82,7 +82,15 @@ fn every_bad_field_is_named() {
         ),
         (
             "messages[0].tool_calls",
+            json!({"messages": [{"role": "user", "content": "x", "tool_calls": [{}]}]}),
+        ),
+        (
+            "messages[0].tool_calls[0].id",
             json!({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}),
+        ),
+        (
+            "messages[0].tool_calls[0].function.arguments",
+            json!({"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]}]}),
         ),
         ("messages[0].color", json!({"messages": [{"role": "user", "content": "x", "color": 1}]})),
         (
@@ -100,8 +108,8 @@ fn every_bad_field_is_named() {
 #[test]
 fn what_is_not_built_and_what_is_not_known_are_told_apart() {
     for (param, body) in [
-        ("tools", json!({"tools": [{"type": "function"}]})),
-        ("tool_choice", json!({"tool_choice": "auto"})),
+        ("tools[0].type", json!({"tools": [{"type": "custom", "custom": {"name": "f"}}]})),
+        ("messages[0].role", json!({"messages": [{"role": "function", "name": "f", "content": "x"}]})),
         ("response_format.type", json!({"response_format": {"type": "structural_tag"}})),
         ("modalities", json!({"modalities": ["text", "audio"]})),
         ("audio", json!({"audio": {"voice": "x"}})),
@@ -219,6 +227,21 @@ fn bodies_that_are_not_json_are_refused() {
 }
 
 #[test]
+fn calls_and_what_came_of_them_are_read() {
+    let request = chat(json!({"messages": [
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{\"b\": [1]}"}},
+            {"id": "c", "function": {"name": "g", "arguments": ""}},
+            {"id": "d", "function": {"name": "g", "arguments": "no JSON"}}]},
+        {"role": "tool", "tool_call_id": "a", "content": "x"}]}))
+    .unwrap();
+    let calls: Vec<Value> =
+        request.messages[0].tool_calls.iter().map(|call| call.arguments.clone()).collect();
+    assert_eq!(calls, [json!({"b": [1]}), json!({}), json!("no JSON")]);
+    assert_eq!(request.messages[1].tool_call_id.as_deref(), Some("a"));
+}
+
+#[test]
 fn accepted_without_effect() {
     let plain = chat(json!({})).unwrap();
     let decorated = chat(json!({
@@ -265,8 +288,10 @@ fn a_prompt_has_four_forms() {
 /// A body that uses every field that has a form of its own.
 const RICH: &str = r#"{"model":"m","n":2,"stop":["a","b"],"logit_bias":{"7":1.5},"stop_token_ids":[1,2],
 "stream":true,"stream_options":{"include_usage":true},"metadata":{"k":"v"},"seed":-9223372036854775808,
-"top_k":-1,"temperature":0.5,"prompt":[[1,2],[3]],"tools":[],"response_format":{"type":"text"},
-"messages":[{"role":"user","content":[{"type":"text","text":"x\u00e9"}]}]}"#;
+"top_k":-1,"temperature":0.5,"prompt":[[1,2],[3]],"tools":[{"type":"function","function":{"name":"f","strict":true,"parameters":{}}}],
+"tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"f"}}]}},
+"response_format":{"type":"text"},"messages":[{"role":"user","content":[{"type":"text","text":"x\u00e9"}]},
+{"role":"assistant","tool_calls":[{"id":"a","type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]}]}"#;
 
 proptest::proptest! {
     #[test]
@@ -293,7 +318,7 @@ proptest::proptest! {
             json!(""), json!("x"), json!([]), json!([[null, {"a": [1]}]]), json!({"a": {"type": 1}}),
         ];
         let known = ["messages", "prompt", "stop", "seed", "n", "logit_bias", "tokens", "metadata", "top_k",
-            "max_tokens", "stream_options", "tools", "response_format", "stop_token_ids", "logprobs"];
+            "max_tokens", "stream_options", "tools", "tool_choice", "response_format", "stop_token_ids", "logprobs"];
         for name in known.into_iter().chain([field.as_str()]) {
             let body = json!({"stream": true, "prompt": "x", name: values[which]}).to_string();
             let _ = ChatRequest::parse(body.as_bytes(), UnknownParameters::Refuse);

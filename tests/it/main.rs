@@ -26,6 +26,7 @@ mod structured;
 mod support;
 mod tidy;
 mod tls;
+mod tools;
 mod verdict;
 
 #[global_allocator]

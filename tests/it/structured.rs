@@ -33,6 +33,7 @@ fn service() -> Service {
         tokenizer: Arc::new(Tokenizer::stand_in(VOCAB).unwrap()),
         template: None,
         thoughts: None,
+        dialect: None,
         grammars: Default::default(),
         defaults: SamplingDefaults::default(),
         unit: unit.clone(),
