@@ -65,7 +65,7 @@ pub struct Reader {
 }
 
 enum Form {
-    Marked { splitter: Option<Splitter>, calls: Option<MarkedCalls> },
+    Marked { splitter: Option<Splitter>, calls: Option<Box<MarkedCalls>> },
     Channels(Harmony),
 }
 
@@ -76,7 +76,7 @@ impl Reader {
             true => Form::Channels(Harmony::new(calls.is_some())),
             false => Form::Marked {
                 splitter: contents.thoughts.map(|(marks, start)| Splitter::new(marks, start)),
-                calls: calls.map(|calls| MarkedCalls::new(calls.dialect, calls.tools.clone())),
+                calls: calls.map(|calls| MarkedCalls::new(calls.dialect, calls.tools.clone()).into()),
             },
         };
         let most = calls.map_or(usize::MAX, |calls| calls.most);
@@ -136,7 +136,7 @@ impl Reader {
     /// Pieces up to the last call that is wanted.
     fn hand_on(&mut self, out: &mut Vec<Piece>) {
         let open = match &self.form {
-            Form::Marked { calls, .. } => calls.as_ref().is_some_and(MarkedCalls::is_in_call),
+            Form::Marked { calls, .. } => calls.as_ref().is_some_and(|calls| calls.is_in_call()),
             Form::Channels(channels) => channels.is_in_call(),
         };
         for piece in self.pieces.drain(..) {
@@ -177,4 +177,44 @@ pub(super) fn joined(pieces: Vec<Piece>) -> (String, String, Vec<(String, String
         }
     }
     (reasoning, text, calls)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(most: usize) -> Contents {
+        let marks = Marks { open: "<think>", close: "</think>" };
+        let calls = Calls { dialect: Dialect::Hermes, tools: ["f".into()].into(), most };
+        Contents { thoughts: Some((marks, Start::Open)), calls: Some(calls), channels: false }
+    }
+
+    const ANSWER: &str = "<think>Call <tool_call>?</think>I do.\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n<tool_call>{\"name\": \"f\"}</tool_call>";
+
+    /// What is told of the answer that comes so many bytes at a time, and where the reader had enough.
+    fn read(most: usize, step: usize) -> ((String, String, Vec<(String, String)>), Option<usize>) {
+        let (mut reader, mut out, mut complete) = (Reader::new(&contents(most)), Vec::new(), None);
+        for (i, piece) in ANSWER.as_bytes().chunks(step).enumerate() {
+            reader.push(std::str::from_utf8(piece).unwrap(), &mut out);
+            complete = complete.or(reader.is_complete().then_some((i + 1) * step));
+        }
+        reader.finish(&mut out);
+        (joined(out), complete)
+    }
+
+    #[test]
+    fn thoughts_text_and_calls_are_told_apart() {
+        let call = |arguments: &str| ("f".to_string(), arguments.to_string());
+        let both =
+            ("Call <tool_call>?".to_string(), "I do.".to_string(), vec![call("{\"a\": 1}"), call("{}")]);
+        let one = (both.0.clone(), both.1.clone(), vec![call("{\"a\": 1}")]);
+        let first = ANSWER.find("}}").unwrap() + 2;
+        for step in 1..=ANSWER.len() {
+            assert_eq!(read(usize::MAX, step), (both.clone(), None), "by {step}");
+            // With the last call that is wanted the answer is over.
+            let (told, complete) = read(1, step);
+            assert_eq!(told, one, "by {step}");
+            assert!((first..first + step).contains(&complete.unwrap()), "by {step}: {complete:?}");
+        }
+    }
 }

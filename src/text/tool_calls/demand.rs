@@ -183,3 +183,125 @@ fn escape(text: &str) -> String {
     };
     text.chars().map(one).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::text::answer::{Calls, Contents, Reader, joined};
+    use crate::text::detokenizer::Detokenizer;
+    use crate::text::grammar::{Grammars, Match};
+    use crate::text::reasoning::Marks;
+    use crate::text::tokenizer::stand_in_json;
+
+    const ALL: [Dialect; 7] = [
+        Dialect::Hermes,
+        Dialect::Llama3,
+        Dialect::Mistral,
+        Dialect::MistralArgs,
+        Dialect::Phi4,
+        Dialect::Functools,
+        Dialect::Harmony,
+    ];
+
+    /// Bytes, and the dialect's marks as tokens of their own, special or not.
+    fn tokenizer(dialect: Dialect, special: bool) -> Arc<Tokenizer> {
+        let mut json = stand_in_json(259).unwrap();
+        for (i, mark) in dialect.marks().iter().enumerate() {
+            let token = json!({"id": 259 + i, "content": mark, "single_word": false, "lstrip": false,
+                               "rstrip": false, "normalized": false, "special": special});
+            json["added_tokens"].as_array_mut().unwrap().push(token);
+        }
+        Arc::new(Tokenizer::from_json("test", json.to_string().as_bytes()).unwrap())
+    }
+
+    /// An answer drawn at random from what the grammar allows, read as one that a model wrote.
+    fn drawn(
+        dialect: Dialect,
+        tokenizer: &Arc<Tokenizer>,
+        demand: &Demand,
+        seed: u64,
+    ) -> (String, String, Vec<(String, String)>) {
+        let end = tokenizer.id("<|im_end|>").unwrap();
+        let grammars = Grammars::new(tokenizer, &[end]).unwrap();
+        let source = source(dialect, demand.clone(), tokenizer);
+        let shown = source.start.clone();
+        let mut at = Match::begin(&grammars.compile(source).unwrap_or_else(|e| panic!("{shown}: {e}")));
+        let contents = Contents {
+            thoughts: Marks::of_template("<|channel|>analysis").map(|m| (m, m.start(""))),
+            calls: Some(Calls { dialect, tools: ["f".into(), "g".into()].into(), most: usize::MAX }),
+            channels: dialect == Dialect::Harmony,
+        };
+        let contents = Contents { thoughts: contents.thoughts.filter(|_| contents.channels), ..contents };
+        let marks = contents.marks().into_iter().filter_map(|mark| tokenizer.id(mark)).collect();
+        let (mut text, mut reader) = (Detokenizer::new(tokenizer.clone(), marks), Reader::new(&contents));
+        let (mut pieces, mut state) = (Vec::new(), seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut draw = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 16) as usize % below
+        };
+        for step in 0..2000 {
+            let mut mask = vec![0u32; tokenizer.vocab().div_ceil(32)];
+            at.fill_mask(&mut mask).unwrap();
+            let is_set = |id: &u32| mask[*id as usize / 32] >> (id % 32) & 1 == 1;
+            let allowed: Vec<u32> = (0..tokenizer.vocab() as u32).filter(is_set).collect();
+            // A mark, or the end, more often than the one byte among all that it is.
+            let rare: Vec<u32> = allowed.iter().copied().filter(|id| *id >= 256).collect();
+            let from = if !rare.is_empty() && draw(4) == 0 { &rare } else { &allowed };
+            let token = from[draw(from.len())];
+            assert!(step < 1999, "{shown} has no end");
+            if token == end {
+                break;
+            }
+            reader.push(&text.push(token), &mut pieces);
+            at.accept(token).unwrap();
+        }
+        reader.push(&text.finish(), &mut pieces);
+        reader.finish(&mut pieces);
+        joined(pieces)
+    }
+
+    fn demand(otherwise: Otherwise, thoughts: usize) -> Demand {
+        let schema = json!({"type": "object", "properties": {"a": {"enum": [1, "x\"}"]}}, "required": ["a"], "additionalProperties": false});
+        let none = json!({"type": "object", "properties": {}, "additionalProperties": false});
+        let tools = vec![("f".to_string(), Part::JsonSchema(schema)), ("g".into(), Part::JsonSchema(none))];
+        Demand { tools, many: true, otherwise, thoughts: Some(thoughts) }
+    }
+
+    #[test]
+    fn what_a_grammar_allows_is_read_as_what_was_demanded() {
+        let fits = |(name, arguments): &(String, String)| {
+            let arguments: Value = serde_json::from_str(arguments).unwrap();
+            match name.as_str() {
+                "f" => [json!({"a": 1}), json!({"a": "x\"}"})].contains(&arguments),
+                _ => name == "g" && arguments == json!({}),
+            }
+        };
+        for (dialect, special) in ALL.into_iter().flat_map(|dialect| [(dialect, true), (dialect, false)]) {
+            let tokenizer = tokenizer(dialect, special);
+            // Thoughts end at a mark, which they must not hold as text.
+            let demand = |otherwise| demand(otherwise, if special { 4 } else { 0 });
+            let mut called = 0;
+            for seed in 1..12 {
+                let (_, text, calls) = drawn(dialect, &tokenizer, &demand(Otherwise::Nothing), seed);
+                assert!(text.is_empty() && !calls.is_empty(), "{dialect:?}: {text:?}");
+                assert!(calls.iter().all(fits), "{dialect:?}: {calls:?}");
+                let one = Demand { many: false, ..demand(Otherwise::Nothing) };
+                assert_eq!(drawn(dialect, &tokenizer, &one, seed).2.len(), 1, "{dialect:?}");
+                let (_, _, calls) = drawn(dialect, &tokenizer, &demand(Otherwise::Text), seed);
+                assert!(calls.iter().all(fits), "{dialect:?}: {calls:?}");
+                called += calls.len();
+                let this = Otherwise::This(Part::Choice(vec!["yes".into()]));
+                let (_, text, calls) = drawn(dialect, &tokenizer, &demand(this), seed);
+                assert!(if calls.is_empty() { text == "yes" } else { calls.iter().all(fits) }, "{text:?}");
+            }
+            // Bytes drawn at random spell no mark, and seldom a brace first.
+            assert!(called > 0 || !special || dialect == Dialect::Llama3, "{dialect:?} never calls");
+        }
+    }
+}

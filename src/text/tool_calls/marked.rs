@@ -90,7 +90,8 @@ impl MarkedCalls {
     /// What is held back, when nothing more comes.
     pub fn finish(&mut self, out: &mut Vec<Piece>) {
         // Of a mark that was cut off behind a call nothing is told.
-        if !self.is_in_call() && !(self.told && matches!(self.at, At::Between)) {
+        let behind_a_call = self.told && matches!(self.at, At::Between);
+        if !self.is_in_call() && !behind_a_call {
             let rest = std::mem::take(&mut self.untold) + &std::mem::take(&mut self.pending);
             self.tell(&rest, out);
         }
@@ -290,7 +291,8 @@ mod tests {
         let f = |arguments: &str| vec![("f", arguments.to_string())];
         let both = |a: &str, b: &str| vec![("f", a.to_string()), ("g", b.to_string())];
         let one = r#"{"a": "é}\"<"}"#;
-        let cases: Vec<(Dialect, String, &str, Vec<(&str, String)>)> = vec![
+        type Case = (Dialect, String, &'static str, Vec<(&'static str, String)>);
+        let cases: Vec<Case> = vec![
             (
                 Hermes,
                 format!("I look.\n<tool_call>\n{{\"name\": \"f\", \"arguments\": {one}}}\n</tool_call>"),
