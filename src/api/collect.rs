@@ -60,18 +60,23 @@ pub async fn respond<G: Source>(mut parts: CollectParts<G>) -> Result<Response, 
     Ok(response)
 }
 
-/// Counts and joules as the wire has them; joules to the microjoule.
-pub fn wire_usage(usage: service::Usage, energy: Option<RequestEnergy>) -> Usage {
+/// Joules as the wire has them, to the microjoule.
+pub fn wire_energy(energy: RequestEnergy) -> Energy {
     let rounded = |joules: Joules| (joules.0 * 1e6).round() / 1e6;
+    Energy {
+        joules: rounded(energy.total()),
+        prefill_joules: rounded(energy.prefill),
+        decode_joules: rounded(energy.decode),
+        method: energy.method.to_string(),
+        boundary: energy.boundary.as_str().into(),
+        settled: energy.settled,
+    }
+}
+
+/// Counts and joules as the wire has them.
+pub fn wire_usage(usage: service::Usage, energy: Option<RequestEnergy>) -> Usage {
     Usage {
-        energy: energy.map(|e| Energy {
-            joules: rounded(e.total()),
-            prefill_joules: rounded(e.prefill),
-            decode_joules: rounded(e.decode),
-            method: e.method.to_string(),
-            boundary: e.boundary.as_str().into(),
-            settled: e.settled,
-        }),
+        energy: energy.map(wire_energy),
         completion_tokens_details: CompletionTokensDetails { reasoning_tokens: usage.reasoning_tokens },
         ..Usage::new(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
     }

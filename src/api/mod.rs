@@ -18,6 +18,7 @@ mod chunk;
 mod collect;
 mod completions;
 mod connection;
+mod embeddings;
 mod envelope;
 pub mod error;
 mod generate;
@@ -27,6 +28,7 @@ mod models;
 mod openapi;
 mod origin;
 mod probes;
+mod rerank;
 mod server;
 mod stream;
 mod tally;
@@ -109,6 +111,8 @@ fn routes() -> Router<Arc<ApiState>> {
     Router::new()
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(embeddings::routes())
+        .merge(rerank::routes())
         .merge(models::routes())
         .merge(tokens::routes())
         .merge(probes::routes())

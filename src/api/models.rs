@@ -10,7 +10,7 @@ use axum::{Json, Router};
 
 use crate::api::ApiState;
 use crate::api::error::ApiError;
-use crate::service::ServedModel;
+use crate::service::{Service, ServiceError};
 use crate::wire::response::{Model, ModelList};
 
 pub fn routes() -> Router<Arc<ApiState>> {
@@ -18,29 +18,34 @@ pub fn routes() -> Router<Arc<ApiState>> {
     Router::new().route("/v1/models", get(list)).route("/v1/models/{*id}", get(retrieve))
 }
 
-fn model(served: &ServedModel, id: &str) -> Model {
-    Model {
-        id: id.to_owned(),
-        object: "model".into(),
-        created: served.created,
-        owned_by: "hashwatt".into(),
-        root: Some(served.id.clone()),
-        parent: None,
-        max_model_len: Some(served.max_model_len),
-    }
+/// Everything that is served, under each of its names.
+fn all(service: &Service) -> Vec<Model> {
+    let chat = service.models().iter().map(|m| (&m.id, &m.aliases, m.created, m.max_model_len));
+    let encoders = service.encoders().iter().map(|e| (&e.id, &e.aliases, e.created, e.max_model_len));
+    let names = |(root, aliases, created, longest): (&String, &_, u64, usize)| -> Vec<Model> {
+        let aliases: &Vec<String> = aliases;
+        let model = |id: &String| Model {
+            id: id.clone(),
+            object: "model".into(),
+            created,
+            owned_by: "hashwatt".into(),
+            root: Some(root.clone()),
+            parent: None,
+            max_model_len: Some(longest),
+        };
+        std::iter::once(root).chain(aliases).map(model).collect()
+    };
+    chat.chain(encoders).flat_map(names).collect()
 }
 
 async fn list(State(state): State<Arc<ApiState>>) -> Json<ModelList> {
-    let names = |m: &ServedModel| {
-        std::iter::once(&m.id).chain(&m.aliases).map(|name| model(m, name)).collect::<Vec<_>>()
-    };
-    let data = state.service.models().iter().flat_map(names).collect();
-    Json(ModelList { object: "list".into(), data })
+    Json(ModelList { object: "list".into(), data: all(&state.service) })
 }
 
 async fn retrieve(
     State(state): State<Arc<ApiState>>,
     Path(id): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
-    Ok(Json(model(state.service.model(Some(&id))?, &id)))
+    let found = all(&state.service).into_iter().find(|model| model.id == id);
+    found.map(Json).ok_or_else(|| ServiceError::unknown(&id).into())
 }

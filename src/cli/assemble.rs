@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use candle_core::DType;
+use candle_core::{DType, Device};
 
+use super::encoders::{self, OpenedEncoder};
 use super::machine;
 use crate::clock::Clock;
 use crate::config::value::without_credentials;
@@ -21,6 +22,7 @@ use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use crate::model::Checkpoint;
 use crate::model::checkpoint::TokenizerSource;
 use crate::model::decoder::{Decoder, Precision, Quantize};
+use crate::model::encoder::EncoderCheckpoint;
 use crate::model::input::BLOCK_SIZE;
 use crate::model::kv_cache::KvCache;
 use crate::model::runner::Runner;
@@ -58,28 +60,58 @@ pub struct Sizes {
     pub kv_bytes: u64,
 }
 
-/// A model that has been opened and checked.
+/// Models that have been opened and checked.
 pub struct Opened {
-    pub checkpoint: Checkpoint,
+    /// The one that generates text, if any.
+    pub checkpoint: Option<Checkpoint>,
+    pub encoders: Vec<OpenedEncoder>,
     pub sizes: Sizes,
     pub service: Arc<Service>,
+}
+
+impl Opened {
+    /// The model that generates text.
+    ///
+    /// # Errors
+    /// Where there are encoders only.
+    pub fn chat(&self) -> anyhow::Result<&Checkpoint> {
+        self.checkpoint.as_ref().ok_or_else(|| anyhow!("--model: no model that generates text is among them"))
+    }
 }
 
 fn pool_for(config: &Config) -> Arc<Pool> {
     Arc::new(Pool::new(config.threads.unwrap_or_else(machine::cores)))
 }
 
-/// Opens the model and works out all sizes.
+/// Opens the models and works out all sizes.
 ///
 /// # Errors
 /// What is wrong with the checkpoint or does not fit the machine, by file and setting.
 pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
-    let checkpoint = Checkpoint::open(&config.model, &pool_for(config))?;
-    check_fits(config, &checkpoint)?;
-    let sizes = sizes(config, &checkpoint)?;
-    let model = served_model(config, &checkpoint, sizes.max_model_len, unit)?;
-    let service = Arc::new(Service::new(vec![model], unit.clone()));
-    Ok(Opened { checkpoint, sizes, service })
+    let pool = pool_for(config);
+    let (mut chat, mut encoders) = (None, Vec::new());
+    for (source, names) in config.models.iter().zip(encoders::names(config)) {
+        if EncoderCheckpoint::is_one(&source.model) {
+            encoders.push(OpenedEncoder::open(config, source, names, &pool)?);
+        } else if let Some((first, _)) = chat.replace((source, names)) {
+            let (one, other) = (&first.model, &source.model);
+            bail!("--model: {one} and {other} both generate text; one such model is served, beside encoders");
+        }
+    }
+    let beside = encoders.iter().map(OpenedEncoder::bytes).sum();
+    let (mut models, mut checkpoint) = (Vec::new(), None);
+    let mut sizes = sizes_of_encoders(config);
+    if let Some((source, names)) = chat {
+        let opened = Checkpoint::open(&source.model, &pool)?;
+        check_fits(config, &opened)?;
+        sizes = self::sizes(config, &opened, beside)?;
+        models.push(served_model(config, &opened, names, sizes.max_model_len, unit)?);
+        checkpoint = Some(opened);
+    }
+    let chat_names = models.iter().flat_map(|m| std::iter::once(&m.id).chain(&m.aliases));
+    encoders::check_names(chat_names.chain(encoders.iter().flat_map(|e| &e.names)))?;
+    let service = Service::new(models, unit.clone()).with_encoders(encoders::served(&encoders, unit)?);
+    Ok(Opened { checkpoint, encoders, sizes, service: Arc::new(service) })
 }
 
 /// Type of the activations.
@@ -145,7 +177,7 @@ pub fn gpu_uuids(config: &Config) -> Vec<String> {
 }
 
 /// Bytes of the KV cache that a GPU has room for beside the weights and the workspace.
-fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow::Result<u64> {
+fn gpu_room(config: &Config, checkpoint: &Checkpoint, beside: u64, ordinal: usize) -> anyhow::Result<u64> {
     let spec = &checkpoint.spec;
     let (free, total) = cuda::memory(ordinal)?;
     let (rows, logit_rows) = (config.batched_tokens() as u64, config.sequences().max(MIN_LOGIT_ROWS) as u64);
@@ -157,7 +189,7 @@ fn gpu_room(config: &Config, checkpoint: &Checkpoint, ordinal: usize) -> anyhow:
         if is_fp8(config, checkpoint) { widest * activations(config, checkpoint).size_in_bytes() } else { 0 };
     let workspace =
         scratch + room as u64 + rows * row + 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
-    let taken = (total - free) + weight_bytes(config, checkpoint) + workspace + GPU_RESERVE_BYTES;
+    let taken = (total - free) + weight_bytes(config, checkpoint) + workspace + GPU_RESERVE_BYTES + beside;
     let room = ((total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken);
     if room == 0 {
         bail!(
@@ -189,7 +221,17 @@ fn check_fits(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
+fn threads_per_device(config: &Config) -> usize {
+    (config.threads.unwrap_or_else(machine::cores) / config.devices.len()).max(1)
+}
+
+fn sizes_of_encoders(config: &Config) -> Sizes {
+    let threads_per_device = threads_per_device(config);
+    Sizes { threads_per_device, blocks_per_device: 0, max_model_len: 0, kv_bytes: 0 }
+}
+
+/// `beside`: bytes of other models on each device.
+fn sizes(config: &Config, checkpoint: &Checkpoint, beside: u64) -> anyhow::Result<Sizes> {
     let devices = config.devices.len();
     let spec = &checkpoint.spec;
     if let Some(asked) = config.max_model_len.filter(|l| *l > spec.max_positions) {
@@ -199,7 +241,7 @@ fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
     let block_bytes = KvCache::block_bytes(spec, held(config, checkpoint).cache) as u64;
     let wanted = config.sequences() * context.div_ceil(BLOCK_SIZE);
     let rooms = config.devices.iter().filter_map(|d| match d {
-        DeviceKind::Cuda(ordinal) => Some(gpu_room(config, checkpoint, *ordinal)),
+        DeviceKind::Cuda(ordinal) => Some(gpu_room(config, checkpoint, beside, *ordinal)),
         _ => None,
     });
     let smallest = rooms.collect::<anyhow::Result<Vec<u64>>>()?.into_iter().min();
@@ -219,7 +261,7 @@ fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
         );
     }
     Ok(Sizes {
-        threads_per_device: (config.threads.unwrap_or_else(machine::cores) / devices).max(1),
+        threads_per_device: threads_per_device(config),
         blocks_per_device: blocks,
         max_model_len: context.min(room),
         kv_bytes: blocks as u64 * block_bytes * devices as u64,
@@ -229,6 +271,7 @@ fn sizes(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<Sizes> {
 fn served_model(
     config: &Config,
     checkpoint: &Checkpoint,
+    mut names: Vec<String>,
     max_model_len: usize,
     unit: &Arc<Unit>,
 ) -> anyhow::Result<ServedModel> {
@@ -253,7 +296,6 @@ fn served_model(
             (tokenizer, template, checkpoint.end_tokens()?)
         }
     };
-    let mut names = config.served_model_names.clone();
     if names.is_empty() {
         names.push(checkpoint.name.clone());
     }
@@ -336,43 +378,56 @@ fn capture(runner: &mut Runner, sequences: usize, ordinal: usize) -> anyhow::Res
 /// A device that cannot hold its cache, or a warm-up with logits that are not finite.
 pub fn start_engines(
     config: &Config,
-    sizes: Sizes,
-    decoder: Decoder,
+    opened: &Opened,
+    decoder: Option<Decoder>,
     clock: &Clock,
     observed: Vec<Observed>,
     faults: &[Faults],
 ) -> anyhow::Result<Vec<EngineHandle>> {
-    let decoder = Arc::new(decoder);
+    let (decoder, sizes) = (decoder.map(Arc::new), opened.sizes);
     let mut engines = Vec::new();
+    // The processor's engines share them.
+    let on_cpu = if on_gpus(config) { Vec::new() } else { encoders::load(opened, &Device::Cpu)? };
     for (index, observed) in observed.into_iter().enumerate() {
         let capacity =
             Capacity { rows: config.batched_tokens(), logit_rows: config.sequences().max(MIN_LOGIT_ROWS) };
         let pool = Arc::new(Pool::new(sizes.threads_per_device));
-        let (device, on, decoder) = match config.devices[index] {
+        let (device, on, encoders) = match config.devices[index] {
             DeviceKind::Cuda(ordinal) => {
                 let mut on = Exec::cuda(ordinal, pool, config.enable_pdl)?;
                 on.batch_invariant = config.batch_invariant;
-                let there = decoder.on_device(&on.device).map_err(|e| anyhow!("cuda:{ordinal}: {e}"))?;
-                (format!("cuda:{ordinal}"), on, Arc::new(there))
+                let encoders = encoders::load(opened, &on.device)?;
+                (format!("cuda:{ordinal}"), on, encoders)
             }
-            _ => (format!("cpu:{index}"), pool.into(), decoder.clone()),
+            _ => (format!("cpu:{index}"), Exec::from(pool), on_cpu.clone()),
         };
-        let mut runner = Runner::new(decoder, on, capacity, sizes.blocks_per_device)
-            .map_err(|e| anyhow!("device {device}: {e}"))?;
-        if let DeviceKind::Cuda(ordinal) = config.devices[index]
-            && !config.enforce_eager
-        {
-            capture(&mut runner, config.sequences(), ordinal)?;
-        }
+        let runner = |decoder: &Arc<Decoder>| -> anyhow::Result<Runner> {
+            let failed = |e| anyhow!("device {device}: {e}");
+            let there = match on.device {
+                Device::Cpu => decoder.clone(),
+                _ => Arc::new(decoder.on_device(&on.device).map_err(failed)?),
+            };
+            let mut runner =
+                Runner::new(there, on.clone(), capacity, sizes.blocks_per_device).map_err(failed)?;
+            if let DeviceKind::Cuda(ordinal) = config.devices[index]
+                && !config.enforce_eager
+            {
+                capture(&mut runner, config.sequences(), ordinal)?;
+            }
+            Ok(runner)
+        };
+        let runner = decoder.as_ref().map(runner).transpose()?;
         let engine = EngineConfig {
             device: device.clone(),
             limits: Limits { max_rows: config.sequences(), max_tokens: config.batched_tokens(), duty: 1.0 },
             prefix_caching: config.prefix_caching,
-            run_ahead: config.async_scheduling.unwrap_or(runner.is_asynchronous()),
+            run_ahead: config
+                .async_scheduling
+                .unwrap_or(runner.as_ref().is_some_and(Runner::is_asynchronous)),
             max_queue: config.max_queue,
             faults: faults.get(index).cloned().unwrap_or_default(),
         };
-        let (handle, _thread) = worker::spawn(runner, engine, clock.clone(), observed)
+        let (handle, _thread) = worker::spawn_with(runner, encoders, engine, clock.clone(), observed)
             .map_err(|e| anyhow!("device {device}: {e}"))?;
         engines.push(handle);
     }
@@ -471,7 +526,7 @@ pub fn start_with_faults(
     metered: Metered,
     faults: &[Faults],
 ) -> anyhow::Result<()> {
-    let decoder = load(config, &opened.checkpoint, false)?;
+    let decoder = opened.checkpoint.as_ref().map(|c| load(config, c, false)).transpose()?;
     if let Some(boards) = metered.boards {
         unit.watch_boards(boards);
     }
@@ -480,6 +535,6 @@ pub fn start_with_faults(
     if let Some(ledger) = Ledger::start(&metered.monitor, logs) {
         unit.meter(ledger);
     }
-    unit.open(start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed, faults)?);
+    unit.open(start_engines(config, opened, decoder, unit.clock(), metered.observed, faults)?);
     unit.watch(config.longest_step()).context("the watchdog's thread could not start")
 }

@@ -29,6 +29,7 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
         None => {
             let unit = Unit::new(Clock::system());
             let opened = assemble::open(config, &unit)?;
+            opened.chat()?;
             assemble::start(config, &opened, &unit)?;
             Partner::Here(opened.service)
         }

@@ -173,14 +173,24 @@ fn model(config: &Config) -> Finding {
     match assemble::open(config, &Unit::new(Clock::system())) {
         Ok(opened) => {
             let s = opened.sizes;
-            let found = format!(
-                "{}: {:.1} M parameters, context {}, KV cache {:.0} MB at most",
-                opened.checkpoint.name,
-                opened.checkpoint.spec.parameters() as f64 / 1e6,
-                s.max_model_len,
-                s.kv_bytes as f64 / 1e6
-            );
-            finding("model", Level::Pass, found, "")
+            let chat = opened.checkpoint.iter().map(|c| {
+                format!(
+                    "{}: {:.1} M parameters, context {}, KV cache {:.0} MB at most",
+                    c.name,
+                    c.spec.parameters() as f64 / 1e6,
+                    s.max_model_len,
+                    s.kv_bytes as f64 / 1e6
+                )
+            });
+            let encoders = opened.encoders.iter().map(|e| {
+                let (c, longest) = (&e.checkpoint, e.max_model_len);
+                format!(
+                    "{}: {:.1} M parameters, texts of up to {longest} tokens",
+                    c.name,
+                    c.parameters() as f64 / 1e6
+                )
+            });
+            finding("model", Level::Pass, chat.chain(encoders).collect::<Vec<_>>().join("; "), "")
         }
         Err(e) => finding(
             "model",

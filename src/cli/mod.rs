@@ -8,6 +8,7 @@ mod bench;
 mod chat;
 mod devices;
 mod doctor;
+mod encoders;
 mod given;
 pub mod machine;
 mod market;
@@ -38,6 +39,7 @@ fn setting_arg(setting: &'static Setting) -> Arg {
         // `--insecure` is `--insecure=true`.
         return arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL");
     }
+    let arg = if setting.many { arg.action(ArgAction::Append) } else { arg };
     arg.num_args(1).value_name(setting.shape).allow_hyphen_values(true)
 }
 
@@ -88,7 +90,9 @@ pub fn command() -> Command {
 /// The settings given as flags, wherever on the line.
 fn given(matches: &ArgMatches) -> Vec<(&'static str, String)> {
     let deepest = deepest(matches);
-    SETTINGS.iter().filter_map(|s| Some((s.name, deepest.get_one::<String>(s.name)?.clone()))).collect()
+    let value =
+        |name: &str| deepest.get_many::<String>(name).map(|all| all.cloned().collect::<Vec<_>>().join(","));
+    SETTINGS.iter().filter_map(|s| Some((s.name, value(s.name)?))).collect()
 }
 
 fn deepest(matches: &ArgMatches) -> &ArgMatches {

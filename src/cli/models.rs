@@ -15,6 +15,8 @@ use crate::model::Checkpoint;
 use crate::model::arch;
 use crate::model::checkpoint::{PRESETS, TokenizerSource, preset_config};
 use crate::model::decoder;
+use crate::model::encoder::{ENCODER_PRESETS, EncoderCheckpoint, Purpose};
+use crate::model::weights::WeightSource;
 use crate::ops::cpu::fp8::F8E4M3;
 use crate::ops::pool::Pool;
 use crate::ops::weight::{Weight, WeightSlice, WeightType};
@@ -29,6 +31,11 @@ pub fn list(config: &Config, json: bool) -> Exit {
             |e| format!("unusable: {e}"),
             |s| size(s.architecture, s.parameters(), s.max_positions),
         );
+        (id, about)
+    }));
+    rows.extend(ENCODER_PRESETS.iter().map(|(name, _)| {
+        let id = format!("synthetic:{name}");
+        let about = describe(&id);
         (id, about)
     }));
     if let Some(dir) = &config.models_dir {
@@ -58,7 +65,18 @@ fn size(architecture: &str, parameters: usize, context: usize) -> String {
 }
 
 fn describe(model: &str) -> String {
-    match Checkpoint::open(model, &Arc::new(Pool::new(1))) {
+    let pool = Arc::new(Pool::new(1));
+    if EncoderCheckpoint::is_one(model) {
+        return EncoderCheckpoint::open(model, &pool).map_or_else(
+            |e| format!("unusable: {e}"),
+            |e| {
+                let does = if e.spec.purpose == Purpose::Score { "scores pairs" } else { "embeds" };
+                let about = size(e.spec.architecture.as_str(), e.parameters(), e.spec.max_tokens);
+                format!("{about}, {does}")
+            },
+        );
+    }
+    match Checkpoint::open(model, &pool) {
         Ok(c) => size(c.spec.architecture, c.spec.parameters(), c.spec.max_positions),
         Err(e) => format!("unusable: {e}"),
     }
@@ -69,22 +87,39 @@ pub fn write(matches: &ArgMatches) -> Exit {
     let argument = |name: &str| matches.get_one::<String>(name).cloned().unwrap_or_default();
     let (source, folder) = (argument("source"), argument("folder"));
     let folder = Path::new(&folder);
-    let checkpoint = Checkpoint::open(&source, &Arc::new(Pool::new(machine::cores())))?;
+    let pool = Arc::new(Pool::new(machine::cores()));
     if folder.join("config.json").exists() {
         bail!("{} already holds a model", folder.display());
     }
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    write_text(&checkpoint, folder)?;
-    let bytes = write_weights(&checkpoint, &folder.join("model.safetensors"))?;
-    println!("wrote {} to {} ({:.1} MB of weights)", checkpoint.name, folder.display(), bytes as f64 / 1e6);
+    let weights = folder.join("model.safetensors");
+    let (name, bytes) = if EncoderCheckpoint::is_one(&source) {
+        let encoder = EncoderCheckpoint::open(&source, &pool)?;
+        put(folder, "config.json", &serde_json::to_vec_pretty(&encoder.config)?)?;
+        match &encoder.tokenizer {
+            TokenizerSource::Json { bytes, .. } => put(folder, "tokenizer.json", bytes)?,
+            TokenizerSource::Synthetic { vocab } => {
+                put(folder, "tokenizer.json", &serde_json::to_vec(&stand_in_json(*vocab)?)?)?;
+            }
+        }
+        (encoder.name, write_weights(&encoder.source, &encoder.tensors, &weights)?)
+    } else {
+        let checkpoint = Checkpoint::open(&source, &pool)?;
+        write_text(&checkpoint, folder)?;
+        let tensors = decoder::tensors(&checkpoint.spec);
+        (checkpoint.name, write_weights(&checkpoint.source, &tensors, &weights)?)
+    };
+    println!("wrote {name} to {} ({:.1} MB of weights)", folder.display(), bytes as f64 / 1e6);
     Ok(0)
 }
 
+fn put(folder: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).with_context(|| path.display().to_string())
+}
+
 fn write_text(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
-    let put = |name: &str, bytes: &[u8]| {
-        let path = folder.join(name);
-        std::fs::write(&path, bytes).with_context(|| path.display().to_string())
-    };
+    let put = |name: &str, bytes: &[u8]| put(folder, name, bytes);
     let pretty = |v: &Value| serde_json::to_vec_pretty(v);
     let mut config = checkpoint.config.clone();
     match &checkpoint.text.tokenizer {
@@ -110,13 +145,16 @@ fn write_text(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Writes all tensors, one at a time: a model larger than memory can be written.
-fn write_weights(checkpoint: &Checkpoint, path: &Path) -> anyhow::Result<u64> {
-    let tensors = decoder::tensors(&checkpoint.spec);
-    let kind = checkpoint.source.weight(&tensors[0].0, &tensors[0].1)?.kind();
+fn write_weights(
+    source: &WeightSource,
+    tensors: &[(String, Vec<usize>)],
+    path: &Path,
+) -> anyhow::Result<u64> {
+    let kind = source.weight(&tensors[0].0, &tensors[0].1)?.kind();
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut offset = 0u64;
-    for (name, shape) in &tensors {
+    for (name, shape) in tensors {
         let end = offset + (shape.iter().product::<usize>() * kind.bytes()) as u64;
         let dtype = match kind {
             WeightType::F32 => "F32",
@@ -133,8 +171,8 @@ fn write_weights(checkpoint: &Checkpoint, path: &Path) -> anyhow::Result<u64> {
     let mut out = BufWriter::new(File::create(path).with_context(|| path.display().to_string())?);
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
-    for (name, shape) in &tensors {
-        let weight = checkpoint.source.weight(name, shape)?;
+    for (name, shape) in tensors {
+        let weight = source.weight(name, shape)?;
         if weight.kind() != kind || weight.scales().is_some() {
             bail!("{name}: weights with scales, or of several types, are not written");
         }

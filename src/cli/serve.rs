@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::assemble::{self, Metered, Opened};
 use super::devices::Chosen;
+use super::encoders::OpenedEncoder;
 use super::{Exit, machine};
 use crate::api::{
     ApiConfig, ApiKeys, ApiState, BodyLimits, Origins, Server, ServerConfig, TimeLimits, Tls, energy_source,
@@ -35,19 +36,28 @@ pub fn check(config: &Config) -> Exit {
     tls(config)?;
     let unit = Unit::new(Clock::system());
     let opened = assemble::open(config, &unit)?;
-    let decoder = assemble::load(config, &opened.checkpoint, true)?;
-    let bytes = decoder.weight_bytes();
+    let decoder = opened.checkpoint.as_ref().map(|c| assemble::load(config, c, true)).transpose()?;
+    let bytes = decoder.as_ref().map_or(0, |d| d.weight_bytes());
     let metered = assemble::meters(config, unit.clock())?;
     let infos = metered.monitor.infos();
-    assemble::start_engines(config, opened.sizes, decoder, unit.clock(), metered.observed, &[])?;
-    println!(
-        "ok: {} ({} parameters, {:.1} MB), context {}, every weight finite, warm-up passed; power: {}",
-        opened.checkpoint.name,
-        opened.checkpoint.spec.parameters(),
-        bytes as f64 / 1e6,
-        opened.sizes.max_model_len,
-        named(&infos)
-    );
+    assemble::start_engines(config, &opened, decoder, unit.clock(), metered.observed, &[])?;
+    if let Some(checkpoint) = &opened.checkpoint {
+        println!(
+            "ok: {} ({} parameters, {:.1} MB), context {}, every weight finite, warm-up passed; power: {}",
+            checkpoint.name,
+            checkpoint.spec.parameters(),
+            bytes as f64 / 1e6,
+            opened.sizes.max_model_len,
+            named(&infos)
+        );
+    }
+    for OpenedEncoder { checkpoint, max_model_len, .. } in &opened.encoders {
+        println!(
+            "ok: {} ({} parameters), texts of up to {max_model_len} tokens, every weight finite, warm-up passed",
+            checkpoint.name,
+            checkpoint.parameters()
+        );
+    }
     Ok(0)
 }
 
@@ -197,10 +207,7 @@ fn server_config(config: &Config) -> ServerConfig {
 /// What the HTTP layer is given.
 pub fn api_state(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> Arc<ApiState> {
     let keys = ApiKeys::new(config.api_key.as_slice());
-    let metrics = MetricsConfig {
-        model_name: opened.service.models().first().map(|m| m.id.clone()).unwrap_or_default(),
-        vllm_names: config.vllm_metrics,
-    };
+    let metrics = MetricsConfig { model_name: first_model(opened).into(), vllm_names: config.vllm_metrics };
     let unknown_parameters = match config.refuse_unknown_parameters {
         true => UnknownParameters::Refuse,
         false => UnknownParameters::Warn,
@@ -218,6 +225,12 @@ pub fn api_state(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> Arc<ApiS
     ApiState::new(opened.service.clone(), metrics, api)
 }
 
+/// The name of the model that generates text, else of the first encoder.
+fn first_model(opened: &Opened) -> &str {
+    let chat = opened.service.models().first().map(|m| &m.id);
+    chat.or(opened.service.encoders().first().map(|e| &e.id)).map_or("", String::as_str)
+}
+
 /// Meters for people: name, boundary, method.
 fn named(meters: &[MeterInfo]) -> String {
     let one = |m: &MeterInfo| match m.method {
@@ -228,8 +241,8 @@ fn named(meters: &[MeterInfo]) -> String {
 }
 
 fn banner(config: &Config, chosen: &Chosen, opened: &Opened, address: SocketAddr, power: &str) {
-    let Opened { checkpoint, sizes, .. } = opened;
-    let model = opened.service.models().first().map(|m| m.id.as_str()).unwrap_or_default();
+    let Opened { checkpoint, sizes, encoders, .. } = opened;
+    let model = first_model(opened);
     let key = config
         .api_key
         .as_ref()
@@ -243,12 +256,22 @@ fn banner(config: &Config, chosen: &Chosen, opened: &Opened, address: SocketAddr
     let demo =
         if config.model == "demo" { " (a small demonstration; --model DIR serves a real one)" } else { "" };
     println!("hashwatt {} serves {model}{demo}", env!("CARGO_PKG_VERSION"));
-    println!(
-        "  model    {:.1} M parameters, {:?}, context {}",
-        checkpoint.spec.parameters() as f64 / 1e6,
-        checkpoint.spec.float_type,
-        sizes.max_model_len
-    );
+    if let Some(checkpoint) = checkpoint {
+        println!(
+            "  model    {:.1} M parameters, {:?}, context {}",
+            checkpoint.spec.parameters() as f64 / 1e6,
+            checkpoint.spec.float_type,
+            sizes.max_model_len
+        );
+    }
+    for OpenedEncoder { checkpoint, max_model_len, names } in encoders {
+        println!(
+            "  encoder  {}: {}, {:.1} M parameters, texts of up to {max_model_len} tokens",
+            names.join(", "),
+            checkpoint.spec.architecture.as_str(),
+            checkpoint.parameters() as f64 / 1e6
+        );
+    }
     println!(
         "  device   {}, {} threads each, {}; KV cache {} tokens ({:.0} MB at most)",
         chosen,
@@ -260,8 +283,13 @@ fn banner(config: &Config, chosen: &Chosen, opened: &Opened, address: SocketAddr
     println!("  power    {power}");
     let auth = if config.api_key.is_some() { "API key required" } else { "no API key" };
     println!("  listen   {base}/v1 ({auth}), metrics at {base}/metrics");
-    println!("  try      curl {base}/v1/chat/completions{key} -H 'Content-Type: application/json' \\");
-    println!(
-        "             -d '{{\"messages\": [{{\"role\": \"user\", \"content\": \"What is hashprice?\"}}]}}'"
-    );
+    let (path, body) = match (checkpoint, opened.service.encoders().first()) {
+        (None, Some(encoder)) if encoder.is_reranker() => {
+            ("rerank", r#"{"query": "What is hashprice?", "documents": ["USD per TH per day", "A beach"]}"#)
+        }
+        (None, _) => ("embeddings", r#"{"input": "What is hashprice?"}"#),
+        _ => ("chat/completions", r#"{"messages": [{"role": "user", "content": "What is hashprice?"}]}"#),
+    };
+    println!("  try      curl {base}/v1/{path}{key} -H 'Content-Type: application/json' \\");
+    println!("             -d '{body}'");
 }

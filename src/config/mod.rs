@@ -54,6 +54,15 @@ impl std::fmt::Display for Origin {
 #[derive(Debug, Clone)]
 pub struct Resolved(BTreeMap<&'static str, (String, Origin)>);
 
+/// A model to be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSource {
+    /// What clients call it, where the operator says so.
+    pub name: Option<String>,
+    /// `demo`, `synthetic:PRESET` or a folder.
+    pub model: String,
+}
+
 /// Which devices serve; each is an engine of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {
@@ -77,8 +86,10 @@ pub enum LogFormat {
 pub struct Config {
     pub host: IpAddr,
     pub port: u16,
-    /// `demo`, `synthetic:PRESET` or a folder.
+    /// The first of `models`, without its name.
     pub model: String,
+    /// At least one.
+    pub models: Vec<ModelSource>,
     pub served_model_names: Vec<String>,
     /// `None` is the model's own context.
     pub max_model_len: Option<usize>,
@@ -237,13 +248,15 @@ impl Resolved {
             Some(_) => self.get(name, parse_bytes).map(Some),
         };
         let max_body = self.get("max-body-bytes", parse_bytes)?;
+        let models = self.get("model", value::parse_models)?;
         let config = Config {
             host: self.get("host", |v| match v {
                 "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
                 v => v.parse().map_err(|_| "is not an IP address".to_string()),
             })?,
             port: self.get("port", |v| v.parse().map_err(|_| "is not a port (0 to 65535)".to_string()))?,
-            model: self.text("model").unwrap_or_default(),
+            model: models[0].model.clone(),
+            models,
             served_model_names: list(&self.0["served-model-name"].0),
             max_model_len: self.optional_number("max-model-len")?,
             max_num_seqs: self.number_or_auto("max-num-seqs")?,

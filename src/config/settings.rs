@@ -10,6 +10,8 @@ pub struct Setting {
     pub shape: &'static str,
     pub help: &'static str,
     pub secret: bool,
+    /// May be given more than once.
+    pub many: bool,
 }
 
 const fn setting(
@@ -18,7 +20,7 @@ const fn setting(
     shape: &'static str,
     help: &'static str,
 ) -> Setting {
-    Setting { name, default, shape, help, secret: false }
+    Setting { name, default, shape, help, secret: false, many: false }
 }
 
 /// Names are vLLM's where the meaning is the same.
@@ -26,12 +28,20 @@ pub static SETTINGS: &[Setting] = &[
     setting("config", "", "FILE", "A unit.toml with settings; keys are the flags' names"),
     setting("host", "127.0.0.1", "ADDRESS", "Address to listen on; any other than loopback wants an API key"),
     setting("port", "8000", "PORT", "Port to listen on; 0 takes a free one"),
-    setting("model", "demo", "MODEL", "demo, synthetic:PRESET, or a folder with config.json and safetensors"),
+    Setting {
+        many: true,
+        ..setting(
+            "model",
+            "demo",
+            "[NAME=]MODEL",
+            "demo, synthetic:PRESET, or a folder with config.json and safetensors; more than once for encoders beside it",
+        )
+    },
     setting(
         "served-model-name",
         "",
         "NAME,…",
-        "Names clients use for the model; the first is the one answered with",
+        "Names clients use for the (first) model; the first is the one answered with",
     ),
     setting(
         "max-model-len",

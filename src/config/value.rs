@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::DeviceKind;
+use super::{DeviceKind, ModelSource};
 use crate::model::decoder::{Precision, Quantize};
 
 /// `512`, `512KiB`, `2GiB`, `2GB`.
@@ -40,6 +40,20 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     match number.trim().parse::<f64>() {
         Ok(n) if (0.0..1e7).contains(&n) => Ok(Duration::from_secs_f64(n * seconds)),
         _ => Err("is not a time such as 30s or 500ms".into()),
+    }
+}
+
+/// One or more of `MODEL` and `NAME=MODEL`, separated by commas. Before the `=` of a path there is a `/`.
+pub fn parse_models(text: &str) -> Result<Vec<ModelSource>, String> {
+    let one = |text: String| match text.split_once('=') {
+        Some((name, model)) if !name.is_empty() && !model.is_empty() && !name.contains('/') => {
+            ModelSource { name: Some(name.into()), model: model.into() }
+        }
+        _ => ModelSource { name: None, model: text },
+    };
+    match super::list(text) {
+        all if all.is_empty() => Err("names no model".into()),
+        all => Ok(all.into_iter().map(one).collect()),
     }
 }
 
@@ -139,6 +153,19 @@ mod tests {
         ] {
             assert_eq!(without_credentials(text), shown);
         }
+    }
+
+    #[test]
+    fn models_may_have_names() {
+        let of = |text: &str| {
+            let all = parse_models(text).unwrap();
+            all.into_iter().map(|m| (m.name.unwrap_or_default(), m.model)).collect::<Vec<_>>()
+        };
+        let pair = |name: &str, model: &str| (name.to_string(), model.to_string());
+        assert_eq!(of("demo"), [pair("", "demo")]);
+        assert_eq!(of("demo, mini=/a/b=c"), [pair("", "demo"), pair("mini", "/a/b=c")]);
+        assert_eq!(of("./a=b"), [pair("", "./a=b")]);
+        assert!(parse_models(" , ").is_err());
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //!
 //! `worker` is the thread of a device; it asks each `resident` for steps. A step is planned by the
 //! `scheduler` over `sequence`s and their blocks, laid out by `batch`, run by `model`, sampled by
-//! `sampler`, and told to the clients as `event`s.
+//! `sampler`, and told to the clients as `event`s. Texts for an encoder are grouped by `buckets` and run by `encode`.
 
 pub mod batch;
 pub mod block_pool;
+pub mod buckets;
 pub mod constraint;
+pub mod encode;
 pub mod event;
 pub mod fault;
 mod flight;

@@ -158,6 +158,11 @@ impl Resident {
         }
     }
 
+    /// True while a step is under way.
+    pub fn is_in_flight(&self) -> bool {
+        self.in_flight
+    }
+
     /// True while there is something to run, or to wait for.
     pub fn has_work(&self) -> bool {
         self.in_flight || self.first_rank().is_some()

@@ -26,6 +26,13 @@ pub struct EngineStats {
     pub max_sequences: AtomicUsize,
     pub prompt_tokens: AtomicU64,
     pub generated_tokens: AtomicU64,
+    /// Requests at encoders, and their texts that are not computed yet.
+    pub encodes: AtomicUsize,
+    pub encoder_texts: AtomicUsize,
+    /// What encoders have computed: texts, their tokens, and padding beside them.
+    pub encoded_texts: AtomicU64,
+    pub encoded_tokens: AtomicU64,
+    pub padding_tokens: AtomicU64,
     /// Clock reading of the worker's last sign of life, in nanoseconds; 0 before the first.
     pub heartbeat: AtomicU64,
     /// Prompts that begin alike find each other's blocks.

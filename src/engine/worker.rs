@@ -10,8 +10,13 @@ use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use crate::clock::Clock;
-use crate::engine::event::{EngineError, EventSender, EventStream, GenerateRequest, event_channel};
+use crate::engine::encode::{EncodeRequest, EncodeResult, EncoderResident, HostedEncoder};
+use crate::engine::event::{
+    EngineError, EventSender, EventStream, GenerateRequest, Tier, TokenEvent, event_channel,
+};
 use crate::engine::fault::Faults;
 use crate::engine::resident::{Resident, StepReport};
 use crate::engine::stats::EngineStats;
@@ -54,6 +59,10 @@ pub(crate) enum Command {
         request: Box<GenerateRequest>,
         events: EventSender,
     },
+    Encode {
+        request: EncodeRequest,
+        reply: oneshot::Sender<EncodeResult>,
+    },
     SetLimits(Limits),
     /// End at once: every live request gets `EngineError::Aborted`.
     Abort,
@@ -88,6 +97,26 @@ impl EngineHandle {
             EngineError::Dead("its thread ended".into())
         })?;
         Ok(stream)
+    }
+
+    /// Queues texts for an encoder. Dropping the receiver cancels them.
+    ///
+    /// # Errors
+    /// `QueueFull` when `max_queue` such requests are there, `Dead` when the worker has ended.
+    pub fn encode(&self, request: EncodeRequest) -> Result<oneshot::Receiver<EncodeResult>, EngineError> {
+        let waiting = self.stats.encodes.fetch_add(1, Ordering::AcqRel);
+        let refuse = |error| {
+            self.stats.encodes.fetch_sub(1, Ordering::AcqRel);
+            Err(error)
+        };
+        if waiting >= self.max_queue {
+            return refuse(EngineError::QueueFull { waiting, limit: self.max_queue });
+        }
+        let (reply, answer) = oneshot::channel();
+        match self.commands.send(Command::Encode { request, reply }) {
+            Ok(()) => Ok(answer),
+            Err(_) => refuse(EngineError::Dead("its thread ended".into())),
+        }
     }
 
     pub fn set_limits(&self, limits: Limits) {
@@ -125,6 +154,20 @@ pub fn spawn(
     clock: Clock,
     observed: Observed,
 ) -> Result<(EngineHandle, JoinHandle<()>), EngineError> {
+    spawn_with(Some(runner), Vec::new(), config, clock, observed)
+}
+
+/// The same for a device with encoders beside its decoder, or instead of one.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_with(
+    runner: Option<Runner>,
+    encoders: Vec<HostedEncoder>,
+    config: EngineConfig,
+    clock: Clock,
+    observed: Observed,
+) -> Result<(EngineHandle, JoinHandle<()>), EngineError> {
     let (commands, inbox) = mpsc::channel();
     let stats = Arc::new(EngineStats::default());
     let handle = EngineHandle {
@@ -137,17 +180,25 @@ pub fn spawn(
     let thread = std::thread::Builder::new()
         .name(format!("hashwatt-{}", config.device))
         .spawn(move || {
-            let resident = Resident::new(
-                runner,
-                config.limits.max_rows,
-                config.prefix_caching,
-                clock.clone(),
-                stats.clone(),
-                observed.clone(),
-            );
+            let (rows, caching) = (config.limits.max_rows, config.prefix_caching);
+            let decoder =
+                |runner| Resident::new(runner, rows, caching, clock.clone(), stats.clone(), observed.clone());
+            let encoder = |hosted| {
+                EncoderResident::new(hosted, &config.device, clock.clone(), stats.clone(), observed.clone())
+            };
+            let residents: Vec<_> = runner.map(decoder).into_iter().collect();
+            let encoders: Vec<_> = match encoders.into_iter().map(encoder).collect() {
+                Ok(encoders) => encoders,
+                Err(error) => {
+                    let _ = up.send(Err(error));
+                    return;
+                }
+            };
             let ceiling = config.limits;
             let mut worker = Worker {
-                residents: vec![resident],
+                turns: vec![0; residents.len() + encoders.len()],
+                residents,
+                encoders,
                 inbox,
                 clock,
                 stats,
@@ -173,7 +224,11 @@ pub fn spawn(
 }
 
 struct Worker {
+    /// Decoders; one so far, if any.
     residents: Vec<Resident>,
+    encoders: Vec<EncoderResident>,
+    /// When each of them last had a step, by the count of steps; decoders first.
+    turns: Vec<u64>,
     inbox: mpsc::Receiver<Command>,
     clock: Clock,
     stats: Arc<EngineStats>,
@@ -194,6 +249,7 @@ impl Worker {
             catch_unwind(AssertUnwindSafe(|| resident.warm_up()))
                 .unwrap_or_else(|panic| Err(EngineError::of_panic(&*panic)))?;
         }
+        self.encoders.iter_mut().try_for_each(EncoderResident::warm_up)?;
         self.stats.beat(self.clock.now());
         self.stats.ready.store(true, Ordering::Release);
         Ok(())
@@ -205,6 +261,7 @@ impl Worker {
             for resident in &mut self.residents {
                 resident.drop_cancelled();
             }
+            self.encoders.iter_mut().for_each(EncoderResident::drop_cancelled);
             if let Some(report) = self.step_next() {
                 self.record(&report);
                 self.pause(&report);
@@ -219,7 +276,7 @@ impl Worker {
     /// Handles what has arrived; sleeps when there is nothing to do. False when the engine should end.
     fn take_commands(&mut self) -> bool {
         loop {
-            let idle = !self.residents.iter().any(Resident::has_work);
+            let idle = self.next().is_none();
             let command = if idle {
                 self.inbox.recv_timeout(IDLE_BEAT).map_err(|e| e == RecvTimeoutError::Disconnected)
             } else {
@@ -237,8 +294,23 @@ impl Worker {
         match command {
             Command::Submit { request, events } => {
                 self.arrivals += 1;
-                // One resident so far; a request will name its own when there are more.
-                self.residents[0].add(*request, events, self.arrivals);
+                match self.residents.first_mut() {
+                    Some(resident) => resident.add(*request, events, self.arrivals),
+                    None => {
+                        self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+                        events.send(TokenEvent::failed(EngineError::Step("no decoder is here".into())));
+                    }
+                }
+            }
+            Command::Encode { request, reply } => {
+                self.arrivals += 1;
+                match self.encoders.get_mut(request.encoder) {
+                    Some(encoder) => encoder.add(request, reply, self.arrivals),
+                    None => {
+                        self.stats.encodes.fetch_sub(1, Ordering::AcqRel);
+                        let _ = reply.send(Err(EngineError::Step("no such encoder is here".into())));
+                    }
+                }
             }
             Command::SetLimits(wanted) => {
                 self.limits = Limits {
@@ -251,20 +323,47 @@ impl Worker {
                 for resident in &mut self.residents {
                     resident.fail_all(&EngineError::Aborted);
                 }
+                self.encoders.iter_mut().for_each(|e| e.fail_all(&EngineError::Aborted));
             }
         }
     }
 
-    /// One step of the resident whose first request ranks highest.
+    /// Who has work, by number as in `turns`, each with the tier of its first request.
+    fn at_work(&self) -> impl Iterator<Item = (usize, Option<Tier>)> {
+        let decoders = self.residents.iter().map(|r| (r.has_work(), r.first_rank()));
+        let encoders = self.encoders.iter().map(|e| (e.first_rank().is_some(), e.first_rank()));
+        let all = decoders.chain(encoders).enumerate();
+        all.filter(|(_, (works, _))| *works).map(|(number, (_, rank))| (number, rank.map(|r| r.tier)))
+    }
+
+    /// Whose turn it is: that of the highest tier, and of these the one that has waited longest since its last step. So
+    /// neither a long conversation nor many texts keep the others waiting for more than a step.
+    fn next(&self) -> Option<usize> {
+        self.at_work().min_by_key(|(number, tier)| (*tier, self.turns[*number])).map(|(number, _)| number)
+    }
+
+    /// One step of the resident whose turn it is.
     fn step_next(&mut self) -> Option<StepReport> {
         let Limits { max_rows, max_tokens, .. } = self.limits;
-        let resident = self.residents.iter_mut().filter(|r| r.has_work()).min_by_key(|r| r.first_rank())?;
+        let mut number = self.next()?;
+        let alone = self.at_work().nth(1).is_none();
+        // Steps do not overlap: one that is in flight ends before another resident's begins.
+        if number >= self.residents.len()
+            && let Some(in_flight) = self.residents.iter().position(Resident::is_in_flight)
+        {
+            number = in_flight;
+        }
+        let fault = self.faults.due(self.steps);
+        self.steps += 1;
+        self.turns[number] = self.steps;
+        let Some(resident) = self.residents.get_mut(number) else {
+            return self.encoders[number - self.residents.len()].step(max_tokens, fault);
+        };
         // A pause between steps is one for the device.
-        let ahead = self.run_ahead && self.limits.duty >= 1.0 && !resident.is_suspect();
-        if let Some(fault) = self.faults.due(self.steps) {
+        let ahead = self.run_ahead && self.limits.duty >= 1.0 && !resident.is_suspect() && alone;
+        if let Some(fault) = fault {
             resident.order(fault);
         }
-        self.steps += 1;
         match catch_unwind(AssertUnwindSafe(|| resident.step(max_rows, max_tokens, ahead))) {
             Ok(report) => report,
             Err(panic) => {
@@ -280,10 +379,13 @@ impl Worker {
     /// Ends everything when a device serves nobody any more; true when it does not.
     fn end_lost(&mut self) -> bool {
         self.residents.iter_mut().for_each(Resident::try_suspect);
-        let Some(error) = self.residents.iter().find_map(Resident::lost).cloned() else { return false };
+        let lost = self.residents.iter().find_map(Resident::lost);
+        let lost = lost.or_else(|| self.encoders.iter().find_map(EncoderResident::lost));
+        let Some(error) = lost.cloned() else { return false };
         tracing::error!(%error, "the engine ends");
         self.stats.ready.store(false, Ordering::Release);
         self.residents.iter_mut().for_each(|r| r.fail_all(&error));
+        self.encoders.iter_mut().for_each(|e| e.fail_all(&error));
         // Of a step that was launched behind the one that showed it, nobody will hear.
         self.observed.abandon(self.clock.now());
         true

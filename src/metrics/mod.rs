@@ -38,6 +38,12 @@ pub struct EngineSample {
     pub max_rows: usize,
     pub prompt_tokens: u64,
     pub generated_tokens: u64,
+    /// Texts that wait for an encoder.
+    pub encoder_texts: usize,
+    /// What encoders have computed: texts, their tokens, and padding beside them.
+    pub encoded_texts: u64,
+    pub encoded_tokens: u64,
+    pub padding_tokens: u64,
     /// Requests that it was given.
     pub placed: u64,
     /// Requests that went on at another engine.
@@ -104,6 +110,10 @@ static TABLE: &[Row] = &[
     row("hashwatt_engine_steps", "", "Steps (forwards) computed", Origin::EngineCounter(|e| e.steps)),
     row("hashwatt_prompt_tokens", "vllm:prompt_tokens", "Prompt tokens of admitted requests", Origin::EngineCounter(|e| e.prompt_tokens)),
     row("hashwatt_generated_tokens", "vllm:generation_tokens", "Tokens generated", Origin::EngineCounter(|e| e.generated_tokens)),
+    row("hashwatt_encoder_texts_waiting", "", "Texts that an encoder has not computed yet", Origin::EngineGauge(|e| e.encoder_texts as f64)),
+    row("hashwatt_encoder_texts", "", "Texts, or pairs of texts, that encoders computed", Origin::EngineCounter(|e| e.encoded_texts)),
+    row("hashwatt_encoder_tokens", "", "Tokens of these texts", Origin::EngineCounter(|e| e.encoded_tokens)),
+    row("hashwatt_encoder_padding_tokens", "", "Tokens of padding that encoders computed beside them", Origin::EngineCounter(|e| e.padding_tokens)),
     row("hashwatt_prefix_cache_queries", "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", Origin::EngineCounter(|e| e.prefix_queries)),
     row("hashwatt_prefix_cache_hits", "vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", Origin::EngineCounter(|e| e.prefix_hits)),
     row("hashwatt_preemptions", "vllm:num_preemptions", "Sequences that gave their blocks back and began anew", Origin::EngineCounter(|e| e.preemptions)),

@@ -199,6 +199,11 @@ pub fn preset_config(preset: &str) -> Result<Value, LoadError> {
         .iter()
         .find(|(name, _)| *name == preset)
         .ok_or_else(|| LoadError::Unknown(format!("{SYNTHETIC}{preset}")))?;
+    card_config(preset, card)
+}
+
+/// The `[config]` of the card of a preset.
+pub(super) fn card_config(preset: &str, card: &str) -> Result<Value, LoadError> {
     let file = format!("models/{preset}.toml");
     let card: Value = toml::from_str(card).map_err(|e| LoadError::file(&file, e))?;
     card.get("config").cloned().ok_or_else(|| LoadError::file(&file, "has no [config]"))

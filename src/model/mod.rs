@@ -1,14 +1,17 @@
 //! L2. A transformer as data: what a checkpoint says it is, its weights, and one step through it.
 //!
 //! `checkpoint` opens a folder, a preset or the embedded demo; `arch` turns its configuration into a
-//! `DecoderSpec`; `decoder` runs any spec; `runner` owns what a device needs to run steps.
+//! `DecoderSpec`; `decoder` runs any spec; `runner` owns what a device needs to run steps. `encoder` is for models that
+//! embed or score texts.
 
 pub mod arch;
 pub mod checkpoint;
 pub mod decoder;
+pub mod encoder;
 pub mod graphs;
 pub mod input;
 pub mod kv_cache;
+pub mod pooling;
 pub mod runner;
 pub mod spec;
 pub mod weights;

@@ -5,6 +5,7 @@
 mod choice;
 pub mod collected;
 mod constraint;
+mod embed;
 pub mod generate;
 pub mod stop;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use crate::wire::request::{
 use crate::wire::thinking::Thinking;
 
 pub use constraint::LazyGrammars;
+pub use embed::{Embedded, Embedding, ServedEncoder};
 pub use generate::Generation;
 
 /// What the checkpoint's `generation_config.json` says where a request says nothing.
@@ -85,12 +87,13 @@ pub struct ServedModel {
 /// Everything that can be asked of this process, without HTTP.
 pub struct Service {
     models: Vec<ServedModel>,
+    encoders: Vec<ServedEncoder>,
     unit: Arc<Unit>,
 }
 
 impl Service {
     pub fn new(models: Vec<ServedModel>, unit: Arc<Unit>) -> Service {
-        Service { models, unit }
+        Service { models, encoders: Vec::new(), unit }
     }
 
     pub fn unit(&self) -> &Arc<Unit> {
@@ -101,16 +104,22 @@ impl Service {
         &self.models
     }
 
-    /// The model a request names; without a name, the first.
+    /// The model that generates a request names; without a name, the first.
     ///
     /// # Errors
-    /// `UnknownModel`.
+    /// `UnknownModel`, and an encoder, which says what it is for.
     pub fn model(&self, name: Option<&str>) -> Result<&ServedModel, ServiceError> {
         let found = match name {
-            None => self.models.first(),
+            None => match (self.models.first(), self.encoders.first()) {
+                (None, Some(encoder)) => return Err(encoder.refusal()),
+                (first, _) => first,
+            },
             Some(name) => self.models.iter().find(|m| m.id == name || m.aliases.iter().any(|a| a == name)),
         };
-        found.ok_or_else(|| ServiceError::UnknownModel(name.unwrap_or_default().chars().take(128).collect()))
+        if let (None, Some(encoder)) = (found, name.and_then(|name| self.encoder_named(name))) {
+            return Err(encoder.refusal());
+        }
+        found.ok_or_else(|| ServiceError::unknown(name.unwrap_or_default()))
     }
 
     /// Starts the answer to a conversation.
@@ -184,6 +193,13 @@ pub enum ServiceError {
     Busy(String),
     #[error("{0}")]
     Internal(String),
+}
+
+impl ServiceError {
+    /// No model of this name is served.
+    pub fn unknown(name: &str) -> ServiceError {
+        ServiceError::UnknownModel(name.chars().take(128).collect())
+    }
 }
 
 impl Classified for ServiceError {

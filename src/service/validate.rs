@@ -29,7 +29,7 @@ pub struct ValidRequest {
     pub tier: ServiceTier,
 }
 
-fn invalid(param: &str, message: String, code: Option<&'static str>) -> ServiceError {
+pub(super) fn invalid(param: &str, message: String, code: Option<&'static str>) -> ServiceError {
     ServiceError::Invalid { message, param: Some(param.into()), code }
 }
 
@@ -256,7 +256,7 @@ fn written(call: &ToolCall) -> Value {
     json!({"id": call.id, "type": "function", "function": function})
 }
 
-fn tier(tier: ServiceTier) -> Tier {
+pub(super) fn tier(tier: ServiceTier) -> Tier {
     match tier {
         ServiceTier::Priority => Tier::Priority,
         ServiceTier::Default => Tier::Default,

@@ -84,6 +84,17 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Token ids of two texts that a model reads together, with what the tokenizer puts around them, and of each token
+    /// the segment it belongs to.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses a text.
+    pub fn encode_pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, Vec<u32>), TextError> {
+        let encoding =
+            self.inner.encode_fast((first, second), true).map_err(|e| TextError::Encode(e.to_string()))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
+    }
+
     /// The text of ids, special tokens left out.
     ///
     /// # Errors

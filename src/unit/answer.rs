@@ -29,7 +29,7 @@ pub struct Answer {
 
 /// A request may itself be what an engine dies of (an operation that hangs, a fault that its prompt brings about). One
 /// that two have not survived is not given a third.
-const MOST_OUTLIVED: u32 = 1;
+pub(super) const MOST_OUTLIVED: u32 = 1;
 
 impl Answer {
     /// The reader keeps what it hears to itself until it calls [`Answer::shown`]: until then the request may begin

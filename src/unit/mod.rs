@@ -6,6 +6,7 @@
 
 mod affinity;
 mod answer;
+mod encode;
 mod replica;
 mod watchdog;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use affinity::Affinity;
 pub use answer::Answer;
+pub use encode::EncodeAnswer;
 pub use replica::Replica;
 
 use crate::clock::{Clock, Tick};
@@ -134,7 +136,7 @@ impl Unit {
 
     /// Requests running or waiting, over all engines that serve.
     pub fn live_requests(&self) -> usize {
-        self.serving().map(|(_, r)| r.load()).sum()
+        self.serving().map(|(_, r)| r.load() + r.stats().encodes.load(Ordering::Acquire)).sum()
     }
 
     /// True when requests are taken and an engine gave a fresh sign of life.

@@ -4,6 +4,7 @@
 //! and by the benches and `chat --url` from the other side.
 
 pub mod client;
+pub mod embeddings;
 pub mod error;
 pub mod fields;
 pub mod format;

@@ -193,7 +193,7 @@ impl CompletionRequest {
         parameters.logprobs = f.integer("logprobs", 0, MAX_COMPLETION_LOGPROBS)?;
         // OpenAI's default for this endpoint.
         parameters.max_tokens = parameters.max_tokens.or(Some(16));
-        let prompts = prompts(&mut f)?;
+        let prompts = prompts(&mut f, "prompt", MAX_CHOICES)?.0;
         if prompts.len() * parameters.n > MAX_CHOICES {
             let message = format!(
                 "{} prompts × n = {} choices; at most {MAX_CHOICES} are served",
@@ -392,7 +392,7 @@ fn seed(f: &mut Fields) -> Result<Option<u64>, RequestError> {
     seed.map(Some).ok_or_else(|| wrong("seed", "a 64-bit integer", &value))
 }
 
-fn service_tier(f: &mut Fields) -> Result<ServiceTier, RequestError> {
+pub(super) fn service_tier(f: &mut Fields) -> Result<ServiceTier, RequestError> {
     match f.string("service_tier")?.as_deref() {
         None | Some("auto" | "default") => Ok(ServiceTier::Default),
         Some("priority") => Ok(ServiceTier::Priority),
@@ -411,27 +411,31 @@ fn cache_salt(f: &mut Fields) -> Result<Option<String>, RequestError> {
     }
 }
 
-fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, RequestError> {
+/// One or more texts or lists of token ids, up to `most`, and whether it was one that is not in an array.
+pub(super) fn prompts(f: &mut Fields, key: &str, most: usize) -> Result<(Vec<Prompt>, bool), RequestError> {
     let expected = "a string, an array of strings, an array of token ids, or an array of such arrays";
-    let value = f.take("prompt").ok_or_else(|| RequestError::invalid("prompt", "prompt is required"))?;
+    let missing = || RequestError::invalid(key, format!("{key} is required"));
+    let value = f.take(key).ok_or_else(missing)?;
     let one = |v: &Value| match v {
         Value::String(s) => Some(Prompt::Text(s.clone())),
         Value::Array(_) => token_ids(v).map(Prompt::Tokens),
         _ => None,
     };
-    let prompts = match &value {
-        Value::String(s) => Some(vec![Prompt::Text(s.clone())]),
-        Value::Array(all) if all.first().is_some_and(Value::is_number) => one(&value).map(|p| vec![p]),
-        Value::Array(all) => all.iter().map(one).collect(),
-        _ => None,
+    let single = match &value {
+        Value::Array(all) => all.first().is_some_and(Value::is_number),
+        _ => true,
     };
-    match prompts.ok_or_else(|| wrong("prompt", expected, &value))? {
-        p if p.is_empty() => Err(RequestError::invalid("prompt", "prompt must not be an empty array")),
-        p if p.len() > MAX_CHOICES => {
-            let message = format!("{} prompts were given; at most {MAX_CHOICES} are served", p.len());
-            Err(RequestError::invalid("prompt", message))
+    let prompts = match &value {
+        Value::Array(all) if !single => all.iter().map(one).collect(),
+        value => one(value).map(|p| vec![p]),
+    };
+    match prompts.ok_or_else(|| wrong(key, expected, &value))? {
+        p if p.is_empty() => Err(RequestError::invalid(key, format!("{key} must not be an empty array"))),
+        p if p.len() > most => {
+            let message = format!("{} {key}s were given; at most {most} are served", p.len());
+            Err(RequestError::invalid(key, message))
         }
-        p => Ok(p),
+        p => Ok((p, single)),
     }
 }
 

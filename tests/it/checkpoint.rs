@@ -38,7 +38,7 @@ fn check(dir: &Path) -> Result<(), String> {
     let config = Resolved::merge(&flags, &[]).unwrap().config().unwrap();
     let unit = Unit::new(Clock::system());
     let opened = assemble::open(&config, &unit).map_err(|e| format!("{e:#}"))?;
-    assemble::load(&config, &opened.checkpoint, true).map(drop).map_err(|e| format!("{e:#}"))
+    assemble::load(&config, opened.chat().unwrap(), true).map(drop).map_err(|e| format!("{e:#}"))
 }
 
 #[test]

@@ -319,7 +319,7 @@ fn the_settings_reach_the_decoder_and_the_sizes() {
         let flags: Vec<_> = flags.into_iter().map(|(k, v)| (*k, v.to_string())).collect();
         let config = Resolved::merge(&flags, &[]).unwrap().config().unwrap();
         let opened = assemble::open(&config, &Unit::new(Clock::system())).unwrap();
-        let decoder = assemble::load(&config, &opened.checkpoint, true).unwrap();
+        let decoder = assemble::load(&config, opened.chat().unwrap(), true).unwrap();
         (opened.sizes.blocks_per_device, decoder)
     };
     let (blocks, plain) = start(&[]);

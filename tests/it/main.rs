@@ -8,6 +8,8 @@ mod allocation;
 mod bench;
 mod checkpoint;
 mod demo;
+mod embeddings;
+mod encoders;
 mod energy;
 mod engine;
 mod failover;

@@ -82,8 +82,8 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let opened = assemble::open(config, &unit)?;
     // While there is room: the engines take what a device has.
     let pools = opened.sizes.threads_per_device;
-    let held = assemble::held(config, &opened.checkpoint);
-    let measured = ceilings(config, &opened.checkpoint, held, pools, clock);
+    let held = assemble::held(config, opened.chat()?);
+    let measured = ceilings(config, opened.chat()?, held, pools, clock);
     let mut metered = assemble::meters(config, clock)?;
     let (monitor, mut notes) = (metered.monitor.clone(), std::mem::take(&mut metered.notes));
     let ceilings = measured.map_err(|why| notes.push(why)).ok();
@@ -91,7 +91,7 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let limits = Limits { max_rows: config.sequences(), max_tokens: config.batched_tokens(), duty: 1.0 };
     let set_duty = move |duty| unit.set_limits(Limits { duty, ..limits });
     Ok(Subject {
-        target: Arc::new(Target::InProcess(opened.service)),
+        target: Arc::new(Target::InProcess(opened.service.clone())),
         takes: Takes {
             most_at_once: config.sequences() as u32,
             context: Some(opened.sizes.max_model_len),
@@ -103,7 +103,7 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         monitor,
         notes,
         ceilings,
-        model: model(&opened.checkpoint, config, held.layers),
+        model: model(opened.chat()?, config, held.layers),
         described: report::Target::InProcess {
             settings: settings(&[
                 ("device", devices::list(&config.devices)),

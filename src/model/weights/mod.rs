@@ -24,6 +24,14 @@ impl WeightSource {
         }
     }
 
+    /// Whether there is a tensor of this name. A seed makes those that are asked for, and has none by itself.
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            WeightSource::Safetensors(table) => table.has(name),
+            WeightSource::Synthetic(_) => false,
+        }
+    }
+
     /// The tensor as stored; a vector is one row.
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
         match self {

@@ -117,6 +117,10 @@ impl TensorTable {
         Ok(())
     }
 
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
     pub fn is_fp8(&self) -> bool {
         self.quantization.is_some()
     }

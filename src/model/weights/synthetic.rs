@@ -20,7 +20,7 @@ const SUM_MEAN: i32 = 2 * 65_535;
 /// Elements one task makes.
 const CHUNK: usize = 1 << 16;
 
-/// Makes any tensor of a decoder from `seed`.
+/// Makes any tensor of a model from `seed`.
 pub struct Generator {
     seed: u64,
     float_type: FloatType,
@@ -30,7 +30,12 @@ pub struct Generator {
 
 impl Generator {
     pub fn new(seed: u64, spec: &DecoderSpec, pool: Arc<Pool>) -> Generator {
-        Generator { seed, float_type: spec.float_type, layers: spec.layers, pool }
+        Generator::of_layers(seed, spec.float_type, spec.layers, pool)
+    }
+
+    /// For a model of so many layers.
+    pub fn of_layers(seed: u64, float_type: FloatType, layers: usize, pool: Arc<Pool>) -> Generator {
+        Generator { seed, float_type, layers, pool }
     }
 
     /// The tensor `name` of this shape.
@@ -54,7 +59,9 @@ impl Generator {
     /// that a tied head does not only repeat the last token.
     fn distribution(&self, name: &str, shape: &[usize]) -> (f32, f32) {
         let fan_in = 1.0 / (rows_cols(shape).1 as f32).sqrt();
-        if name.contains("norm") {
+        if name.ends_with(".bias") {
+            (0.0, 0.02)
+        } else if name.contains("norm") || name.contains("Norm") {
             (1.0, 0.1)
         } else if name.contains("embed") {
             (0.0, 0.02)

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Vectors and scores of small encoders by HuggingFace transformers: `tests/it/cases/encoders.json`.
+
+    python3 benches/encoder_goldens.py > tests/it/cases/encoders.json
+
+The weights are those of `synthetic:`, computed here by the same formula (`src/model/weights/synthetic.rs`), so only
+configurations and results are kept. Of each model that embeds: the mean over the tokens, scaled to length 1; of each that
+scores: the sigmoid of its one logit. Nomic-BERT's code is not in transformers: it comes from the hub, and is left out.
+"""
+import json
+import sys
+
+try:
+    import numpy
+    import torch
+    import transformers
+except ImportError as missing:
+    print(f"{missing}: pip install numpy torch transformers", file=sys.stderr)
+    sys.exit(2)
+
+SEED, VOCAB = 7, 300
+DEVIATION, MEAN = numpy.float32(37837.227), 2 * 65535
+
+
+def mix(z):
+    z = (z ^ (z >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
+    return z ^ (z >> numpy.uint64(31))
+
+
+def name_hash(name):
+    h = 0xCBF29CE484222325
+    for byte in name.encode():
+        h = ((h ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return h
+
+
+def weight(name, shape):
+    """The tensor of this name and shape, as the server's generator makes it."""
+    if name.endswith(".bias"):
+        mean, deviation = 0.0, 0.02
+    elif "norm" in name or "Norm" in name:
+        mean, deviation = 1.0, 0.1
+    elif "embed" in name:
+        mean, deviation = 0.0, 0.02
+    else:
+        mean, deviation = 0.0, numpy.float32(1) / numpy.sqrt(numpy.float32(shape[-1]))
+    count = int(numpy.prod(shape))
+    with numpy.errstate(over="ignore"):
+        key = mix(numpy.array([SEED ^ name_hash(name)], dtype=numpy.uint64))
+        h = mix(key + numpy.arange(count, dtype=numpy.uint64) * numpy.uint64(0x9E3779B97F4A7C15))
+    parts = [((h >> numpy.uint64(s)) & numpy.uint64(0xFFFF)).astype(numpy.int64) for s in (0, 16, 32, 48)]
+    centred = (sum(parts) - MEAN).astype(numpy.float32)
+    scale = numpy.float32(deviation) / DEVIATION
+    return torch.from_numpy(numpy.float32(mean) + centred * scale).reshape(shape)
+
+
+def configurations():
+    bert = {
+        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 80,
+        "vocab_size": VOCAB, "hidden_act": "gelu", "max_position_embeddings": 140, "layer_norm_eps": 1e-12,
+    }
+    modern = {
+        "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 80,
+        "vocab_size": VOCAB, "max_position_embeddings": 140, "norm_eps": 1e-5, "layer_norm_eps": 1e-5,
+        "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
+        "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_attention": 16,
+        "local_rope_theta": 10000.0,
+    }
+    for kind, name, base, more in [
+        ("bert", "Bert", bert, {"pad_token_id": 0, "type_vocab_size": 2}),
+        ("roberta", "Roberta", bert, {"pad_token_id": 1, "type_vocab_size": 1}),
+        ("xlm-roberta", "XLMRoberta", bert, {"pad_token_id": 1, "type_vocab_size": 1}),
+        ("modernbert", "ModernBert", modern, {"classifier_pooling": "cls"}),
+        ("modernbert", "ModernBert", modern, {"classifier_pooling": "mean"}),
+    ]:
+        for end, labels in [("Model", {}), ("ForSequenceClassification", {"num_labels": 1})]:
+            yield f"{name}{end}", {"model_type": kind, **base, **more, **labels}
+
+
+def texts():
+    """Token ids of some lengths, none of them padding; the segment of each token."""
+    for length in (1, 7, 40, 128):
+        ids = [4 + (i * i * 31 + i * 17 + length) % (VOCAB - 8) for i in range(length)]
+        yield ids, [int(i > length // 2) for i in range(length)]
+
+
+def model_of(architecture, config):
+    of_kind = dict(config)
+    made = transformers.AutoConfig.for_model(of_kind.pop("model_type"), **of_kind)
+    made._attn_implementation = "eager"
+    model = getattr(transformers, architecture)(made).eval()
+    state = {name: weight(name, tuple(t.shape)) for name, t in model.state_dict().items() if t.is_floating_point()}
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def main():
+    cases = []
+    for architecture, config in configurations():
+        model, results = model_of(architecture, config), []
+        for ids, types in texts():
+            given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+            if config["model_type"] == "bert":
+                given["token_type_ids"] = torch.tensor([types])
+            with torch.no_grad():
+                out = model(**given)
+            if architecture.endswith("Model"):
+                mean = out.last_hidden_state[0].double().mean(0)
+                results.append([round(x, 7) for x in (mean / mean.norm()).tolist()])
+            else:
+                results.append([round(torch.sigmoid(out.logits[0, 0].double()).item(), 7)])
+        cases.append({"config": {"architectures": [architecture], **config}, "results": results})
+    inputs = [{"ids": ids, "types": types} for ids, types in texts()]
+    made = {"transformers": transformers.__version__, "torch": torch.__version__}
+    print(json.dumps({"made_by": made, "inputs": inputs, "cases": cases}))
+
+
+main()
