@@ -69,7 +69,7 @@ fn run(commands: &Receiver<Command>, stats: &EngineStats, clock: &Clock, pace: P
                 waiting.clear();
                 running.clear();
             }
-            Ok(Command::SetLimits(_)) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(Command::SetLimits(_) | Command::Encode { .. }) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         waiting.retain(|l| !l.events.is_closed());

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use candle_core::{DType, Device};
 
 use super::encoders::{self, OpenedEncoder};
-use super::machine;
+use super::{machine, served};
 use crate::clock::Clock;
 use crate::config::value::without_credentials;
 use crate::config::{Config, DeviceKind};
@@ -20,7 +20,6 @@ use crate::engine::fault::Faults;
 use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use crate::model::Checkpoint;
-use crate::model::checkpoint::TokenizerSource;
 use crate::model::decoder::{Decoder, Precision, Quantize};
 use crate::model::encoder::EncoderCheckpoint;
 use crate::model::input::BLOCK_SIZE;
@@ -34,11 +33,7 @@ use crate::ops::paged_attention::kernels;
 use crate::ops::pool::Pool;
 use crate::power::monitor::{Monitor, MonitorConfig};
 use crate::power::spec::{self, MeterContext, MeterSpec};
-use crate::service::{SamplingDefaults, ServedModel, Service};
-use crate::text::chat_template::ChatTemplate;
-use crate::text::reasoning::Marks;
-use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, Tokenizer};
-use crate::text::tool_calls::Dialect;
+use crate::service::Service;
 use crate::unit::Unit;
 
 /// Share of the free memory the KV cache takes by default.
@@ -90,7 +85,7 @@ fn pool_for(config: &Config) -> Arc<Pool> {
 pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
     let pool = pool_for(config);
     let (mut chat, mut encoders) = (None, Vec::new());
-    for (source, names) in config.models.iter().zip(encoders::names(config)) {
+    for (source, names) in config.models.iter().zip(served::names(config)) {
         if EncoderCheckpoint::is_one(&source.model) {
             encoders.push(OpenedEncoder::open(config, source, names, &pool)?);
         } else if let Some((first, _)) = chat.replace((source, names)) {
@@ -105,11 +100,11 @@ pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
         let opened = Checkpoint::open(&source.model, &pool)?;
         check_fits(config, &opened)?;
         sizes = self::sizes(config, &opened, beside)?;
-        models.push(served_model(config, &opened, names, sizes.max_model_len, unit)?);
+        models.push(served::served_model(config, &opened, names, sizes.max_model_len, unit)?);
         checkpoint = Some(opened);
     }
     let chat_names = models.iter().flat_map(|m| std::iter::once(&m.id).chain(&m.aliases));
-    encoders::check_names(chat_names.chain(encoders.iter().flat_map(|e| &e.names)))?;
+    served::check_names(chat_names.chain(encoders.iter().flat_map(|e| &e.names)))?;
     let service = Service::new(models, unit.clone()).with_encoders(encoders::served(&encoders, unit)?);
     Ok(Opened { checkpoint, encoders, sizes, service: Arc::new(service) })
 }
@@ -266,65 +261,6 @@ fn sizes(config: &Config, checkpoint: &Checkpoint, beside: u64) -> anyhow::Resul
         max_model_len: context.min(room),
         kv_bytes: blocks as u64 * block_bytes * devices as u64,
     })
-}
-
-fn served_model(
-    config: &Config,
-    checkpoint: &Checkpoint,
-    mut names: Vec<String>,
-    max_model_len: usize,
-    unit: &Arc<Unit>,
-) -> anyhow::Result<ServedModel> {
-    let text = &checkpoint.text;
-    let (tokenizer, template, end_tokens) = match &text.tokenizer {
-        TokenizerSource::Synthetic { vocab } => {
-            let tokenizer = Tokenizer::stand_in(*vocab)?;
-            let end = tokenizer.id(STAND_IN_SPECIALS[2]).into_iter().collect();
-            (tokenizer, Some(ChatTemplate::new(STAND_IN_TEMPLATE, "", STAND_IN_SPECIALS[2])?), end)
-        }
-        TokenizerSource::Json { file, bytes } => {
-            let tokenizer = Tokenizer::from_json(file, bytes)?;
-            if tokenizer.vocab() > checkpoint.spec.vocab {
-                bail!(
-                    "{file}: has ids up to {}, the model's vocabulary is {}",
-                    tokenizer.vocab() - 1,
-                    checkpoint.spec.vocab
-                );
-            }
-            let template = ChatTemplate::of_checkpoint(text.chat_template.as_deref(), &text.tokenizer_config)
-                .with_context(|| format!("model {}", checkpoint.name))?;
-            (tokenizer, template, checkpoint.end_tokens()?)
-        }
-    };
-    if names.is_empty() {
-        names.push(checkpoint.name.clone());
-    }
-    Ok(ServedModel {
-        id: names.remove(0),
-        aliases: names,
-        created: crate::clock::unix_seconds(),
-        max_model_len,
-        vocab: checkpoint.spec.vocab,
-        end_tokens,
-        tokenizer: Arc::new(tokenizer),
-        thoughts: template
-            .as_ref()
-            .and_then(|t| Marks::of_template(t.source()))
-            .filter(|_| config.tells_thoughts),
-        dialect: template.as_ref().and_then(|t| dialect(config.tool_parser, t.for_tools().source())),
-        template,
-        grammars: Default::default(),
-        defaults: SamplingDefaults::of(&text.generation_config),
-        unit: unit.clone(),
-    })
-}
-
-/// How a model writes its calls, by the setting and its chat template.
-fn dialect(parser: &str, template: &str) -> Option<Dialect> {
-    match parser {
-        "auto" => Dialect::of_template(template),
-        name => Dialect::named(name, template),
-    }
 }
 
 /// Does `work`, which tells the share that is done, with a progress bar where there is a terminal.

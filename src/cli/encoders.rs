@@ -105,25 +105,3 @@ pub fn load(opened: &Opened, device: &Device) -> anyhow::Result<Vec<HostedEncode
     };
     opened.encoders.iter().map(load).collect()
 }
-
-/// The names of each of `--model`: those of `--served-model-name` for the first, else what stands before its `=`. None
-/// is the model's own.
-pub fn names(config: &Config) -> Vec<Vec<String>> {
-    let of = |(i, source): (usize, &ModelSource)| match (i, config.served_model_names.as_slice()) {
-        (0, served @ [_, ..]) => served.to_vec(),
-        _ => source.name.iter().cloned().collect(),
-    };
-    config.models.iter().enumerate().map(of).collect()
-}
-
-/// # Errors
-/// Two models of one name.
-pub fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> anyhow::Result<()> {
-    let mut seen = std::collections::BTreeSet::new();
-    for name in names {
-        if !seen.insert(name) {
-            bail!("two models would answer to `{name}`: name them, as --model NAME=DIR");
-        }
-    }
-    Ok(())
-}

@@ -16,6 +16,7 @@ mod models;
 mod report;
 mod selftest;
 mod serve;
+mod served;
 
 pub use serve::api_state as serve_state;
 
