@@ -1,12 +1,14 @@
 //! The bars of the project, measured side by side in one run: `cargo bench --bench bars -- SECTION…`
 //!
 //! Sections: `cpu` (against candle-transformers), `http` (against the same load in process), `memory`,
-//! `start`, `meter` (what metering costs), `grammar` (what structured output costs); `all` is every one. Rivals alternate
-//! round by round; ratios are paired within a round, and the median is printed with the range. `--json FILE` keeps every
+//! `start`, `meter` (what metering costs), `grammar` (what structured output costs), `embeddings` (against HuggingFace
+//! transformers); `all` is every one. Rivals alternate round by round; ratios are paired within a round, and the median is printed with the range. `--json FILE` keeps every
 //! reading.
 
 #[path = "bars/cpu.rs"]
 mod cpu;
+#[path = "bars/embeddings.rs"]
+mod embeddings;
 #[path = "bars/grammar.rs"]
 mod grammar;
 #[path = "bars/http.rs"]
@@ -63,16 +65,19 @@ fn main() {
     let wanted = |section: &str| arguments.iter().any(|a| a == section || a == "all");
     let mut report = Report { rows: Vec::new() };
     type Section = (&'static str, fn(&mut Report));
-    let sections: [Section; 6] = [
+    let sections: [Section; 7] = [
         ("cpu", cpu::run),
         ("http", http::run),
         ("memory", process::memory),
         ("start", process::start),
         ("meter", meter::run),
         ("grammar", grammar::run),
+        ("embeddings", embeddings::run),
     ];
     if !sections.iter().any(|(name, _)| wanted(name)) {
-        println!("sections: cpu http memory start meter grammar all; add --json FILE to keep the readings");
+        println!(
+            "sections: cpu http memory start meter grammar embeddings all; add --json FILE to keep the readings"
+        );
         return;
     }
     for (name, run) in sections {
