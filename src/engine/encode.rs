@@ -1,6 +1,6 @@
 //! An encoder that lives on a device: requests of texts in, a vector a text out, in batches of about one length.
 //!
-//! One call of [`EncoderResident::step`] computes some groups of texts of any requests, beside each other on the
+//! One call of `step` computes some groups of texts of any requests, beside each other on the
 //! device's threads. A request is answered when its last text is computed; one whose client is gone is dropped with
 //! what it has left. A failed step ends the requests that had a text in it, and nothing else.
 
