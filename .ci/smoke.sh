@@ -47,58 +47,6 @@ tail -n 3 "$work/out" | grep -q '^data: \[DONE\]' || { echo "the stream did not 
 sed -n 's/^  try      //p; s/^             //p' "$work/log" >"$work/banner.sh"
 bash -euo pipefail "$work/banner.sh" | grep -q '"choices"'
 
-# The Python example, with the real client.
-awk '/^```python$/ {on=1; next} /^```$/ {on=0} on' "$root/README.md" >"$work/example.py"
-python3 -m venv "$work/venv" 2>/dev/null || {
-  apt-get update -qq
-  apt-get install -y -qq python3-venv >/dev/null
-  python3 -m venv "$work/venv"
-}
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check openai
-"$work/venv/bin/python" "$work/example.py" | tee "$work/python.out"
-[ -s "$work/python.out" ]
-# Parsed structured output, as its users ask for it; by a stream too.
-"$work/venv/bin/python" - <<'PYTHON'
-from enum import Enum
-from typing import Optional
-
-from openai import BadRequestError, OpenAI
-from pydantic import BaseModel, Field
-
-
-class State(str, Enum):
-    serving = "serving"
-    parked = "parked"
-
-
-class Reading(BaseModel):
-    watts: int = Field(ge=0, le=9999)
-    state: State
-    note: Optional[str] = Field(max_length=20)
-
-
-class Report(BaseModel):
-    readings: list[Reading] = Field(min_length=1, max_length=2)
-
-
-client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-asked = dict(model="demo", messages=[{"role": "user", "content": "What is PUE?"}], max_tokens=400, seed=1)
-for temperature in (0, 1.5):
-    answer = client.chat.completions.parse(**asked, temperature=temperature, response_format=Report)
-    assert isinstance(answer.choices[0].message.parsed, Report), answer
-with client.chat.completions.stream(**asked, response_format=Report) as stream:
-    for event in stream:
-        pass
-    final = stream.get_final_completion().choices[0].message.parsed
-print("parsed:", final)
-try:
-    client.chat.completions.create(**asked, response_format={
-        "type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}})
-    raise SystemExit("a schema that cannot be kept to was taken")
-except BadRequestError as error:
-    assert error.code == "invalid_json_schema" and error.param == "response_format", error
-PYTHON
-
 # Joules are told: in the answer, in its header, in the metrics.
 curl -fs -D "$work/head" "$base/v1/completions" -H 'Content-Type: application/json' \
   -d '{"prompt": "PUE", "max_tokens": 8}' >"$work/out"
