@@ -348,15 +348,20 @@ async fn the_openapi_document_describes_what_is_accepted() {
                 CHAT => body["messages"] = json!([{"role": "user", "content": "x"}]),
                 "/detokenize" => body = json!({"tokens": [1]}),
                 "/tokenize" => {
-                    let other =
-                        if field.contains("gen") || field == "messages" { "messages" } else { "prompt" };
+                    let other = if field.contains("gen") || field.contains("tool") || field == "messages" {
+                        "messages"
+                    } else {
+                        "prompt"
+                    };
                     body = json!({other: if other == "prompt" { json!("x") } else { json!([{"role": "user", "content": "x"}]) }});
                 }
                 _ => body["prompt"] = json!("x"),
             }
             // A wrong type is refused otherwise than an unknown name.
             body[field] = match field.as_str() {
-                "store" => json!(false),
+                // Of these only the values that are described are known.
+                _ if fields[field]["maxItems"] == 0 => json!([]),
+                _ if fields[field]["enum"].is_array() => fields[field]["enum"][0].clone(),
                 "structured_outputs" => json!({"regex": []}),
                 "response_format" => json!({"type": 1}),
                 _ => json!({"x": []}),

@@ -18,6 +18,8 @@ mod chunk;
 mod collect;
 mod completions;
 mod connection;
+#[cfg(any(test, feature = "docs-page"))]
+mod docs;
 mod embeddings;
 mod envelope;
 pub mod error;
@@ -37,6 +39,8 @@ mod tokens;
 
 #[cfg(test)]
 mod endpoint_tests;
+#[cfg(test)]
+mod openapi_tests;
 #[cfg(test)]
 mod server_tests;
 #[cfg(test)]
@@ -108,7 +112,10 @@ pub fn router(state: Arc<ApiState>) -> Router {
 }
 
 fn routes() -> Router<Arc<ApiState>> {
-    Router::new()
+    let routes = Router::new();
+    #[cfg(feature = "docs-page")]
+    let routes = routes.merge(docs::routes());
+    routes
         .merge(chat::routes())
         .merge(completions::routes())
         .merge(embeddings::routes())

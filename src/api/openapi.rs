@@ -8,7 +8,7 @@ use axum::routing::get;
 
 use crate::api::ApiState;
 
-const DOCUMENT: &str = include_str!("openapi.json");
+pub(super) const DOCUMENT: &str = include_str!("openapi.json");
 
 pub fn routes() -> Router<Arc<ApiState>> {
     Router::new()

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::fields::{Fields, RequestError, UnknownParameters, wrong};
-use super::request::{MAX_LABEL_BYTES, Prompt, ServiceTier, prompts, service_tier};
+use super::request::{MAX_LABEL_CHARS, Prompt, ServiceTier, prompts, service_tier};
 use super::response::Energy;
 
 /// Texts of one request, as OpenAI has it.
@@ -124,7 +124,7 @@ impl ScoreRequest {
 /// What all three take.
 fn end(mut f: Fields, unknown: UnknownParameters) -> Result<(Option<String>, ServiceTier), RequestError> {
     let model = f.string("model")?;
-    f.label("user", MAX_LABEL_BYTES)?;
+    f.label("user", MAX_LABEL_CHARS)?;
     let tier = service_tier(&mut f)?;
     f.refuse(UNSUPPORTED)?;
     f.finish(unknown)?;

@@ -142,10 +142,10 @@ impl Fields {
         }
     }
 
-    /// A string of at most `max_bytes`, for fields that label and do not speak to the model.
-    pub fn label(&mut self, key: &str, max_bytes: usize) -> Result<Option<String>, RequestError> {
-        let expected = format!("a string of at most {max_bytes} bytes");
-        self.typed(key, &expected, |v| v.as_str().filter(|s| s.len() <= max_bytes).map(str::to_string))
+    /// A string of at most `max_chars`, for fields that label and do not speak to the model.
+    pub fn label(&mut self, key: &str, max_chars: usize) -> Result<Option<String>, RequestError> {
+        let expected = format!("a string of at most {max_chars} characters");
+        self.typed(key, &expected, |v| v.as_str().filter(|s| fits(s, max_chars)).map(str::to_string))
     }
 
     /// Fields that are known and refused.
@@ -176,6 +176,11 @@ impl Fields {
         }
         Ok(())
     }
+}
+
+/// Whether a text has at most so many characters, as JSON schema's `maxLength` counts them.
+pub fn fits(text: &str, max_chars: usize) -> bool {
+    text.len() <= max_chars || text.chars().count() <= max_chars
 }
 
 /// A whole number, also when a client writes it as 3.0.

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::fields::{Fields, RequestError, UnknownParameters, wrong};
-use super::request::MAX_LABEL_BYTES;
+use super::request::MAX_LABEL_CHARS;
 use super::strict::Strict;
 
 /// Calls of one message.
@@ -70,7 +70,7 @@ fn message(value: Value, path: &str, unknown: UnknownParameters) -> Result<ChatM
         "tool" => Some(f.required_string("tool_call_id")?),
         _ => None,
     };
-    let name = f.label("name", MAX_LABEL_BYTES)?;
+    let name = f.label("name", MAX_LABEL_CHARS)?;
     // What clients send back of an answer of ours, as far as it holds nothing.
     f.only("annotations", &[json!([])])?;
     // One text under the two names that servers have for it.

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::fields::{Fields, RequestError, UnknownParameters, as_usize, wrong};
+use super::fields::{Fields, RequestError, UnknownParameters, as_usize, fits, wrong};
 use super::format::OutputFormat;
 pub use super::messages::ChatMessage;
 use super::messages::messages;
@@ -17,14 +17,14 @@ pub const MAX_N: usize = 128;
 /// Prompts of one completion request, and prompts × n.
 pub const MAX_CHOICES: usize = 128;
 const MAX_STOP_STRINGS: usize = 4;
-const MAX_STOP_BYTES: usize = 1024;
+const MAX_STOP_CHARS: usize = 1024;
 const MAX_STOP_TOKENS: usize = 128;
 const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_TOP_LOGPROBS: usize = 20;
 const MAX_COMPLETION_LOGPROBS: usize = 5;
-const MAX_CACHE_SALT_BYTES: usize = 256;
+const MAX_CACHE_SALT_CHARS: usize = 256;
 /// `user`, `model` and the like; entries of `metadata`.
-pub(super) const MAX_LABEL_BYTES: usize = 512;
+pub(super) const MAX_LABEL_CHARS: usize = 512;
 const MAX_METADATA: usize = 16;
 
 /// Arguments of OpenAI's and vLLM's APIs that exist and are not built here. Those that may say what is
@@ -211,7 +211,7 @@ impl CompletionRequest {
 impl TokenizeRequest {
     pub fn parse(body: &[u8], unknown: UnknownParameters) -> Result<TokenizeRequest, RequestError> {
         let mut f = Fields::of_body(body)?;
-        let model = f.string("model")?;
+        let model = f.label("model", MAX_LABEL_CHARS)?;
         let input = match f.string("prompt")? {
             Some(text) => TokenizeInput::Prompt {
                 text,
@@ -236,7 +236,7 @@ impl TokenizeRequest {
 impl DetokenizeRequest {
     pub fn parse(body: &[u8], unknown: UnknownParameters) -> Result<DetokenizeRequest, RequestError> {
         let mut f = Fields::of_body(body)?;
-        let model = f.string("model")?;
+        let model = f.label("model", MAX_LABEL_CHARS)?;
         let tokens = f.take("tokens").ok_or_else(|| RequestError::invalid("tokens", "tokens is required"))?;
         let tokens = token_ids(&tokens).ok_or_else(|| wrong("tokens", "an array of token ids", &tokens))?;
         f.finish(unknown)?;
@@ -252,7 +252,7 @@ impl Parameters {
     ) -> Result<Parameters, RequestError> {
         let stream = f.bool("stream")?.unwrap_or(false);
         let parameters = Parameters {
-            model: f.label("model", MAX_LABEL_BYTES)?,
+            model: f.label("model", MAX_LABEL_CHARS)?,
             n: f.integer("n", 1, MAX_N)?.unwrap_or(1),
             stop: stop(f)?,
             stop_token_ids: stop_token_ids(f)?,
@@ -277,7 +277,7 @@ impl Parameters {
         };
         f.only("store", &[json!(false)])?;
         for label in ["user", "safety_identifier", "prompt_cache_key"] {
-            f.label(label, MAX_LABEL_BYTES)?;
+            f.label(label, MAX_LABEL_CHARS)?;
         }
         metadata(f)?;
         Ok(parameters)
@@ -287,11 +287,12 @@ impl Parameters {
 /// Labels for the caller's own books; they have no effect here, but must be what they should be.
 fn metadata(f: &mut Fields) -> Result<(), RequestError> {
     let Some(value) = f.take("metadata") else { return Ok(()) };
-    let short = |v: &Value| v.as_str().is_some_and(|s| s.len() <= MAX_LABEL_BYTES);
+    let short = |v: &Value| v.as_str().is_some_and(|s| fits(s, MAX_LABEL_CHARS));
     match &value {
         Value::Object(map) if map.len() <= MAX_METADATA && map.values().all(short) => Ok(()),
         _ => {
-            let expected = format!("an object of up to {MAX_METADATA} strings, {MAX_LABEL_BYTES} bytes each");
+            let expected =
+                format!("an object of up to {MAX_METADATA} strings of at most {MAX_LABEL_CHARS} characters");
             Err(wrong("metadata", &expected, &value))
         }
     }
@@ -320,8 +321,8 @@ fn stop(f: &mut Fields) -> Result<Vec<String>, RequestError> {
     if strings.iter().any(String::is_empty) {
         return Err(RequestError::invalid("stop", "stop must not contain an empty string"));
     }
-    if strings.iter().any(|s| s.len() > MAX_STOP_BYTES) {
-        let message = format!("a stop string may have {MAX_STOP_BYTES} bytes at most");
+    if !strings.iter().all(|s| fits(s, MAX_STOP_CHARS)) {
+        let message = format!("a stop string may have {MAX_STOP_CHARS} characters at most");
         return Err(RequestError::invalid("stop", message));
     }
     Ok(strings)
@@ -375,7 +376,7 @@ fn logit_bias(f: &mut Fields) -> Result<Vec<(u32, f32)>, RequestError> {
     };
     map.iter()
         .map(|(key, value)| {
-            let id = key.parse::<u32>().ok();
+            let id = key.parse::<u32>().ok().filter(|_| !key.starts_with('+'));
             let bias = value.as_f64().filter(|b| (-100.0..=100.0).contains(b));
             id.zip(bias.map(|b| b as f32)).ok_or_else(|| {
                 let key: String = key.chars().take(32).collect();
@@ -404,9 +405,11 @@ pub(super) fn service_tier(f: &mut Fields) -> Result<ServiceTier, RequestError> 
 fn cache_salt(f: &mut Fields) -> Result<Option<String>, RequestError> {
     let salt = f.string("cache_salt")?;
     match salt {
-        Some(s) if s.is_empty() || s.len() > MAX_CACHE_SALT_BYTES => {
-            Err(wrong("cache_salt", &format!("a string of 1 to {MAX_CACHE_SALT_BYTES} bytes"), &json!(s)))
-        }
+        Some(s) if s.is_empty() || !fits(&s, MAX_CACHE_SALT_CHARS) => Err(wrong(
+            "cache_salt",
+            &format!("a string of 1 to {MAX_CACHE_SALT_CHARS} characters"),
+            &json!(s),
+        )),
         salt => Ok(salt),
     }
 }

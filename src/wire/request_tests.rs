@@ -148,15 +148,15 @@ fn limits_hold_at_the_limit_and_one_beyond() {
     for (at, beyond) in [
         (json!({"n": MAX_N}), json!({"n": MAX_N + 1})),
         (json!({"logprobs": true, "top_logprobs": 20}), json!({"logprobs": true, "top_logprobs": 21})),
-        (json!({"stop": "x".repeat(MAX_STOP_BYTES)}), json!({"stop": "x".repeat(MAX_STOP_BYTES + 1)})),
+        (json!({"stop": "x".repeat(MAX_STOP_CHARS)}), json!({"stop": "x".repeat(MAX_STOP_CHARS + 1)})),
         (json!({"stop": vec!["x"; MAX_STOP_STRINGS]}), json!({"stop": vec!["x"; MAX_STOP_STRINGS + 1]})),
         (
             json!({"stop_token_ids": vec![1; MAX_STOP_TOKENS]}),
             json!({"stop_token_ids": vec![1; MAX_STOP_TOKENS + 1]}),
         ),
         (json!({"logit_bias": ids(MAX_LOGIT_BIAS)}), json!({"logit_bias": ids(MAX_LOGIT_BIAS + 1)})),
-        (json!({"cache_salt": "x".repeat(256)}), json!({"cache_salt": "x".repeat(257)})),
-        (json!({"user": "x".repeat(MAX_LABEL_BYTES)}), json!({"user": "x".repeat(MAX_LABEL_BYTES + 1)})),
+        (json!({"cache_salt": "é".repeat(256)}), json!({"cache_salt": "é".repeat(257)})),
+        (json!({"user": "é".repeat(MAX_LABEL_CHARS)}), json!({"user": "é".repeat(MAX_LABEL_CHARS + 1)})),
         (json!({"temperature": 2}), json!({"temperature": 2.0001})),
     ] {
         assert!(chat(at).is_ok());

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Our description is true: valid, and what schemathesis sends by it finds no fault, no hang and nothing undescribed.
+# openapi.sh target/release/hashwatt [SECONDS]
+set -euo pipefail
+binary=$(realpath "$1")
+seconds=${2:-90}
+cd "$(dirname "$0")/openapi"
+work=$(mktemp -d)
+server=""
+cleanup() {
+  [ -z "$server" ] || kill "$server" 2>/dev/null || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+
+python3 -m venv "$work/venv" 2>/dev/null || {
+  apt-get update -qq
+  apt-get install -y -qq python3-venv >/dev/null
+  python3 -m venv "$work/venv"
+}
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
+
+# A short context: what is asked at random ends soon.
+"$binary" serve --port 0 --max-model-len 256 >"$work/log" 2>&1 &
+server=$!
+for _ in $(seq 600); do
+  url=$(sed -n 's|^  listen   \(http://[^/]*\)/v1.*|\1|p' "$work/log")
+  [ -n "$url" ] && curl -fs -o /dev/null "$url/readyz" && break
+  kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
+  sleep 0.1
+done
+
+curl -fs "$url/openapi.json" >"$work/openapi.json"
+"$work/venv/bin/openapi-spec-validator" "$work/openapi.json"
+"$work/venv/bin/python" narrow.py "$url" "$work/narrowed.json"
+
+# A request that is not answered within 20 s is a hang: the longest answer here takes one.
+"$work/venv/bin/schemathesis" --config-file schemathesis.toml run "$work/narrowed.json" --url "$url" \
+  --max-time "$seconds" --request-timeout 20 --continue-on-failure --no-color --generation-database none
+
+# That it reached what it should have: answers of every kind, and texts that were generated to their end.
+curl -fs "$url/metrics" >"$work/metrics"
+grep '^hashwatt_http_responses_total' "$work/metrics"
+finished=$(awk '/^hashwatt_requests_finished_total.*"(stop|length)"/ {n += $2} END {print n + 0}' "$work/metrics")
+echo "$finished generations came to their end"
+[ "$finished" -ge 50 ] || { echo "too few: the description hides how to ask" >&2; exit 1; }
+if grep -q '^hashwatt_http_responses_total{status="5' "$work/metrics"; then echo "a fault of ours" >&2; exit 1; fi
+kill -TERM "$server"
+wait "$server" || { echo "the server ended with $? after SIGTERM" >&2; exit 1; }
+server=""
