@@ -50,6 +50,14 @@ impl Clock {
         }
     }
 
+    /// Seconds since 1970-01-01 UTC; of a fake clock, since it was made.
+    pub fn unix_seconds(&self) -> u64 {
+        match self {
+            Clock::System { .. } => unix_seconds(),
+            Clock::Fake { .. } => self.now().0 / 1_000_000_000,
+        }
+    }
+
     /// Moves a fake clock; a system clock moves by itself.
     pub fn advance(&self, by: Duration) {
         if let Clock::Fake { now } = self {

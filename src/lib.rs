@@ -10,10 +10,11 @@
 //! | L1 | [`wire`] [`ops`] [`http_client`] [`power`] [`economics`] [`metrics`] |
 //! | L2 | [`model`] [`text`] |
 //! | L3 | [`engine`] |
-//! | L4 | [`energy`] [`market`] [`mod@unit`] [`service`] [`measure`] |
+//! | L4 | [`energy`] [`market`] [`store`] [`access`] [`mod@unit`] [`service`] [`measure`] |
 //! | L5 | [`api`] |
 //! | top | [`config`] [`cli`] |
 
+pub mod access;
 pub mod api;
 pub mod cli;
 pub mod clock;
@@ -32,6 +33,7 @@ pub mod power;
 pub mod quantity;
 pub mod selftest;
 pub mod service;
+pub mod store;
 pub mod text;
 pub mod tls;
 pub mod unit;

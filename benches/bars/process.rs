@@ -18,19 +18,23 @@ const KV_BYTES: u64 = 64 << 20;
 
 struct Server {
     child: Child,
+    /// Its state, apart from the user's.
+    _state: tempfile::TempDir,
     port: u16,
 }
 
 impl Server {
     fn start(arguments: &[&str]) -> Server {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let state = tempfile::tempdir().expect("a folder");
         let child = Command::new(BINARY)
-            .args(["serve", "--port", &port.to_string(), "--log-level", "error"])
+            .args(["serve", "--port", &port.to_string(), "--log-level", "error", "--admin-listen", "none"])
+            .env("HASHWATT_STATE_DIR", state.path())
             .args(arguments)
             .stdout(Stdio::null())
             .spawn()
             .expect("the binary starts");
-        Server { child, port }
+        Server { child, port, _state: state }
     }
 
     /// One chat request; true when it was answered.

@@ -8,6 +8,7 @@ use axum::response::Response;
 use axum::routing::post;
 
 use crate::api::ApiState;
+use crate::api::auth::Caller;
 use crate::api::chunk::Shape;
 use crate::api::error::ApiError;
 use crate::api::generate::{Form, answer, check_open, with_body};
@@ -19,10 +20,14 @@ pub fn routes() -> Router<Arc<ApiState>> {
 
 async fn chat(State(state): State<Arc<ApiState>>, request: Request) -> Result<Response, ApiError> {
     check_open(&state)?;
-    let (form, generation) = with_body(&state, request, |state, body| {
-        let request = ChatRequest::parse(body, state.config.unknown_parameters)?;
-        Ok((Form::of(&request.parameters), state.service.chat(&request)?))
+    let caller = Caller::of(&request);
+    let asks = caller.clone();
+    let (form, generation) = with_body(&state, request, move |state, body| {
+        let mut request = ChatRequest::parse(body, state.config.unknown_parameters)?;
+        asks.permit(state, &mut request.parameters)?;
+        let generation = state.service.chat_if(&request, &|size| asks.reserve(size))?;
+        Ok((Form::of(&request.parameters), generation))
     })
     .await?;
-    answer(&state, Shape::Chat, form, generation).await
+    answer(&state, Shape::Chat, form, generation, caller).await
 }

@@ -11,6 +11,8 @@ use axum::routing::post;
 use serde::Serialize;
 
 use crate::api::ApiState;
+use crate::api::auth::Caller;
+use crate::api::billing::BilledTexts;
 use crate::api::collect::{ENERGY_JOULES, wire_energy};
 use crate::api::error::ApiError;
 use crate::api::generate::{check_open, with_body};
@@ -23,13 +25,17 @@ pub fn routes() -> Router<Arc<ApiState>> {
 
 async fn embed(State(state): State<Arc<ApiState>>, request: Request) -> Result<Response, ApiError> {
     check_open(&state)?;
-    let (encoding, embedding) = with_body(&state, request, |state, body| {
-        let request = EmbeddingRequest::parse(body, state.config.unknown_parameters)?;
-        Ok((request.encoding, state.service.embed(&request)?))
+    let caller = Caller::of(&request);
+    let asks = caller.clone();
+    let (encoding, embedding) = with_body(&state, request, move |state, body| {
+        let mut request = EmbeddingRequest::parse(body, state.config.unknown_parameters)?;
+        asks.permit_tier(state, &mut request.tier)?;
+        Ok((request.encoding, state.service.embed(&request, &|encoder, size| asks.admit(encoder, size))?))
     })
     .await?;
+    let bill = BilledTexts::new(&embedding, caller, state.service.unit().clock());
     let (model, tokens) = (embedding.model.clone(), embedding.prompt_tokens);
-    let embedded = embedding.vectors().await?;
+    let embedded = bill.ended(embedding.vectors().await)?;
     let usage = usage(tokens, embedded.energy);
     respond(usage, move |usage| EmbeddingList {
         object: "list".into(),

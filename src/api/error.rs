@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use crate::access::Refusal;
 use crate::error::{Class, Classified};
 use crate::service::{EngineError, ServiceError};
 use crate::wire::error::{ErrorBody, ErrorObject};
@@ -15,6 +16,7 @@ use crate::wire::error::{ErrorBody, ErrorObject};
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 pub const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +61,16 @@ impl ApiError {
 
     pub fn forbidden(code: &'static str, message: &str) -> ApiError {
         ApiError::new(StatusCode::FORBIDDEN, "permission_error", code, message)
+    }
+
+    pub fn not_found(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, INVALID, "not_found", message)
+    }
+
+    /// The caller's own limit.
+    fn limited(code: &'static str, message: String, retry_after: Option<Duration>) -> ApiError {
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message);
+        ApiError { retry_after, ..error }
     }
 
     pub fn unknown_model(model: &str) -> ApiError {
@@ -138,7 +150,35 @@ impl From<ServiceError> for ApiError {
                 ApiError::invalid(error.to_string(), None)
             }
             ServiceError::Engine(EngineError::Stopping | EngineError::Aborted) => ApiError::draining(),
+            ServiceError::Refused(refusal) => refusal.into(),
             error => of_class(error.class(), error.to_string()),
+        }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> ApiError {
+        let message = refusal.to_string();
+        match refusal {
+            Refusal::Rate { retry_after, .. } => {
+                ApiError::limited("rate_limit_exceeded", message, Some(retry_after))
+            }
+            Refusal::Quota { retry_after, .. } => {
+                ApiError::limited("insufficient_quota", message, Some(retry_after))
+            }
+            Refusal::TooLarge { .. } => {
+                let error = ApiError::limited("rate_limit_exceeded", message, None);
+                ApiError { param: Some("max_tokens".into()), ..error }
+            }
+            Refusal::Forbidden { what, .. } => {
+                let (code, param) = match what {
+                    "the model" => ("model_not_allowed", Some("model")),
+                    "the service tier" => ("tier_not_allowed", Some("service_tier")),
+                    _ => ("endpoint_not_allowed", None),
+                };
+                ApiError { param: param.map(Into::into), ..ApiError::forbidden(code, &message) }
+            }
+            Refusal::NoMeter => ApiError::later("meter_unavailable", message, Duration::from_secs(10)),
         }
     }
 }
@@ -165,10 +205,16 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(after) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
-            headers.insert(RETRY_AFTER_MS, HeaderValue::from(after.as_millis() as u64));
+            // Rounded up: who comes then is let in.
+            let ms = after.as_nanos().div_ceil(1_000_000) as u64;
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(ms));
         }
         match self.status {
+            // It would be refused again.
+            StatusCode::TOO_MANY_REQUESTS if self.retry_after.is_none() => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
             StatusCode::UNAUTHORIZED => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }

@@ -11,28 +11,17 @@ use axum::extract::Request;
 use axum::response::Response;
 
 use crate::api::ApiState;
+use crate::api::auth::Caller;
+use crate::api::billing::Billed;
 use crate::api::chunk::{ChunkWriter, Identity, Shape};
 use crate::api::collect::{self, CollectParts};
 use crate::api::envelope::random_hex;
 use crate::api::error::ApiError;
 use crate::api::stream::{self, StreamParts};
-use crate::api::tally::{Source, Tally};
-use crate::energy::RequestEnergy;
-use crate::service::{Generation, ServiceError, Timings, Usage};
+use crate::api::tally::Tally;
+use crate::service::{Generation, ServiceError};
 use crate::unit;
 use crate::wire::request::Parameters;
-
-impl Source for Generation {
-    fn usage(&self) -> Usage {
-        Generation::usage(self)
-    }
-    fn timings(&self) -> Timings {
-        Generation::timings(self)
-    }
-    fn energy(&self) -> Option<RequestEnergy> {
-        Generation::energy(self)
-    }
-}
 
 /// What of a request decides the form of its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +86,7 @@ pub async fn answer(
     shape: Shape,
     form: Form,
     generation: Generation,
+    caller: Caller,
 ) -> Result<Response, ApiError> {
     let identity = Identity {
         id: format!("{}{}", shape.id_prefix(), random_hex()),
@@ -106,6 +96,7 @@ pub async fn answer(
         system_fingerprint: state.config.system_fingerprint.clone(),
     };
     let choices = generation.choices();
+    let generation = Billed::new(generation, caller, state.service.unit().clock());
     let with_logprobs = form.with_logprobs;
     let tally = Tally::new(state.metrics.recorded().clone(), choices);
     let clock = state.service.unit().clock().clone();

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::api::ApiState;
 use crate::api::error::ApiError;
 use crate::metrics::{
-    EnergySample, EnergySource, EngineJoules, EngineSample, EngineSource, MeterSample, PerToken,
+    EnergySample, EnergySource, EngineJoules, EngineSample, EngineSource, MeterSample, Metrics, PerToken,
 };
 use crate::unit::Unit;
 
@@ -22,16 +22,18 @@ pub fn routes() -> Router<Arc<ApiState>> {
     Router::new().route("/metrics", get(metrics))
 }
 
-async fn metrics(
-    State(state): State<Arc<ApiState>>,
-    headers: HeaderMap,
-) -> Result<impl IntoResponse, ApiError> {
+async fn metrics(State(state): State<Arc<ApiState>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    render(&state.metrics, &headers)
+}
+
+/// The metrics, in the format the scraper asks for.
+pub fn render(metrics: &Metrics, headers: &HeaderMap) -> Result<Response, ApiError> {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let open_metrics = accept.contains("application/openmetrics-text");
-    let text = state.metrics.render(open_metrics);
+    let text = metrics.render(open_metrics);
     let text = text.map_err(|_| ApiError::internal("The metrics could not be written"))?;
     let kind = if open_metrics { OPEN_METRICS } else { PROMETHEUS };
-    Ok(([(header::CONTENT_TYPE, kind)], text))
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
 /// The samples of a unit's engines, read from their counters at each scrape.

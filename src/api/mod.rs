@@ -11,7 +11,9 @@ use axum::extract::Request;
 use axum::middleware::from_fn_with_state;
 use tokio::sync::Semaphore;
 
+pub mod admin;
 mod auth;
+mod billing;
 mod body;
 mod chat;
 mod chunk;
@@ -36,6 +38,7 @@ mod stream;
 mod tally;
 mod tls;
 mod tokens;
+mod usage;
 
 #[cfg(test)]
 mod endpoint_tests;
@@ -48,14 +51,17 @@ mod test_engine;
 #[cfg(test)]
 mod testing;
 
-pub use auth::ApiKeys;
+pub use auth::MetricsAccess;
 pub use body::BodyLimits;
 pub use connection::TimeLimits;
 pub use metrics::{energy_source, engine_source};
 pub use origin::Origins;
 pub use server::{Server, ServerConfig};
 pub use tls::{Tls, TlsError};
+pub use usage::day;
 
+use crate::access::Access;
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::service::Service;
 use crate::wire::fields::UnknownParameters;
@@ -64,7 +70,10 @@ use error::ApiError;
 /// What the operator chooses about the HTTP side.
 #[derive(Debug, Clone)]
 pub struct ApiConfig {
-    pub keys: ApiKeys,
+    /// Who may ask.
+    pub access: Arc<Access>,
+    /// Who may read `/metrics` on the serving port.
+    pub metrics: MetricsAccess,
     pub origins: Origins,
     pub body: BodyLimits,
     /// A stream that has nothing to say sends a comment this often.
@@ -80,7 +89,8 @@ pub struct ApiConfig {
 impl Default for ApiConfig {
     fn default() -> Self {
         ApiConfig {
-            keys: ApiKeys::default(),
+            access: Access::fixed(None, Clock::system()),
+            metrics: MetricsAccess::default(),
             origins: Origins::default(),
             body: BodyLimits::default(),
             keep_alive: Duration::from_secs(10),
@@ -125,6 +135,7 @@ fn routes() -> Router<Arc<ApiState>> {
         .merge(probes::routes())
         .merge(metrics::routes())
         .merge(openapi::routes())
+        .merge(usage::routes())
 }
 
 /// Every route, known or not, answers errors as JSON, looks at where a request comes from, asks for a key and bears a

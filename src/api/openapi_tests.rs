@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
+use crate::access::Access;
 use crate::api::openapi::DOCUMENT;
 use crate::api::test_engine::FAILING_SEED;
 use crate::api::testing::{Unit, exchange};
-use crate::api::{ApiConfig, ApiKeys, ServerConfig};
+use crate::api::{ApiConfig, ServerConfig};
+use crate::clock::Clock;
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -146,7 +148,8 @@ async fn answers_are_as_described() {
     unit.state.service.unit().drain();
     checker.answer(&unit, "get", "/readyz", "/readyz", None).await;
     checker.answer(&unit, "post", CHAT, CHAT, Some(&chat(json!({})))).await;
-    let keys = ApiConfig { keys: ApiKeys::new(&["a-key"]), ..ApiConfig::default() };
+    let keys =
+        ApiConfig { access: Access::fixed(Some("a-key-of-ours"), Clock::system()), ..ApiConfig::default() };
     let guarded = Unit::start(keys, ServerConfig::default()).await;
     checker.answer(&guarded, "get", "/v1/models", "/v1/models", None).await;
 }
@@ -164,7 +167,7 @@ async fn every_refusal_of_the_layers_is_described() {
                 wanted.extend(["401", "403"]);
             }
             if method == "post" {
-                wanted.extend(["400", "408", "413"]);
+                wanted.extend(["400", "408", "413", "429"]);
             }
             for status in wanted {
                 assert!(answers.contains_key(status), "{method} {path} {status}");

@@ -56,7 +56,8 @@ impl Origins {
             false => AllowOrigin::list(self.pages.iter().filter_map(|page| HeaderValue::from_str(page).ok())),
         };
         let own = ["x-request-id", "x-energy-joules", "retry-after-ms", "openai-processing-ms"];
-        let exposed = own.map(HeaderName::from_static).into_iter().chain([header::RETRY_AFTER]);
+        let exposed = own.map(HeaderName::from_static).into_iter().chain(super::auth::ALLOWANCE_HEADERS);
+        let exposed = exposed.chain([header::RETRY_AFTER]);
         let layer = CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST])
@@ -106,8 +107,10 @@ fn refusal(origins: &Origins, request: &Request) -> Option<ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Access;
     use crate::api::testing::{Unit, exchange};
-    use crate::api::{ApiConfig, ApiKeys, ServerConfig};
+    use crate::api::{ApiConfig, ServerConfig};
+    use crate::clock::Clock;
 
     #[test]
     fn names_and_pages() {
@@ -162,7 +165,11 @@ mod tests {
     #[tokio::test]
     async fn allowed_pages_are_answered_as_browsers_want_it() {
         let origins = Origins { hosts: vec!["127.0.0.1".into()], pages: vec!["https://app.example".into()] };
-        let config = ApiConfig { origins, keys: ApiKeys::new(&["a-long-key"]), ..ApiConfig::default() };
+        let config = ApiConfig {
+            origins,
+            access: Access::fixed(Some("a-long-key"), Clock::system()),
+            ..ApiConfig::default()
+        };
         let unit = Unit::start(config, ServerConfig::default()).await;
         let page = format!("host: {}\r\norigin: https://app.example\r\n", unit.address);
         // The preflight bears no key, and is told what it may send.

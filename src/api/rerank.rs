@@ -8,6 +8,8 @@ use axum::response::Response;
 use axum::routing::post;
 
 use crate::api::ApiState;
+use crate::api::auth::Caller;
+use crate::api::billing::BilledTexts;
 use crate::api::embeddings::{respond, usage};
 use crate::api::envelope::random_hex;
 use crate::api::error::ApiError;
@@ -22,14 +24,18 @@ pub fn routes() -> Router<Arc<ApiState>> {
 
 async fn rerank(State(state): State<Arc<ApiState>>, request: Request) -> Result<Response, ApiError> {
     check_open(&state)?;
-    let (request, pairs) = with_body(&state, request, |state, body| {
-        let request = RerankRequest::parse(body, state.config.unknown_parameters)?;
-        let pairs = state.service.rerank(&request)?;
+    let caller = Caller::of(&request);
+    let asks = caller.clone();
+    let (request, pairs) = with_body(&state, request, move |state, body| {
+        let mut request = RerankRequest::parse(body, state.config.unknown_parameters)?;
+        asks.permit_tier(state, &mut request.tier)?;
+        let pairs = state.service.rerank(&request, &|encoder, size| asks.admit(encoder, size))?;
         Ok((request, pairs))
     })
     .await?;
     let (model, tokens) = (pairs.model.clone(), pairs.prompt_tokens);
-    let scored = pairs.scores().await?;
+    let bill = BilledTexts::new(&pairs, caller, state.service.unit().clock());
+    let scored = bill.ended(pairs.scores().await)?;
     let usage = usage(tokens, scored.energy);
     respond(usage, move |usage| {
         let mut order: Vec<(usize, f32)> = scored.of_texts.into_iter().enumerate().collect();
@@ -52,13 +58,17 @@ async fn rerank(State(state): State<Arc<ApiState>>, request: Request) -> Result<
 
 async fn score(State(state): State<Arc<ApiState>>, request: Request) -> Result<Response, ApiError> {
     check_open(&state)?;
-    let pairs = with_body(&state, request, |state, body| {
-        let request = ScoreRequest::parse(body, state.config.unknown_parameters)?;
-        state.service.score(&request)
+    let caller = Caller::of(&request);
+    let asks = caller.clone();
+    let pairs = with_body(&state, request, move |state, body| {
+        let mut request = ScoreRequest::parse(body, state.config.unknown_parameters)?;
+        asks.permit_tier(state, &mut request.tier)?;
+        state.service.score(&request, &|encoder, size| asks.admit(encoder, size))
     })
     .await?;
+    let bill = BilledTexts::new(&pairs, caller, state.service.unit().clock());
     let (model, created, tokens) = (pairs.model.clone(), pairs.created, pairs.prompt_tokens);
-    let scored = pairs.scores().await?;
+    let scored = bill.ended(pairs.scores().await)?;
     let usage = usage(tokens, scored.energy);
     respond(usage, move |usage| {
         let score = |(index, score)| Score { index, object: "score".into(), score };

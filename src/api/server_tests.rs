@@ -6,9 +6,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::access::Access;
 use crate::api::test_engine::Pace;
 use crate::api::testing::{Unit, eventually, exchange, quick_limits};
-use crate::api::{ApiConfig, ApiKeys, BodyLimits, ServerConfig, TimeLimits};
+
+use crate::api::{ApiConfig, BodyLimits, ServerConfig, TimeLimits};
+use crate::clock::Clock;
 
 const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -150,7 +153,7 @@ async fn ids_and_versions_are_on_every_answer() {
 
 #[tokio::test]
 async fn a_key_opens_everything_but_the_probes() {
-    let config = ApiConfig { keys: ApiKeys::new(&["secret"]), ..ApiConfig::default() };
+    let config = ApiConfig { access: Access::fixed(Some("secret"), Clock::system()), ..ApiConfig::default() };
     let unit = Unit::start(config, ServerConfig::default()).await;
     let get = |path: &str, key: &str| format!("GET {path} HTTP/1.1\r\nconnection: close\r\n{key}\r\n");
     for path in ["/livez", "/readyz", "/health"] {

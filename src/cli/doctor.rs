@@ -8,7 +8,7 @@ mod gpu;
 mod xid;
 
 use super::devices::Chosen;
-use super::{Exit, assemble, machine};
+use super::{Exit, accounts, assemble, machine};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ops::cpu::Isa;
@@ -215,8 +215,9 @@ fn port(config: &Config) -> Finding {
 }
 
 fn exposure(config: &Config) -> Finding {
-    match config.check_exposure() {
-        Ok(()) if config.api_key.is_some() => {
+    let kept = accounts::has_keys(config);
+    match config.check_exposure(kept) {
+        Ok(()) if kept || config.api_key.is_some() => {
             finding("access", Level::Pass, "an API key is required".into(), "")
         }
         Ok(()) if config.host.is_loopback() => {
@@ -226,9 +227,14 @@ fn exposure(config: &Config) -> Finding {
             "access",
             Level::Warn,
             format!("{} is open to every machine that can reach it", config.host),
-            "set --api-key or HASHWATT_API_KEY",
+            "make a key (hashwatt keys create), or set --api-key or HASHWATT_API_KEY",
         ),
-        Err(e) => finding("access", Level::Error, e.to_string(), "set --api-key or HASHWATT_API_KEY"),
+        Err(e) => finding(
+            "access",
+            Level::Error,
+            e.to_string(),
+            "make a key (hashwatt keys create), or set --api-key or HASHWATT_API_KEY",
+        ),
     }
 }
 

@@ -51,17 +51,8 @@ pub fn miners(matches: &ArgMatches) -> anyhow::Result<Option<Vec<Miner>>> {
 /// # Errors
 /// A file that cannot be read or is not what it should be, a number that is none.
 pub fn given(matches: &ArgMatches) -> anyhow::Result<Given> {
-    let number = |name: &str| matches.get_one::<f64>(name).copied();
     Ok(Given {
-        market: read(matches, "market", |text| Ok(Market::parse(text)?))?,
-        site: read(matches, "site", |text| Ok(Site::parse(text)?))?,
         miners: miners(matches)?,
-        prices: PricesGiven {
-            input: number("price-input"),
-            cached: number("price-cached"),
-            output: number("price-output"),
-        },
-        power_usd_per_mwh: number("power-price"),
         utilisation: match numbers(matches, "utilisation")?.as_deref() {
             None => None,
             Some([value]) => Some(Estimate::exact(*value)),
@@ -77,6 +68,26 @@ pub fn given(matches: &ArgMatches) -> anyhow::Result<Given> {
             }),
             Some(_) => bail!("--shape takes three numbers: input, cached and output tokens"),
         },
+        ..prices(matches)?
+    })
+}
+
+/// What the flags say of prices, of tokens and of power.
+///
+/// # Errors
+/// As [`given`].
+pub fn prices(matches: &ArgMatches) -> anyhow::Result<Given> {
+    let number = |name: &str| matches.get_one::<f64>(name).copied();
+    Ok(Given {
+        market: read(matches, "market", |text| Ok(Market::parse(text)?))?,
+        site: read(matches, "site", |text| Ok(Site::parse(text)?))?,
+        prices: PricesGiven {
+            input: number("price-input"),
+            cached: number("price-cached"),
+            output: number("price-output"),
+        },
+        power_usd_per_mwh: number("power-price"),
+        ..Given::default()
     })
 }
 

@@ -3,6 +3,7 @@
 //! The flags of `serve` come from the table of settings, so they are the same for every command that
 //! opens a model.
 
+mod accounts;
 pub mod assemble;
 mod bench;
 mod chat;
@@ -10,6 +11,7 @@ mod devices;
 mod doctor;
 mod encoders;
 mod given;
+mod keys;
 pub mod machine;
 mod market;
 mod models;
@@ -17,8 +19,10 @@ mod report;
 mod selftest;
 mod serve;
 mod served;
+mod usage;
 
-pub use serve::api_state as serve_state;
+pub use accounts::{Listening, listen as serve_admin, open as open_access};
+pub use serve::{api_state as serve_state, state_for as serve_state_with};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -36,6 +40,10 @@ fn setting_arg(setting: &'static Setting) -> Arg {
         default => format!("{} [default: {default}]", setting.help),
     };
     let arg = arg.help(help);
+    if setting.shape.ends_with(",…") {
+        // Several times is the same as a list.
+        return arg.action(ArgAction::Append).num_args(1).value_name(setting.shape).allow_hyphen_values(true);
+    }
     if setting.shape.is_empty() {
         // `--insecure` is `--insecure=true`.
         return arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL");
@@ -84,6 +92,8 @@ pub fn command() -> Command {
         .subcommand(bench::command())
         .subcommand(market::command())
         .subcommand(report::command())
+        .subcommand(keys::command())
+        .subcommand(usage::command())
         .subcommand(selftest::command())
         .subcommand(Command::new("doctor").about("Check this machine and this configuration").arg(json()))
 }
@@ -124,7 +134,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
     let mut config = resolved.config()?;
     start_logging(&config)?;
     quiet_panics();
-    if ["models", "market", "report", "doctor", "selftest"].contains(&name) {
+    if ["models", "market", "report", "doctor", "selftest", "keys", "usage"].contains(&name) {
         end_with_the_reader();
     }
     // The others open no device.
@@ -148,6 +158,8 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         ("bench", _) => bench::run(&config, inner),
         ("market", _) => market::run(inner),
         ("report", _) => report::run(inner),
+        ("keys", _) => keys::run(&config, inner),
+        ("usage", _) => usage::run(&config, inner),
         ("selftest", _) => selftest::run(&config, inner),
         ("doctor", _) => doctor::run(&config, &chosen, inner.get_flag("json")),
         _ if inner.get_flag("check") => serve::check(&config),

@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use super::assemble::{self, Metered, Opened};
 use super::devices::Chosen;
 use super::encoders::OpenedEncoder;
-use super::{Exit, machine};
+use super::{Exit, accounts, machine};
+use crate::access::Access;
 use crate::api::{
-    ApiConfig, ApiKeys, ApiState, BodyLimits, Origins, Server, ServerConfig, TimeLimits, Tls, energy_source,
-    engine_source,
+    ApiConfig, ApiState, BodyLimits, MetricsAccess, Origins, Server, ServerConfig, TimeLimits, Tls,
+    energy_source, engine_source,
 };
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, MetricsFor};
 use crate::metrics::{Metrics, MetricsConfig};
 use crate::power::{MeterInfo, Method};
 use crate::unit::Unit;
@@ -32,7 +33,7 @@ const BODY_MEMORY: usize = 512 << 20;
 
 /// Validates everything, weights included.
 pub fn check(config: &Config) -> Exit {
-    config.check_exposure()?;
+    config.check_exposure(accounts::has_keys(config))?;
     tls(config)?;
     let unit = Unit::new(Clock::system());
     let opened = assemble::open(config, &unit)?;
@@ -63,8 +64,9 @@ pub fn check(config: &Config) -> Exit {
 
 /// Serves until told to stop.
 pub fn run(config: Config, chosen: &Chosen) -> Exit {
-    config.check_exposure()?;
     let unit = Unit::new(Clock::system());
+    let access = accounts::open(&config, unit.clock())?;
+    config.check_exposure(!access.is_open())?;
     let opened = assemble::open(&config, &unit)?;
     let metered = assemble::meters(&config, unit.clock())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -72,7 +74,7 @@ pub fn run(config: Config, chosen: &Chosen) -> Exit {
         .enable_all()
         .build()
         .context("the runtime could not start")?;
-    let outcome = runtime.block_on(serve(Arc::new(config), chosen, opened, unit, metered));
+    let outcome = runtime.block_on(serve(Arc::new(config), chosen, opened, unit, metered, access));
     // Blocking work that is left (a load that was interrupted) must not hold the process.
     runtime.shutdown_background();
     outcome
@@ -84,17 +86,19 @@ async fn serve(
     opened: Opened,
     unit: Arc<Unit>,
     metered: Metered,
+    access: Arc<Access>,
 ) -> Exit {
     // First, so that no signal is missed.
     let mut signals = Signals::new()?;
     let address = SocketAddr::new(config.host, config.port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
-    let state = api_state(&config, &opened, &unit);
+    let state = state_for(&config, &opened, &unit, access);
     let shutdown = CancellationToken::new();
+    let admin = accounts::listen(&config, &state).await?;
     let tls = tls(&config)?;
     let server = Server { tls: tls.clone(), ..Server::new(server_config(&config)) };
-    let mut server = tokio::spawn(server.run(listener, state, shutdown.clone()));
+    let mut server = tokio::spawn(server.run(listener, state.clone(), shutdown.clone()));
     let opened = Arc::new(opened);
     for note in &metered.notes {
         tracing::info!("{note}");
@@ -106,7 +110,7 @@ async fn serve(
     };
     let running = async {
         (&mut loading).await.context("loading the model panicked")??;
-        banner(&config, chosen, &opened, address, &power);
+        banner(&config, chosen, &opened, address, &power, (&state.config.access, &admin.lines));
         std::future::pending::<anyhow::Result<()>>().await
     };
     tokio::select! {
@@ -204,9 +208,14 @@ fn server_config(config: &Config) -> ServerConfig {
     ServerConfig { max_connections: config.max_connections, limits, ..ServerConfig::default() }
 }
 
-/// What the HTTP layer is given.
+/// What the HTTP layer is given where nothing is kept.
 pub fn api_state(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> Arc<ApiState> {
-    let keys = ApiKeys::new(config.api_key.as_slice());
+    let access = Access::fixed(config.api_key.as_deref(), unit.clock().clone());
+    state_for(config, opened, unit, access)
+}
+
+/// The same, with keys and usage of a store.
+pub fn state_for(config: &Config, opened: &Opened, unit: &Arc<Unit>, access: Arc<Access>) -> Arc<ApiState> {
     let metrics = MetricsConfig { model_name: first_model(opened).into(), vllm_names: config.vllm_metrics };
     let unknown_parameters = match config.refuse_unknown_parameters {
         true => UnknownParameters::Refuse,
@@ -215,7 +224,13 @@ pub fn api_state(config: &Config, opened: &Opened, unit: &Arc<Unit>) -> Arc<ApiS
     let metrics =
         Arc::new(Metrics::with_energy(metrics, engine_source(unit.clone()), energy_source(unit.clone())));
     let api = ApiConfig {
-        keys,
+        access,
+        metrics: match config.metrics {
+            MetricsFor::Auto if config.host.is_loopback() => MetricsAccess::Open,
+            MetricsFor::Open => MetricsAccess::Open,
+            MetricsFor::Auto | MetricsFor::Key => MetricsAccess::Key,
+            MetricsFor::AdminOnly => MetricsAccess::AdminOnly,
+        },
         origins: Origins { hosts: config.allowed_hosts.clone(), pages: config.allowed_origins.clone() },
         body: BodyLimits::new(config.max_body_bytes, config.body_timeout, BODY_MEMORY),
         keep_alive: config.keep_alive,
@@ -240,13 +255,17 @@ fn named(meters: &[MeterInfo]) -> String {
     meters.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-fn banner(config: &Config, chosen: &Chosen, opened: &Opened, address: SocketAddr, power: &str) {
+fn banner(
+    config: &Config,
+    chosen: &Chosen,
+    opened: &Opened,
+    address: SocketAddr,
+    power: &str,
+    (access, admin): (&Access, &[String]),
+) {
     let Opened { checkpoint, sizes, encoders, .. } = opened;
     let model = first_model(opened);
-    let key = config
-        .api_key
-        .as_ref()
-        .map_or(String::new(), |_| " -H \"Authorization: Bearer $HASHWATT_API_KEY\"".into());
+    let key = if access.is_open() { "" } else { " -H \"Authorization: Bearer $HASHWATT_API_KEY\"" };
     let host = if address.ip().is_unspecified() { "127.0.0.1".to_string() } else { address.ip().to_string() };
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let base = match address.ip() {
@@ -281,8 +300,18 @@ fn banner(config: &Config, chosen: &Chosen, opened: &Opened, address: SocketAddr
         sizes.kv_bytes as f64 / 1e6
     );
     println!("  power    {power}");
-    let auth = if config.api_key.is_some() { "API key required" } else { "no API key" };
-    println!("  listen   {base}/v1 ({auth}), metrics at {base}/metrics");
+    let auth = match access.is_open() {
+        false => "API key required",
+        true => "no key exists: authentication is off; hashwatt keys create NAME turns it on",
+    };
+    println!("  listen   {base}/v1 ({auth})");
+    if config.metrics != MetricsFor::AdminOnly {
+        println!("  metrics  {base}/metrics");
+    }
+    if let Some(store) = access.store() {
+        println!("  state    {}", store.path().display());
+    }
+    admin.iter().for_each(|line| println!("  admin    {line}"));
     let (path, body) = match (checkpoint, opened.service.encoders().first()) {
         (None, Some(encoder)) if encoder.is_reranker() => {
             ("rerank", r#"{"query": "What is hashprice?", "documents": ["USD per TH per day", "A beach"]}"#)

@@ -4,6 +4,7 @@
 //! variable, that beats the file, that beats the default. This is the only place that reads the
 //! environment.
 
+pub mod places;
 pub mod settings;
 pub mod value;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use crate::power::PowerError;
 use crate::power::spec::MeterSpec;
+use places::{AdminAddress, Places};
 use settings::{SETTINGS, Setting};
 use value::{parse_bytes, parse_duration, without_credentials};
 
@@ -52,7 +54,7 @@ impl std::fmt::Display for Origin {
 
 /// Every setting as text, with its origin.
 #[derive(Debug, Clone)]
-pub struct Resolved(BTreeMap<&'static str, (String, Origin)>);
+pub struct Resolved(BTreeMap<&'static str, (String, Origin)>, Places);
 
 /// A model to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +81,16 @@ pub enum DeviceKind {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// Who may read `/metrics` on the serving port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricsFor {
+    /// Open on loopback, with a key elsewhere.
+    Auto,
+    Open,
+    Key,
+    AdminOnly,
 }
 
 /// The unit's configuration, checked as far as it can be without opening the model.
@@ -116,6 +128,14 @@ pub struct Config {
     pub max_queue: usize,
     pub api_key: Option<String>,
     pub insecure: bool,
+    /// `None` where the environment tells no home: nothing is kept.
+    pub state_dir: Option<PathBuf>,
+    pub metrics: MetricsFor,
+    /// `None` is the default ones, as far as they are free.
+    pub admin_listen: Option<Vec<AdminAddress>>,
+    pub admin_token: Option<String>,
+    /// The user's folder for sockets, if the environment tells one.
+    pub runtime_dir: Option<PathBuf>,
     /// Files of the certificate and of its key.
     pub tls: Option<(PathBuf, PathBuf)>,
     pub allowed_hosts: Vec<String>,
@@ -171,7 +191,7 @@ impl Resolved {
         for (name, value) in flags {
             values.insert(name, (value.clone(), Origin::Flag));
         }
-        Ok(Resolved(values))
+        Ok(Resolved(values, Places::of(environment)))
     }
 
     /// One line a setting: its value, secrets hidden, and its origin.
@@ -284,6 +304,17 @@ impl Resolved {
             max_queue: self.number("max-queue", 1)?,
             api_key: self.text("api-key"),
             insecure: self.flag("insecure")?,
+            state_dir: self.text("state-dir").map(PathBuf::from).or_else(|| self.1.state.clone()),
+            metrics: self.get("metrics", |v| match v {
+                "auto" => Ok(MetricsFor::Auto),
+                "open" => Ok(MetricsFor::Open),
+                "key" => Ok(MetricsFor::Key),
+                "admin-only" => Ok(MetricsFor::AdminOnly),
+                _ => Err("is not auto, open, key or admin-only".to_string()),
+            })?,
+            admin_listen: self.get("admin-listen", places::parse_admin_listen)?,
+            admin_token: self.text("admin-token"),
+            runtime_dir: self.1.runtime.clone(),
             tells_thoughts: self.get("reasoning-parser", |v| match v {
                 "auto" => Ok(true),
                 "none" => Ok(false),
@@ -328,10 +359,12 @@ impl Resolved {
 
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
-        if self.api_key.as_ref().is_some_and(|k| k.trim() != k || k.len() < 8) {
-            return Err(ConfigError::Refused(
-                "api-key must have at least 8 characters and no spaces around it".into(),
-            ));
+        for (name, secret) in [("api-key", &self.api_key), ("admin-token", &self.admin_token)] {
+            if secret.as_ref().is_some_and(|k| k.trim() != k || k.len() < 8) {
+                return Err(ConfigError::Refused(format!(
+                    "{name} must have at least 8 characters and no spaces around it"
+                )));
+            }
         }
         Ok(())
     }
@@ -358,17 +391,22 @@ impl Config {
         self.step_timeout.unwrap_or_else(|| Duration::from_secs(self.by_device(60, 900)))
     }
 
-    /// Refuses to listen to strangers without a key. Only what opens a port asks.
+    /// Whether anybody may ask as long as there is no key.
+    pub fn trusts_its_network(&self) -> bool {
+        self.host.is_loopback() || self.insecure
+    }
+
+    /// Refuses to listen to strangers without a key. Only what opens a port asks. `kept`: keys are in the store.
     ///
     /// # Errors
     /// `Refused`, saying what to do.
-    pub fn check_exposure(&self) -> Result<(), ConfigError> {
-        if self.host.is_loopback() || self.api_key.is_some() || self.insecure {
+    pub fn check_exposure(&self, kept: bool) -> Result<(), ConfigError> {
+        if self.trusts_its_network() || self.api_key.is_some() || kept {
             return Ok(());
         }
         Err(ConfigError::Refused(format!(
-            "host {} can be reached from other machines and no API key is set: set --api-key (or \
-             HASHWATT_API_KEY), or say --insecure if the network itself is trusted",
+            "host {} can be reached from other machines and there is no key: make one (hashwatt keys create) \
+             or set --api-key (or HASHWATT_API_KEY), or say --insecure if the network itself is trusted",
             self.host
         )))
     }
@@ -516,6 +554,9 @@ mod tests {
             ("unknown-parameters", "ignore"),
             ("vllm-metrics", "perhaps"),
             ("meter", "wattmeter"),
+            ("metrics", "closed"),
+            ("admin-listen", "unix:"),
+            ("admin-listen", "localhost"),
         ] {
             let error = resolve(&[(name, value)], &[]).unwrap().config().unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value) && error.contains("flag"), "{error}");
@@ -526,12 +567,12 @@ mod tests {
     fn a_key_is_never_shown_and_strangers_need_one() {
         let r = resolve(&[("host", "0.0.0.0")], &[("HASHWATT_API_KEY", "secret-key-1")]).unwrap();
         assert!(!r.lines().join("\n").contains("secret"));
-        r.config().unwrap().check_exposure().unwrap();
+        r.config().unwrap().check_exposure(false).unwrap();
         let short = resolve(&[("api-key", "short")], &[]).unwrap().config().unwrap_err();
         assert!(!short.to_string().contains("short\""));
         let open = resolve(&[("host", "0.0.0.0")], &[]).unwrap().config().unwrap();
-        assert!(open.check_exposure().is_err());
+        assert!(open.check_exposure(false).is_err() && open.check_exposure(true).is_ok());
         let trusted = resolve(&[("host", "0.0.0.0"), ("insecure", "true")], &[]).unwrap().config().unwrap();
-        trusted.check_exposure().unwrap();
+        trusted.check_exposure(false).unwrap();
     }
 }

@@ -118,6 +118,33 @@ pub static SETTINGS: &[Setting] = &[
         secret: true,
         ..setting("api-key", "", "KEY", "Bearer key that guards everything but the health routes")
     },
+    setting(
+        "state-dir",
+        "",
+        "DIR",
+        "Folder of keys and usage; $XDG_STATE_HOME/hashwatt by default, else ~/.local/state/hashwatt",
+    ),
+    setting(
+        "metrics",
+        "auto",
+        "open|key|admin-only",
+        "Who may read /metrics on the serving port; auto is open on loopback and key elsewhere",
+    ),
+    setting(
+        "admin-listen",
+        "auto",
+        "unix:PATH|HOST:PORT,…",
+        "Where keys, usage and backups are asked for; auto is a socket of this user's, and 127.0.0.1:8001 if free; none",
+    ),
+    Setting {
+        secret: true,
+        ..setting(
+            "admin-token",
+            "",
+            "TOKEN",
+            "What an admin listener on a port wants; made and printed at start by default",
+        )
+    },
     setting("insecure", "false", "", "Listen to other machines without an API key"),
     setting(
         "reasoning-parser",

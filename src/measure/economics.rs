@@ -184,6 +184,23 @@ fn site(
     Ok(site)
 }
 
+impl Given {
+    /// What a model's tokens sell for: as given, else by the market's row.
+    ///
+    /// # Errors
+    /// Half a price.
+    pub fn token_prices(&self, model: &str) -> Result<Option<TokenPrices>, GivenError> {
+        let row = self.market.as_ref().and_then(|market| market.token_price(model)).map(TokenPrices::from);
+        self.prices.complete(model, self.market.as_ref(), row)
+    }
+
+    /// Dollars of a megawatt-hour: as given, else the mean of the site's contract.
+    pub fn power_price(&self) -> Option<f64> {
+        let of_site = || Some(self.site.as_ref()?.power.as_ref()?.mean_usd_per_mwh());
+        self.power_usd_per_mwh.or_else(of_site)
+    }
+}
+
 impl PricesGiven {
     /// With the market's row (or the saved prices) for what is not given; cached tokens sell as input where
     /// nobody says otherwise. `None`: nothing is given or saved, the market's row holds.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::access::Size;
 use crate::energy::{AccountHandle, RequestEnergy};
 use crate::engine::encode::{EncodeRequest, EncoderText, Purpose};
 use crate::engine::step_log;
@@ -17,6 +18,9 @@ use crate::wire::request::{Prompt, ServiceTier};
 
 /// Tokens of all texts of a request: they are kept until they are computed.
 const MAX_REQUEST_TOKENS: usize = 1 << 19;
+
+/// Asked once it is known which encoder reads how many tokens, before any of them is submitted.
+pub type AdmitTexts<'a> = &'a dyn Fn(&ServedEncoder, Size) -> Result<(), ServiceError>;
 
 /// An encoder as clients see it, and the unit that runs it.
 pub struct ServedEncoder {
@@ -48,7 +52,8 @@ pub struct Embedding {
     pub prompt_tokens: usize,
     answer: EncodeAnswer,
     /// `None` without a meter.
-    account: Option<AccountHandle>,
+    account: Option<Arc<AccountHandle>>,
+    pub tier: ServiceTier,
     /// Numbers a vector is cut to.
     dimensions: Option<usize>,
     /// Vectors whose cosine is a pair's score; `None` where the model scores by itself.
@@ -102,7 +107,11 @@ impl Service {
     ///
     /// # Errors
     /// What the model cannot honour, and what the unit answers (full, loading, draining).
-    pub fn embed(&self, request: &EmbeddingRequest) -> Result<Embedding, ServiceError> {
+    pub fn embed(
+        &self,
+        request: &EmbeddingRequest,
+        admit: AdmitTexts<'_>,
+    ) -> Result<Embedding, ServiceError> {
         let encoder = self.encoder(request.model.as_deref(), |e| usize::from(e.is_reranker()))?;
         let Purpose::Embed { shorter, .. } = &encoder.purpose else {
             let message =
@@ -122,7 +131,7 @@ impl Service {
         let path = |i: usize| if request.single { "input".to_string() } else { format!("input[{i}]") };
         let texts = request.inputs.iter().enumerate();
         let texts = texts.map(|(i, input)| encoder.text(input, &path(i))).collect::<Result<Vec<_>, _>>()?;
-        let running = encoder.start(texts, request.tier, "input")?;
+        let running = encoder.start(texts, request.tier, "input", admit)?;
         Ok(Embedding { dimensions: request.dimensions, ..running })
     }
 
@@ -130,20 +139,20 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::embed`].
-    pub fn rerank(&self, request: &RerankRequest) -> Result<Embedding, ServiceError> {
+    pub fn rerank(&self, request: &RerankRequest, admit: AdmitTexts<'_>) -> Result<Embedding, ServiceError> {
         let query = [request.query.as_str()];
         let documents: Vec<&str> = request.documents.iter().map(String::as_str).collect();
         let path = |i: usize| format!("documents[{i}]");
         let sides =
             Sides { first: &query, second: &documents, first_path: &|_| "query".into(), second_path: &path };
-        self.pairs(request.model.as_deref(), sides, request.tier)
+        self.pairs(request.model.as_deref(), sides, request.tier, admit)
     }
 
     /// Starts the scores of pairs.
     ///
     /// # Errors
     /// As [`Service::embed`].
-    pub fn score(&self, request: &ScoreRequest) -> Result<Embedding, ServiceError> {
+    pub fn score(&self, request: &ScoreRequest, admit: AdmitTexts<'_>) -> Result<Embedding, ServiceError> {
         let first: Vec<&str> = request.first.iter().map(String::as_str).collect();
         let second: Vec<&str> = request.second.iter().map(String::as_str).collect();
         let path = |key: &str, of: usize, i: usize| if of == 1 { key.into() } else { format!("{key}[{i}]") };
@@ -153,10 +162,16 @@ impl Service {
             first: &first,
             second: &second,
         };
-        self.pairs(request.model.as_deref(), sides, request.tier)
+        self.pairs(request.model.as_deref(), sides, request.tier, admit)
     }
 
-    fn pairs(&self, model: Option<&str>, sides: Sides, tier: ServiceTier) -> Result<Embedding, ServiceError> {
+    fn pairs(
+        &self,
+        model: Option<&str>,
+        sides: Sides,
+        tier: ServiceTier,
+        admit: AdmitTexts<'_>,
+    ) -> Result<Embedding, ServiceError> {
         let encoder = self.encoder(model, |e| usize::from(!e.is_reranker()))?;
         let Sides { first, second, first_path, second_path } = sides;
         // One for all, or one for each.
@@ -168,7 +183,7 @@ impl Service {
                 encoder.pair(first[partner(i)], text, &first_path(partner(i)), &second_path(i))
             };
             let texts = second.iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()?;
-            return encoder.start(texts, tier, limit);
+            return encoder.start(texts, tier, limit, admit);
         }
         let mut texts = Vec::with_capacity(first.len() + second.len());
         for (side, path) in [(first, first_path), (second, second_path)] {
@@ -177,7 +192,7 @@ impl Service {
             }
         }
         let pairs = (0..second.len()).map(|i| (partner(i), first.len() + i)).collect();
-        Ok(Embedding { pairs: Some(pairs), ..encoder.start(texts, tier, limit)? })
+        Ok(Embedding { pairs: Some(pairs), ..encoder.start(texts, tier, limit, admit)? })
     }
 }
 
@@ -274,7 +289,13 @@ impl ServedEncoder {
         }
     }
 
-    fn start(&self, texts: Vec<EncoderText>, of: ServiceTier, path: &str) -> Result<Embedding, ServiceError> {
+    fn start(
+        &self,
+        texts: Vec<EncoderText>,
+        of: ServiceTier,
+        path: &str,
+        admit: AdmitTexts<'_>,
+    ) -> Result<Embedding, ServiceError> {
         let prompt_tokens: usize = texts.iter().map(|t| t.ids.len()).sum();
         if prompt_tokens > MAX_REQUEST_TOKENS {
             let message = format!(
@@ -282,7 +303,9 @@ impl ServedEncoder {
             );
             return Err(invalid(path, message, None));
         }
-        let account = self.unit.ledger().map(|ledger| ledger.open());
+        let size = Size { prompt_tokens: prompt_tokens as u64, most_tokens: 0, said: true };
+        admit(self, size)?;
+        let account = self.unit.ledger().map(|ledger| Arc::new(ledger.open()));
         let request = EncodeRequest {
             encoder: self.number,
             texts: texts.into(),
@@ -295,6 +318,7 @@ impl ServedEncoder {
             prompt_tokens,
             answer: self.unit.encode(request)?,
             account,
+            tier: of,
             dimensions: None,
             pairs: None,
         })
@@ -302,6 +326,11 @@ impl ServedEncoder {
 }
 
 impl Embedding {
+    /// Its account at the meters.
+    pub fn meters(&self) -> Option<Arc<AccountHandle>> {
+        self.account.clone()
+    }
+
     /// The vectors, in the order of their texts.
     ///
     /// # Errors
@@ -315,7 +344,7 @@ impl Embedding {
                 vector.iter_mut().for_each(|x| *x /= length);
             }
         }
-        Ok(Embedded { of_texts: vectors, energy: self.account.as_ref().and_then(AccountHandle::energy) })
+        Ok(Embedded { of_texts: vectors, energy: self.account.as_ref().and_then(|account| account.energy()) })
     }
 
     /// The scores, in the order of their pairs.
@@ -328,7 +357,7 @@ impl Embedding {
             Some(pairs) => pairs.into_iter().map(|(a, b)| cosine(&outputs[a], &outputs[b])).collect(),
             None => outputs.iter().map(|one| one.first().copied().unwrap_or_default()).collect(),
         };
-        Ok(Embedded { of_texts, energy: self.account.as_ref().and_then(AccountHandle::energy) })
+        Ok(Embedded { of_texts, energy: self.account.as_ref().and_then(|account| account.energy()) })
     }
 }
 

@@ -9,13 +9,14 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
+use crate::access::Size;
 use crate::clock::{Clock, Tick};
 use crate::energy::{AccountHandle, RequestEnergy};
 use crate::service::choice::{Choice, Echo, Plan};
 use crate::service::collected::CollectedChoice;
 use crate::service::constraint::Thoughts;
 use crate::service::tools::Asked;
-use crate::service::{Delta, ServedModel, ServiceError, Timings, Usage};
+use crate::service::{Admit, Delta, ServedModel, ServiceError, Timings, Usage};
 use crate::wire::request::{ChatRequest, CompletionRequest, Parameters, Prompt, ServiceTier};
 use crate::wire::tools::ToolChoice;
 
@@ -53,7 +54,7 @@ impl ServedModel {
     ///
     /// # Errors
     /// What the model cannot honour, and what the unit answers (full, loading, draining).
-    pub fn chat(&self, request: &ChatRequest) -> Result<Generation, ServiceError> {
+    pub fn chat(&self, request: &ChatRequest, admit: Admit<'_>) -> Result<Generation, ServiceError> {
         let (thinking, tools) = (&request.thinking, request.tools.as_ref());
         tools.map(|tools| self.dialect_for(tools)).transpose()?;
         let (prompt, start) =
@@ -64,18 +65,23 @@ impl ServedModel {
             budget: self.thought_tokens(thinking),
             shown: thinking.shown,
         });
-        self.generate(&request.parameters, vec![prompt], "messages", None, Asked { thoughts, tools })
+        let asked = Asked { thoughts, tools };
+        self.generate(&request.parameters, vec![prompt], "messages", None, asked, admit)
     }
 
     /// Starts the completion of one or more prompts.
     ///
     /// # Errors
     /// As [`ServedModel::chat`].
-    pub fn complete(&self, request: &CompletionRequest) -> Result<Generation, ServiceError> {
+    pub fn complete(
+        &self,
+        request: &CompletionRequest,
+        admit: Admit<'_>,
+    ) -> Result<Generation, ServiceError> {
         let prompts = request.prompts.iter().map(|p| self.encode_prompt(p)).collect::<Result<Vec<_>, _>>()?;
         let echo =
             request.echo.then(|| request.prompts.iter().zip(&prompts).map(|p| self.shown(p)).collect());
-        self.generate(&request.parameters, prompts, "prompt", echo, Asked::default())
+        self.generate(&request.parameters, prompts, "prompt", echo, Asked::default(), admit)
     }
 
     /// A prompt as an echo shows it: as it was written, or what its ids say.
@@ -93,12 +99,16 @@ impl ServedModel {
         param: &str,
         echo: Option<Vec<Arc<str>>>,
         asked: Asked,
+        admit: Admit<'_>,
     ) -> Result<Generation, ServiceError> {
         let valid = self.validate(parameters, prompts, param, echo.is_some(), &asked)?;
         let contents = self.contents(&asked);
         let marks = contents.marks();
         let shown_tokens: Arc<[u32]> = marks.into_iter().filter_map(|mark| self.tokenizer.id(mark)).collect();
         let prompt_tokens = valid.prompts.iter().map(|p| p.len()).sum();
+        let most_tokens: usize = valid.choices.iter().map(|c| c.max_tokens).sum();
+        let said = parameters.max_tokens.is_some();
+        admit(Size { prompt_tokens: prompt_tokens as u64, most_tokens: most_tokens as u64, said })?;
         let account = self.unit.ledger().map(|ledger| ledger.open());
         let clock = self.unit.clock().clone();
         let begun_at = clock.now();
@@ -170,6 +180,11 @@ impl Generation {
     /// Joules so far, over all choices; an estimate until the meters' windows have closed.
     pub fn energy(&self) -> Option<RequestEnergy> {
         self.account.as_ref().and_then(AccountHandle::energy)
+    }
+
+    /// Its account at the meters, to be asked after it has ended; from then on it is asked no more itself.
+    pub fn take_account(&mut self) -> Option<AccountHandle> {
+        self.account.take().inspect(AccountHandle::close)
     }
 
     /// Times of the first choice that the engine ended, in seconds. When a stop string ended all of

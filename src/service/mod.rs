@@ -15,6 +15,7 @@ mod validate;
 
 use std::sync::Arc;
 
+use crate::access::{Refusal, Size};
 pub use crate::engine::constraint::ConstraintError;
 pub use crate::engine::event::EngineError;
 use crate::error::{Class, Classified};
@@ -30,7 +31,7 @@ use crate::wire::request::{
 use crate::wire::thinking::Thinking;
 
 pub use constraint::LazyGrammars;
-pub use embed::{Embedded, Embedding, ServedEncoder};
+pub use embed::{AdmitTexts, Embedded, Embedding, ServedEncoder};
 pub use generate::Generation;
 
 /// What the checkpoint's `generation_config.json` says where a request says nothing.
@@ -84,6 +85,9 @@ pub struct ServedModel {
     pub unit: Arc<Unit>,
 }
 
+/// Asked once the size of a request is known, before anything of it is submitted.
+pub type Admit<'a> = &'a dyn Fn(Size) -> Result<(), Refusal>;
+
 /// Everything that can be asked of this process, without HTTP.
 pub struct Service {
     models: Vec<ServedModel>,
@@ -127,7 +131,15 @@ impl Service {
     /// # Errors
     /// As [`ServedModel::chat`], and an unknown model.
     pub fn chat(&self, request: &ChatRequest) -> Result<Generation, ServiceError> {
-        self.model(request.parameters.model.as_deref())?.chat(request)
+        self.chat_if(request, &|_| Ok(()))
+    }
+
+    /// The same, if it is admitted.
+    ///
+    /// # Errors
+    /// As [`Service::chat`], and a refusal.
+    pub fn chat_if(&self, request: &ChatRequest, admit: Admit<'_>) -> Result<Generation, ServiceError> {
+        self.model(request.parameters.model.as_deref())?.chat(request, admit)
     }
 
     /// Starts a completion.
@@ -135,7 +147,19 @@ impl Service {
     /// # Errors
     /// As [`ServedModel::complete`], and an unknown model.
     pub fn complete(&self, request: &CompletionRequest) -> Result<Generation, ServiceError> {
-        self.model(request.parameters.model.as_deref())?.complete(request)
+        self.complete_if(request, &|_| Ok(()))
+    }
+
+    /// The same, if it is admitted.
+    ///
+    /// # Errors
+    /// As [`Service::complete`], and a refusal.
+    pub fn complete_if(
+        &self,
+        request: &CompletionRequest,
+        admit: Admit<'_>,
+    ) -> Result<Generation, ServiceError> {
+        self.model(request.parameters.model.as_deref())?.complete(request, admit)
     }
 
     /// Token ids of a text or a conversation, with the model they are of.
@@ -191,6 +215,9 @@ pub enum ServiceError {
     /// For now; the same request may be taken in a moment.
     #[error("{0}")]
     Busy(String),
+    /// By the key's scopes or limits.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     #[error("{0}")]
     Internal(String),
 }
@@ -208,7 +235,7 @@ impl Classified for ServiceError {
             ServiceError::Invalid { .. } => Class::InvalidRequest,
             ServiceError::UnknownModel(_) => Class::NotFound,
             ServiceError::Engine(e) => e.class(),
-            ServiceError::Busy(_) => Class::Overloaded,
+            ServiceError::Busy(_) | ServiceError::Refused(_) => Class::Overloaded,
             ServiceError::Internal(_) => Class::Internal,
         }
     }

@@ -259,7 +259,7 @@ fn written(call: &ToolCall) -> Value {
 pub(super) fn tier(tier: ServiceTier) -> Tier {
     match tier {
         ServiceTier::Priority => Tier::Priority,
-        ServiceTier::Default => Tier::Default,
+        ServiceTier::Auto | ServiceTier::Default => Tier::Default,
         ServiceTier::Flex => Tier::Flex,
     }
 }

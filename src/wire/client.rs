@@ -6,7 +6,7 @@
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use crate::tls;
@@ -36,8 +36,10 @@ pub struct Client {
     address: String,
     prefix: String,
     api_key: Option<String>,
+    /// A socket of this machine instead of an address.
+    socket: Option<std::path::PathBuf>,
     /// For `https`.
-    secure: Option<(TlsConnector, ServerName<'static>)>,
+    secure: Option<Box<(TlsConnector, ServerName<'static>)>>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -68,11 +70,24 @@ impl Client {
                 let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
                 let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
                 let name = ServerName::try_from(host).map_err(|_| bad())?;
-                Some((TlsConnector::from(tls::client_config()), name))
+                Some(Box::new((TlsConnector::from(tls::client_config()), name)))
             }
             _ => None,
         };
-        Ok(Client { authority: authority.to_owned(), address, prefix, api_key: None, secure })
+        Ok(Client { authority: authority.to_owned(), address, prefix, api_key: None, socket: None, secure })
+    }
+
+    /// Of a server on a Unix socket.
+    pub fn of_socket(path: &std::path::Path) -> Client {
+        let (authority, socket) = ("localhost".to_owned(), Some(path.to_owned()));
+        Client {
+            address: String::new(),
+            authority,
+            prefix: String::new(),
+            api_key: None,
+            socket,
+            secure: None,
+        }
     }
 
     pub fn with_api_key(mut self, key: Option<String>) -> Client {
@@ -92,14 +107,21 @@ impl Client {
         self.send("POST", path, Some(body)).await
     }
 
+    async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
+        if let Some(path) = &self.socket {
+            return Ok(Box::new(UnixStream::connect(path).await?));
+        }
+        let tcp = TcpStream::connect(&self.address).await?;
+        tcp.set_nodelay(true)?;
+        Ok(match &self.secure {
+            Some(secure) => Box::new(secure.0.connect(secure.1.clone(), tcp).await?),
+            None => Box::new(tcp),
+        })
+    }
+
     async fn send(&self, method: &str, path: &str, body: Option<&[u8]>) -> Result<Response, ClientError> {
         let io = |source| ClientError::Io { authority: self.authority.clone(), source };
-        let tcp = TcpStream::connect(&self.address).await.map_err(io)?;
-        tcp.set_nodelay(true).map_err(io)?;
-        let mut stream: Box<dyn Stream> = match &self.secure {
-            Some((connector, name)) => Box::new(connector.connect(name.clone(), tcp).await.map_err(io)?),
-            None => Box::new(tcp),
-        };
+        let mut stream = self.connect().await.map_err(io)?;
         let mut request = format!(
             "{method} {}{path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\naccept: */*\r\n",
             self.prefix, self.authority

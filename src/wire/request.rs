@@ -67,7 +67,9 @@ const UNSUPPORTED: &[&str] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ServiceTier {
     Priority,
+    /// What its key is served in, if it is not said: the default where there is a choice.
     #[default]
+    Auto,
     Default,
     Flex,
 }
@@ -76,7 +78,7 @@ impl ServiceTier {
     pub fn as_str(self) -> &'static str {
         match self {
             ServiceTier::Priority => "priority",
-            ServiceTier::Default => "default",
+            ServiceTier::Auto | ServiceTier::Default => "default",
             ServiceTier::Flex => "flex",
         }
     }
@@ -395,7 +397,8 @@ fn seed(f: &mut Fields) -> Result<Option<u64>, RequestError> {
 
 pub(super) fn service_tier(f: &mut Fields) -> Result<ServiceTier, RequestError> {
     match f.string("service_tier")?.as_deref() {
-        None | Some("auto" | "default") => Ok(ServiceTier::Default),
+        None | Some("auto") => Ok(ServiceTier::Auto),
+        Some("default") => Ok(ServiceTier::Default),
         Some("priority") => Ok(ServiceTier::Priority),
         Some("flex") => Ok(ServiceTier::Flex),
         Some(other) => Err(wrong("service_tier", "auto, default, priority or flex", &json!(other))),

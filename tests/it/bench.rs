@@ -282,6 +282,7 @@ fn a_rival_and_a_server_are_measured_the_same_way() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut serve = Command::new(env!("CARGO_BIN_EXE_hashwatt"));
     serve.args(["serve", "--port", &port.to_string(), "--kv-memory", "64MiB", "--log-level", "error"]);
+    serve.args(["--admin-listen", "none", "--state-dir"]).arg(folder.path().join("state"));
     let mut server = serve.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for("the server", || {
         let mut arguments = with(&[]);

@@ -17,6 +17,7 @@ mod failover_http;
 mod fp8;
 mod host_kernels;
 mod kernels;
+mod keys;
 mod nvml;
 mod parallel;
 mod parity;

@@ -22,8 +22,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("engine", &["error", "quantity", "clock", "model"]),
     ("energy", &["error", "quantity", "clock", "power", "engine", "metrics"]),
     ("market", &["error", "quantity", "clock", "economics", "http_client"]),
+    ("store", &["error", "quantity", "clock"]),
+    ("access", &["error", "quantity", "clock", "store"]),
     ("unit", &["error", "quantity", "clock", "engine", "power", "economics", "metrics", "energy"]),
-    ("service", &["error", "quantity", "clock", "unit", "text", "engine", "wire", "metrics", "energy"]),
+    (
+        "service",
+        &["error", "quantity", "clock", "unit", "text", "engine", "wire", "metrics", "energy", "access"],
+    ),
     (
         "measure",
         &[
@@ -44,7 +49,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("selftest", &["error", "quantity", "clock", "ops", "model"]),
     ("measure/baseline", &["error", "quantity", "clock", "ops", "model", "engine"]),
     ("measure/ceilings", &["error", "quantity", "clock", "ops"]),
-    ("api", &["error", "quantity", "clock", "wire", "unit", "service", "metrics", "energy"]),
+    (
+        "api",
+        &["error", "quantity", "clock", "wire", "unit", "service", "metrics", "energy", "access", "store"],
+    ),
     ("config", &["quantity", "model", "power"]),
     ("cli", &["*"]),
     ("lib", &["*"]),

@@ -89,12 +89,16 @@ struct Process {
     url: String,
     /// Read on by nobody, and open: it prints more.
     _banner: Lines<BufReader<ChildStdout>>,
+    /// Its state, apart from other tests' and the user's.
+    _state: tempfile::TempDir,
 }
 
 impl Process {
     fn start(arguments: &[&str]) -> Process {
+        let state = tempfile::tempdir().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_hashwatt"))
-            .args(["--port", "0"])
+            .args(["--port", "0", "--admin-listen", "none"])
+            .env("HASHWATT_STATE_DIR", state.path())
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -106,7 +110,7 @@ impl Process {
             let rest = line.trim().strip_prefix("listen")?;
             rest.trim().split("/v1").next().map(str::to_string)
         });
-        Process { child, url: url.expect("a banner"), _banner: banner }
+        Process { child, url: url.expect("a banner"), _banner: banner, _state: state }
     }
 
     fn signal(&self, signal: i32) {

@@ -1,0 +1,342 @@
+//! L4a. Who may ask for what, and how much: the keys of a unit in memory, their limits, and what they used.
+//!
+//! A bearer's digest in, the account it belongs to out; an account admits requests and tokens, and is told what they
+//! came to. Everything a request needs is in memory; the store is told of changes and of usage. Knows no HTTP.
+
+mod account;
+mod key;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use subtle::ConstantTimeEq;
+
+pub use account::{Account, Allowance, Refusal, Reservation, Running, Size};
+pub use key::{Secret, digest, shown};
+
+use crate::clock::Clock;
+use crate::error::{Class, Classified};
+use crate::store::{By, KeyRecord, Later, Limits, Scopes, Store, StoreError, UsageQuery, UsageRecord};
+
+const DAY: u64 = 86_400;
+/// The id of the key that is given by `--api-key`.
+const GIVEN: &str = "api-key";
+
+/// Why a bearer is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    Missing,
+    Wrong,
+}
+
+/// One way to an account: a digest, and until when it leads there.
+struct Way {
+    digest: [u8; 32],
+    until: Option<u64>,
+    account: Arc<Account>,
+}
+
+/// All keys as they stand.
+#[derive(Default)]
+struct Table {
+    /// By the digest's first bytes; all that share them are compared in constant time.
+    ways: HashMap<[u8; 8], Vec<Way>>,
+    accounts: HashMap<String, Arc<Account>>,
+    /// Some key was made once, even if it is revoked: then everybody needs one.
+    any: bool,
+}
+
+impl Table {
+    fn add(&mut self, digest: [u8; 32], until: Option<u64>, account: &Arc<Account>) {
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        self.ways.entry(first).or_default().push(Way { digest, until, account: account.clone() });
+    }
+
+    fn find(&self, digest: &[u8; 32], now: u64) -> Option<Arc<Account>> {
+        let mut first = [0; 8];
+        first.copy_from_slice(&digest[..8]);
+        let fits =
+            |way: &&Way| bool::from(way.digest.ct_eq(digest)) && way.until.is_none_or(|until| now < until);
+        self.ways.get(&first)?.iter().find(fits).map(|way| way.account.clone())
+    }
+}
+
+/// The keys of a unit.
+pub struct Access {
+    clock: Clock,
+    table: RwLock<Table>,
+    /// Held while keys are read again, so that the last to read has seen every change.
+    reading: Mutex<()>,
+    store: Option<Store>,
+    /// The key of the settings, which no store holds.
+    given: Option<[u8; 32]>,
+    /// Without any key everybody may ask: the network is this machine's, or is trusted.
+    open: bool,
+    /// Joules a token of late, as the bits of an f64; 0 while nothing is known.
+    joules_per_token: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Access({} keys)", self.read().accounts.len())
+    }
+}
+
+/// What is said when a key is made or replaced.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Made {
+    pub key: KeyRecord,
+    /// Shown this once.
+    pub secret: String,
+}
+
+/// A key that cannot be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error("this unit keeps no keys: {0}")]
+    NoStore(&'static str),
+    #[error("{message}")]
+    Invalid { param: &'static str, message: String },
+    #[error("there is no key `{0}`")]
+    Unknown(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the system gives no random bytes: {0}")]
+    Random(getrandom::Error),
+}
+
+impl Classified for AccessError {
+    fn class(&self) -> Class {
+        match self {
+            AccessError::NoStore(_) => Class::Unavailable,
+            AccessError::Invalid { .. } => Class::InvalidRequest,
+            AccessError::Unknown(_) => Class::NotFound,
+            AccessError::Store(e) => e.class(),
+            AccessError::Random(_) => Class::Internal,
+        }
+    }
+}
+
+impl Access {
+    /// Keys of the settings only, kept nowhere; without one everybody may ask.
+    pub fn fixed(key: Option<&str>, clock: Clock) -> Arc<Access> {
+        Arc::new(Access::new(key, None, true, clock))
+    }
+
+    /// With the keys of a store. `open`: without any key everybody may ask.
+    ///
+    /// # Errors
+    /// A store that cannot be read.
+    pub fn with_store(
+        key: Option<&str>,
+        store: Store,
+        open: bool,
+        clock: Clock,
+    ) -> Result<Arc<Access>, StoreError> {
+        let access = Access::new(key, Some(store), open, clock);
+        access.reload()?;
+        access.remember_today()?;
+        Ok(Arc::new(access))
+    }
+
+    fn new(key: Option<&str>, store: Option<Store>, open: bool, clock: Clock) -> Access {
+        let given = key.map(|key| digest(key.as_bytes()));
+        let mut table = Table::default();
+        if let Some(digest) = given {
+            table.add_given(digest, &clock);
+        }
+        let joules_per_token = Arc::default();
+        let (table, reading) = (RwLock::new(table), Mutex::new(()));
+        Access { clock, table, reading, store, given, open, joules_per_token }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// Whether anybody may ask, whatever bearer they show.
+    pub fn is_open(&self) -> bool {
+        self.open && !self.read().any
+    }
+
+    /// Whose key the value of an `Authorization` header carries; `None` where anybody may ask.
+    ///
+    /// # Errors
+    /// No key, or none that is in force.
+    pub fn identify(&self, authorization: Option<&[u8]>) -> Result<Option<Arc<Account>>, Denied> {
+        if self.is_open() {
+            return Ok(None);
+        }
+        let value = authorization.ok_or(Denied::Missing)?;
+        let (scheme, key) = value.split_at_checked(7).ok_or(Denied::Wrong)?;
+        if !scheme.eq_ignore_ascii_case(b"bearer ") {
+            return Err(Denied::Wrong);
+        }
+        let digest = digest(key.trim_ascii());
+        self.read().find(&digest, self.clock.unix_seconds()).map(Some).ok_or(Denied::Wrong)
+    }
+
+    /// Reads the store's keys again; accounts that go on keep their counts.
+    fn reload(&self) -> Result<(), StoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = store.keys()?;
+        let mut guard = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = Table { any: !keys.is_empty(), ..Table::default() };
+        if let Some(digest) = self.given {
+            match guard.accounts.get(GIVEN).cloned() {
+                Some(account) => table.add_account(digest, account),
+                None => table.add_given(digest, &self.clock),
+            }
+        }
+        for key in keys.into_iter().filter(|key| key.revoked.is_none()) {
+            let account = guard.accounts.get(&key.id).cloned();
+            let account = account.unwrap_or_else(|| Arc::new(Account::new(&key, self.clock.clone())));
+            if let Some((digest, until)) = key.previous {
+                table.add(digest, Some(until), &account);
+            }
+            table.add_account(key.digest, account);
+        }
+        *guard = table;
+        Ok(())
+    }
+
+    /// What each key used of its day before this process began.
+    fn remember_today(&self) -> Result<(), StoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let today = self.clock.unix_seconds() / DAY * DAY;
+        let query = UsageQuery { by: vec![By::Key], since: Some(today), ..UsageQuery::default() };
+        let table = self.read();
+        for sum in store.usage(&query)? {
+            if let Some(account) = table.accounts.get(sum.key.as_deref().unwrap_or_default()) {
+                let tokens = sum.prompt_tokens + sum.completion_tokens;
+                account.used_before(tokens, sum.prefill_joules + sum.decode_joules);
+            }
+        }
+        Ok(())
+    }
+
+    fn kept(&self) -> Result<&Store, AccessError> {
+        self.store.as_ref().ok_or(AccessError::NoStore("it runs without a state directory"))
+    }
+
+    /// All keys, revoked ones too.
+    ///
+    /// # Errors
+    /// No store, or one that cannot be read.
+    pub fn keys(&self) -> Result<Vec<KeyRecord>, AccessError> {
+        Ok(self.kept()?.keys()?)
+    }
+
+    /// # Errors
+    /// A name or a limit that cannot be, a name that is taken, no store.
+    pub fn create(&self, name: &str, scopes: Scopes, limits: Limits) -> Result<Made, AccessError> {
+        key::check(name, &scopes, &limits)?;
+        let secret = Secret::new().map_err(AccessError::Random)?;
+        let key = KeyRecord {
+            id: key::id().map_err(AccessError::Random)?,
+            name: name.to_owned(),
+            digest: digest(secret.text().as_bytes()),
+            shown: shown(secret.text()),
+            created: self.clock.unix_seconds(),
+            revoked: None,
+            scopes,
+            limits,
+            previous: None,
+        };
+        self.kept()?.add_key(key.clone())?;
+        self.reload()?;
+        Ok(Made { key, secret: secret.text().to_owned() })
+    }
+
+    /// Copies the store into a new file.
+    ///
+    /// # Errors
+    /// No store, a file that is there or cannot be written.
+    pub fn backup(&self, to: &std::path::Path) -> Result<(), AccessError> {
+        Ok(self.kept()?.backup(to)?)
+    }
+
+    /// By id or by name.
+    fn find(&self, named: &str) -> Result<KeyRecord, AccessError> {
+        let found = self.keys()?.into_iter().find(|k| k.id == named || k.name == named);
+        found.ok_or_else(|| AccessError::Unknown(named.chars().take(64).collect()))
+    }
+
+    /// From now on the key is refused.
+    ///
+    /// # Errors
+    /// An unknown key, no store.
+    pub fn revoke(&self, named: &str) -> Result<KeyRecord, AccessError> {
+        let key = self.find(named)?;
+        self.kept()?.revoke_key(&key.id, self.clock.unix_seconds())?;
+        self.reload()?;
+        self.find(&key.id)
+    }
+
+    /// A new secret for the same key; the old one holds for `grace` more.
+    ///
+    /// # Errors
+    /// A key that is unknown or revoked, no store.
+    pub fn rotate(&self, named: &str, grace: Duration) -> Result<Made, AccessError> {
+        let key = self.find(named)?;
+        let secret = Secret::new().map_err(AccessError::Random)?;
+        let until = (!grace.is_zero()).then(|| self.clock.unix_seconds().saturating_add(grace.as_secs()));
+        let text = secret.text();
+        self.kept()?.rotate_key(&key.id, digest(text.as_bytes()), shown(text), until)?;
+        self.reload()?;
+        Ok(Made { key: self.find(&key.id)?, secret: text.to_owned() })
+    }
+
+    /// Joules a token of late; `None` while nothing is known.
+    pub fn joules_per_token(&self) -> Option<f64> {
+        let of_late = f64::from_bits(self.joules_per_token.load(Ordering::Relaxed));
+        (of_late > 0.0).then_some(of_late)
+    }
+
+    /// Notes what tokens cost.
+    pub fn cost(&self, joules: f64, tokens: u64) {
+        const NEWEST: f64 = 0.1;
+        if joules > 0.0 && tokens > 0 {
+            let this = joules / tokens as f64;
+            let of_late = self.joules_per_token().map_or(this, |old| old + NEWEST * (this - old));
+            self.joules_per_token.store(of_late.to_bits(), Ordering::Relaxed);
+        }
+    }
+
+    /// Notes what a request came to, where there is a store.
+    pub fn record(&self, record: UsageRecord, later: Option<Later>) {
+        if let Some(store) = &self.store {
+            store.record(record, later);
+        }
+    }
+}
+
+impl Table {
+    fn add_account(&mut self, digest: [u8; 32], account: Arc<Account>) {
+        self.add(digest, None, &account);
+        self.accounts.insert(account.id.clone(), account);
+        self.any = true;
+    }
+
+    fn add_given(&mut self, digest: [u8; 32], clock: &Clock) {
+        let account = Account::unlimited(GIVEN, clock.clone());
+        self.add_account(digest, Arc::new(account));
+    }
+}
