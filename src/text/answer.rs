@@ -163,7 +163,10 @@ fn told_apart(pieces: Vec<Piece>, calls: &mut MarkedCalls, out: &mut Vec<Piece>)
 
 /// For tests: thoughts, text and calls, joined.
 #[cfg(test)]
-pub(super) fn joined(pieces: Vec<Piece>) -> (String, String, Vec<(String, String)>) {
+pub(super) type Joined = (String, String, Vec<(String, String)>);
+
+#[cfg(test)]
+pub(super) fn joined(pieces: Vec<Piece>) -> Joined {
     let (mut reasoning, mut text, mut calls) = (String::new(), String::new(), Vec::new());
     for piece in pieces {
         match piece {
@@ -192,7 +195,7 @@ mod tests {
     const ANSWER: &str = "<think>Call <tool_call>?</think>I do.\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n<tool_call>{\"name\": \"f\"}</tool_call>";
 
     /// What is told of the answer that comes so many bytes at a time, and where the reader had enough.
-    fn read(most: usize, step: usize) -> ((String, String, Vec<(String, String)>), Option<usize>) {
+    fn read(most: usize, step: usize) -> (Joined, Option<usize>) {
         let (mut reader, mut out, mut complete) = (Reader::new(&contents(most)), Vec::new(), None);
         for (i, piece) in ANSWER.as_bytes().chunks(step).enumerate() {
             reader.push(std::str::from_utf8(piece).unwrap(), &mut out);

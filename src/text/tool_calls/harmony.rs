@@ -156,7 +156,7 @@ mod tests {
     use crate::text::answer::joined;
     use proptest::prelude::*;
 
-    type Read = (String, String, Vec<(String, String)>);
+    use crate::text::answer::Joined as Read;
 
     fn read(pieces: &[&str]) -> Read {
         let (mut harmony, mut out) = (Harmony::new(true), Vec::new());
