@@ -6,6 +6,8 @@ HASHWATT=$(realpath "$OLDPWD/$1")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export HASHWATT RECORD=$work/answers PYTHONDONTWRITEBYTECODE=1
+# Many units at once, beside whatever runs here.
+export HASHWATT_STATE_DIR=$work/state HASHWATT_ADMIN_LISTEN=none
 
 began=$SECONDS
 python3 -m venv "$work/venv" 2>/dev/null || {

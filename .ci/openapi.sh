@@ -21,7 +21,8 @@ python3 -m venv "$work/venv" 2>/dev/null || {
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
 
 # A short context: what is asked at random ends soon.
-"$binary" serve --port 0 --max-model-len 256 >"$work/log" 2>&1 &
+HASHWATT_STATE_DIR=$work/state HASHWATT_ADMIN_LISTEN=none "$binary" serve --port 0 --max-model-len 256 \
+  --model demo --model synthetic:minilm-tiny --model synthetic:reranker-tiny >"$work/log" 2>&1 &
 server=$!
 for _ in $(seq 600); do
   url=$(sed -n 's|^  listen   \(http://[^/]*\)/v1.*|\1|p' "$work/log")

@@ -4,7 +4,6 @@ import json
 import sys
 from typing import Literal
 
-import httpx2
 import openai
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
@@ -13,7 +12,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from strict import recorded
-from unit import USER, Skip, Unit, raises, run
+from unit import USER, Unit, raises, run
 
 
 class SetLimit(BaseModel):
@@ -33,14 +32,6 @@ ASKED = dict(model="demo", messages=[USER], tools=TOOLS, max_tokens=400, seed=1)
 NAMED = {"type": "function", "function": {"name": "ask_limit"}}
 
 
-def need_tools():
-    """Tools may not be built yet: then the server says so by name, and nothing else counts as that."""
-    ask = {"messages": [USER], "tools": TOOLS, "tool_choice": "required", "max_tokens": 400}
-    answer = httpx2.post(UNIT.url + "/chat/completions", json=ask, timeout=60)
-    if answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported_parameter":
-        raise Skip(answer.json()["error"]["message"])
-
-
 def client():
     return OpenAI(base_url=UNIT.url, api_key="none", http_client=recorded())
 
@@ -51,7 +42,6 @@ def check(call, names):
 
 
 def test_required_and_named_calls():
-    need_tools()
     here = client()
     for choice, names in (("required", {"set_limit", "ask_limit"}), (NAMED, {"ask_limit"})):
         for temperature in (0, 1.5):
@@ -69,7 +59,6 @@ def test_required_and_named_calls():
 
 
 def test_streamed_calls_add_up():
-    need_tools()
     here = client()
     whole = here.chat.completions.create(**ASKED, tool_choice=NAMED).choices[0].message.tool_calls
     chunks = list(here.chat.completions.create(**ASKED, tool_choice=NAMED, stream=True))
@@ -88,7 +77,6 @@ def test_streamed_calls_add_up():
 
 
 def test_a_round_trip():
-    need_tools()
     here = client()
     message = here.chat.completions.create(**ASKED, tool_choice="required").choices[0].message
     results = [{"role": "tool", "tool_call_id": c.id, "content": json.dumps({"done": True})}
@@ -99,7 +87,6 @@ def test_a_round_trip():
 
 
 def test_parsed_tools():
-    need_tools()
     parsed = client().chat.completions.parse(
         **ASKED | {"tools": [openai.pydantic_function_tool(SetLimit)]}, tool_choice="required")
     for call in parsed.choices[0].message.tool_calls:
@@ -107,7 +94,6 @@ def test_parsed_tools():
 
 
 def test_what_is_wrong_is_refused():
-    need_tools()
     with raises(openai.BadRequestError):
         client().chat.completions.create(
             **ASKED, tool_choice={"type": "function", "function": {"name": "no_such"}})
@@ -116,7 +102,6 @@ def test_what_is_wrong_is_refused():
 
 
 def test_langchain():
-    need_tools()
 
     @tool
     def set_limit(watts: Literal[100, 200, 300]) -> str:

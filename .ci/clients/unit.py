@@ -1,4 +1,4 @@
-"""A server of our own for a test, and what the tests share: waiting, skipping, running."""
+"""A server of our own for a test, and what the tests share: waiting, running."""
 
 import os
 import re
@@ -14,10 +14,6 @@ BINARY = os.path.abspath(os.environ.get("HASHWATT", "target/release/hashwatt"))
 USER = {"role": "user", "content": "What is hashprice?"}
 # As long an answer as the demo's context has room for: seconds, time enough to act in its midst.
 LONG = {"model": "demo", "messages": [USER], "max_tokens": 3900, "extra_body": {"ignore_eos": True}}
-
-
-class Skip(Exception):
-    """What a test needs is not built; the message says what."""
 
 
 class Unit:
@@ -97,8 +93,6 @@ def run(module):
         try:
             test()
             outcome = "ok"
-        except Skip as reason:
-            outcome = f"skipped: {reason}"
         except Exception:
             traceback.print_exc()
             failed += 1

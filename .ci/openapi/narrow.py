@@ -50,7 +50,8 @@ def narrowed(document, models, ids):
     for name, schema in schemas.items():
         if name.endswith("Request"):
             fields = schema["properties"]
-            fields["model"] = {"enum": [*(model["id"] for model in models), None]}
+            kind = {"EmbeddingRequest": "minilm", "RerankRequest": "reranker", "ScoreRequest": "reranker"}.get(name, "demo")
+            fields["model"] = {"enum": [*(model["id"] for model in models if kind in model["id"]), None]}
             # The demo does not think, and says so.
             if "reasoning_effort" in fields:
                 fields["reasoning_effort"] = {"enum": ["none", None]}

@@ -200,6 +200,50 @@ fn a_key_is_held_to_its_scopes() {
 }
 
 #[test]
+fn texts_at_an_encoder_are_held_to_scopes_and_limits_and_counted() {
+    let unit = start(&[("model", "demo,synthetic:minilm-tiny,synthetic:reranker-tiny")]);
+    let limits = Limits { tokens_per_minute: Some(60), ..Limits::default() };
+    let key = unit.key("one", Scopes::default(), limits);
+    let chats = Scopes { models: vec!["demo".into()], ..Scopes::default() };
+    let other = unit.key("two", chats, Limits::default());
+    const EMBED: &str = "/v1/embeddings";
+    let (status, body, _) = unit.post(&key, EMBED, &json!({"input": ["hashprice", "PUE"]}));
+    let embedded = body["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(status == 200 && embedded > 2, "{body}");
+    let (status, body, _) = unit.post(&key, "/v1/rerank", &json!({"query": "a", "documents": ["b"]}));
+    let ranked = body["usage"]["total_tokens"].as_u64().unwrap();
+    assert_eq!(status, 200, "{body}");
+    let (status, body, _) = unit.post(&key, "/v1/score", &json!({"text_1": "a", "text_2": "b"}));
+    let scored = body["usage"]["total_tokens"].as_u64().unwrap();
+    assert_eq!(status, 200, "{body}");
+    // What is left has no room for so long a text, and never will have.
+    let long = unit.post(&key, EMBED, &json!({"input": "x".repeat(61)}));
+    assert_eq!(error(&long), (429, "rate_limit_exceeded", "-"), "{}", long.1);
+    assert_eq!(long.2.header("x-should-retry"), Some("false"));
+    // Neither by its name nor as the one that is meant without one.
+    for body in [json!({"input": "x", "model": "synthetic:minilm-tiny"}), json!({"input": "x"})] {
+        let answer = unit.post(&other, EMBED, &body);
+        assert_eq!(
+            (answer.0, &answer.1["error"]["code"]),
+            (403, &json!("model_not_allowed")),
+            "{}",
+            answer.1
+        );
+    }
+    let models = unit.get(&other, "/v1/models").1;
+    assert_eq!(models["data"].as_array().unwrap().len(), 1, "{models}");
+    assert_eq!(unit.get(&other, "/v1/models/synthetic:minilm-tiny").0, 404);
+    let sums = unit.sums(&[By::Endpoint]);
+    let tokens = |path: &str| {
+        let found = sums.iter().find(|sum| sum.endpoint.as_deref() == Some(path));
+        found.map(|sum| (sum.requests, sum.prompt_tokens, sum.completion_tokens))
+    };
+    assert_eq!(tokens(EMBED), Some((1, embedded, 0)));
+    assert_eq!(tokens("/v1/rerank"), Some((1, ranked, 0)));
+    assert_eq!(tokens("/v1/score"), Some((1, scored, 0)));
+}
+
+#[test]
 fn answers_say_what_is_left() {
     let unit = start(&[]);
     let limits = Limits { requests_per_minute: Some(3), tokens_per_minute: Some(400), ..Limits::default() };
