@@ -4,8 +4,9 @@
     python3 benches/encoder_goldens.py > tests/it/cases/encoders.json
 
 The weights are those of `synthetic:`, computed here by the same formula (`src/model/weights/synthetic.rs`), so only
-configurations and results are kept. Of each model that embeds: the mean over the tokens, scaled to length 1; of each that
-scores: the sigmoid of its one logit. Nomic-BERT's code is not in transformers: it comes from the hub, and is left out.
+configurations and results are kept. Of each model that embeds: the mean over the tokens (of a decoder the last one),
+scaled to length 1; of each that scores: the sigmoid of its one logit. Nomic-BERT's code is not in transformers: it
+comes from the hub, and is left out.
 """
 import json
 import sys
@@ -35,7 +36,7 @@ def name_hash(name):
     return h
 
 
-def weight(name, shape):
+def weight(name, shape, layers):
     """The tensor of this name and shape, as the server's generator makes it."""
     if name.endswith(".bias"):
         mean, deviation = 0.0, 0.02
@@ -45,6 +46,8 @@ def weight(name, shape):
         mean, deviation = 0.0, 0.02
     else:
         mean, deviation = 0.0, numpy.float32(1) / numpy.sqrt(numpy.float32(shape[-1]))
+        if "o_proj" in name or "down_proj" in name:
+            deviation /= numpy.sqrt(numpy.float32(2 * layers))
     count = int(numpy.prod(shape))
     with numpy.errstate(over="ignore"):
         key = mix(numpy.array([SEED ^ name_hash(name)], dtype=numpy.uint64))
@@ -76,6 +79,12 @@ def configurations():
     ]:
         for end, labels in [("Model", {}), ("ForSequenceClassification", {"num_labels": 1})]:
             yield f"{name}{end}", {"model_type": kind, **base, **more, **labels}
+    yield "Qwen3Model", {
+        "model_type": "qwen3", "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 80, "vocab_size": VOCAB, "hidden_act": "silu",
+        "max_position_embeddings": 140, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True,
+        "attention_bias": False, "use_sliding_window": False, "torch_dtype": "float32",
+    }
 
 
 def texts():
@@ -90,7 +99,10 @@ def model_of(architecture, config):
     made = transformers.AutoConfig.for_model(of_kind.pop("model_type"), **of_kind)
     made._attn_implementation = "eager"
     model = getattr(transformers, architecture)(made).eval()
-    state = {name: weight(name, tuple(t.shape)) for name, t in model.state_dict().items() if t.is_floating_point()}
+    # A decoder's tensors are those of its model with a head.
+    prefix, layers = ("model." if config["model_type"] == "qwen3" else ""), config["num_hidden_layers"]
+    tensors = [(name, t) for name, t in model.state_dict().items() if t.is_floating_point()]
+    state = {name: weight(prefix + name, tuple(t.shape), layers) for name, t in tensors}
     model.load_state_dict(state, strict=False)
     return model
 
@@ -106,7 +118,8 @@ def main():
             with torch.no_grad():
                 out = model(**given)
             if architecture.endswith("Model"):
-                mean = out.last_hidden_state[0].double().mean(0)
+                hidden = out.last_hidden_state[0].double()
+                mean = hidden[-1] if architecture == "Qwen3Model" else hidden.mean(0)
                 results.append([round(x, 7) for x in (mean / mean.norm()).tolist()])
             else:
                 results.append([round(torch.sigmoid(out.logits[0, 0].double()).item(), 7)])

@@ -13,6 +13,7 @@ use hashwatt::engine::event::Tier;
 use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use hashwatt::model::encoder::{EncoderCheckpoint, EncoderText};
+use hashwatt::ops::exec::Exec;
 use hashwatt::ops::pool::Pool;
 use serde_json::json;
 
@@ -51,7 +52,8 @@ fn engine(threads: usize) -> EngineHandle {
         max_queue: 16,
         faults: Default::default(),
     };
-    let hosted = vec![HostedEncoder { encoder, threads }];
+    let hosted =
+        vec![HostedEncoder { encoder, threads, on: Exec::cpu(threads), longest: checkpoint.spec.max_tokens }];
     worker::spawn_with(None, hosted, config, Clock::system(), Observed::default()).expect("an engine").0
 }
 

@@ -21,10 +21,14 @@ const SOON: Duration = Duration::from_secs(1);
 pub enum Refusal {
     #[error("This key may make {limit} {what}; try again in {:.1} s", retry_after.as_secs_f64())]
     Rate { what: &'static str, limit: u64, retry_after: Duration },
-    #[error(
-        "This request may take {asked} {what} and the key is limited to {limit}; ask for fewer with max_tokens"
-    )]
-    TooLarge { what: &'static str, limit: u64, asked: u64 },
+    #[error("This request may take {asked} {what} and the key is limited to {limit}")]
+    TooLarge {
+        what: &'static str,
+        limit: u64,
+        asked: u64,
+        /// Some of it is the answer's: `max_tokens` makes it smaller.
+        answers: bool,
+    },
     #[error("This key has used its {limit} {what} of today (UTC)")]
     Quota { what: &'static str, limit: u64, retry_after: Duration },
     #[error("This key may not use {what} `{name}`")]
@@ -200,10 +204,11 @@ impl Account {
         // The least it can be: an unsaid length is no reason to be refused while there is room for some answer.
         let least = size.prompt_tokens + if size.said { size.most_tokens } else { size.most_tokens.min(1) };
         let mut tokens = size.prompt_tokens + size.most_tokens;
+        let answers = size.most_tokens > 0;
         if let Some(limit) = self.limits.tokens_per_minute {
             const WHAT: &str = "tokens per minute";
             match used.tokens.wait(now, least, limit) {
-                None => return Err(Refusal::TooLarge { what: WHAT, limit, asked: least }),
+                None => return Err(Refusal::TooLarge { what: WHAT, limit, asked: least, answers }),
                 Some(Duration::ZERO) => {}
                 Some(retry_after) => return Err(Refusal::Rate { what: WHAT, limit, retry_after }),
             }
@@ -213,7 +218,7 @@ impl Account {
             const WHAT: &str = "tokens per day";
             let left = limit.saturating_sub(used.day_tokens);
             if least > limit {
-                return Err(Refusal::TooLarge { what: WHAT, limit, asked: least });
+                return Err(Refusal::TooLarge { what: WHAT, limit, asked: least, answers });
             }
             if least > left {
                 return Err(Refusal::Quota { what: WHAT, limit, retry_after: self.until_tomorrow() });

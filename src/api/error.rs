@@ -166,9 +166,9 @@ impl From<Refusal> for ApiError {
             Refusal::Quota { retry_after, .. } => {
                 ApiError::limited("insufficient_quota", message, Some(retry_after))
             }
-            Refusal::TooLarge { .. } => {
+            Refusal::TooLarge { answers, .. } => {
                 let error = ApiError::limited("rate_limit_exceeded", message, None);
-                ApiError { param: Some("max_tokens".into()), ..error }
+                ApiError { param: answers.then(|| "max_tokens".into()), ..error }
             }
             Refusal::Forbidden { what, .. } => {
                 let (code, param) = match what {

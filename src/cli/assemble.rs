@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::config::value::without_credentials;
 use crate::config::{Config, DeviceKind};
 use crate::energy::Ledger;
+use crate::engine::encode::HostedEncoder;
 use crate::engine::fault::Faults;
 use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
@@ -323,7 +324,10 @@ pub fn start_engines(
     let (decoder, sizes) = (decoder.map(Arc::new), opened.sizes);
     let mut engines = Vec::new();
     // The processor's engines share them.
-    let on_cpu = if on_gpus(config) { Vec::new() } else { encoders::load(opened, &Device::Cpu)? };
+    let on_cpu = match on_gpus(config) {
+        true => Vec::new(),
+        false => encoders::load(opened, &Exec::from(pool_for(config)))?,
+    };
     for (index, observed) in observed.into_iter().enumerate() {
         let capacity =
             Capacity { rows: config.batched_tokens(), logit_rows: config.sequences().max(MIN_LOGIT_ROWS) };
@@ -332,10 +336,14 @@ pub fn start_engines(
             DeviceKind::Cuda(ordinal) => {
                 let mut on = Exec::cuda(ordinal, pool, config.enable_pdl)?;
                 on.batch_invariant = config.batch_invariant;
-                let encoders = encoders::load(opened, &on.device)?;
+                let encoders = encoders::load(opened, &on)?;
                 (format!("cuda:{ordinal}"), on, encoders)
             }
-            _ => (format!("cpu:{index}"), Exec::from(pool), on_cpu.clone()),
+            _ => {
+                let on = Exec::from(pool);
+                let here = |hosted: HostedEncoder| HostedEncoder { on: on.clone(), ..hosted };
+                (format!("cpu:{index}"), on.clone(), on_cpu.iter().cloned().map(here).collect())
+            }
         };
         let runner = |decoder: &Arc<Decoder>| -> anyhow::Result<Runner> {
             let failed = |e| anyhow!("device {device}: {e}");

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use anyhow::{anyhow, bail};
-use candle_core::Device;
-
 use super::assemble::Opened;
 use crate::config::{Config, ModelSource};
 use crate::engine::encode::HostedEncoder;
 use crate::model::checkpoint::TokenizerSource;
 use crate::model::encoder::EncoderCheckpoint;
+use crate::ops::exec::Exec;
 use crate::ops::pool::Pool;
 use crate::service::ServedEncoder;
 use crate::text::tokenizer::Tokenizer;
 use crate::unit::Unit;
+use anyhow::{anyhow, bail};
 
 /// What the attention of the longest text may take where nobody says how long texts may be: it is held whole.
 const ATTENTION_BYTES: u64 = 1 << 30;
@@ -35,7 +34,7 @@ impl OpenedEncoder {
     ) -> anyhow::Result<OpenedEncoder> {
         let checkpoint = EncoderCheckpoint::open(&source.model, pool)?;
         let spec = &checkpoint.spec;
-        let longest = (ATTENTION_BYTES / spec.attention_bytes(1)).isqrt() as usize;
+        let longest = spec.longest_within(ATTENTION_BYTES);
         let max_model_len = config.max_model_len.unwrap_or(longest).min(spec.max_tokens);
         if max_model_len < spec.max_tokens && config.max_model_len.is_none() {
             tracing::info!(
@@ -98,10 +97,12 @@ pub fn served(encoders: &[OpenedEncoder], unit: &Arc<Unit>) -> anyhow::Result<Ve
 ///
 /// # Errors
 /// Weights that are not finite, a device without room.
-pub fn load(opened: &Opened, device: &Device) -> anyhow::Result<Vec<HostedEncoder>> {
+pub fn load(opened: &Opened, on: &Exec) -> anyhow::Result<Vec<HostedEncoder>> {
     let load = |e: &OpenedEncoder| {
-        let encoder = e.checkpoint.load(device).map_err(|error| anyhow!("{}: {error}", e.checkpoint.name))?;
-        Ok(HostedEncoder { encoder: Arc::new(encoder), threads: opened.sizes.threads_per_device })
+        let loaded = e.checkpoint.load(&on.device);
+        let encoder = loaded.map_err(|error| anyhow!("{}: {error}", e.checkpoint.name))?;
+        let threads = opened.sizes.threads_per_device;
+        Ok(HostedEncoder { encoder: Arc::new(encoder), threads, on: on.clone(), longest: e.max_model_len })
     };
     opened.encoders.iter().map(load).collect()
 }

@@ -102,6 +102,22 @@ pub fn write(matches: &ArgMatches) -> Exit {
                 put(folder, "tokenizer.json", &serde_json::to_vec(&stand_in_json(*vocab)?)?)?;
             }
         }
+        if encoder.spec.causal.is_some() {
+            // That it makes vectors only these files say.
+            let module = |kind: &str, path: &str| json!({"type": format!("sentence_transformers.models.{kind}"), "path": path});
+            let modules = json!([
+                module("Transformer", ""),
+                module("Pooling", "1_Pooling"),
+                module("Normalize", "2_Normalize")
+            ]);
+            put(folder, "modules.json", modules.to_string().as_bytes())?;
+            std::fs::create_dir_all(folder.join("1_Pooling"))?;
+            put(
+                folder,
+                "1_Pooling/config.json",
+                json!({"pooling_mode_lasttoken": true}).to_string().as_bytes(),
+            )?;
+        }
         (encoder.name, write_weights(&encoder.source, &encoder.tensors, &weights)?)
     } else {
         let checkpoint = Checkpoint::open(&source, &pool)?;

@@ -4,6 +4,7 @@
 //! device's threads. A request is answered when its last text is computed; one whose client is gone is dropped with
 //! what it has left. A failed step ends the requests that had a text in it, and nothing else.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -21,8 +22,12 @@ use crate::engine::resident::StepReport;
 use crate::engine::sequence::Rank;
 use crate::engine::stats::EngineStats;
 use crate::engine::step_log::{OVERHEAD, Observed, Share, StepRecord};
-use crate::model::encoder::Encoder;
+use crate::model::encoder::{CausalEncoder, Encoder};
 pub use crate::model::encoder::{EncoderText, Purpose};
+use crate::ops::exec::Exec;
+
+/// Tokens of a decoder's step at most.
+const ROWS: usize = 512;
 
 /// Texts to be encoded together, at one of an engine's encoders.
 #[derive(Clone)]
@@ -45,6 +50,10 @@ pub type EncodeResult = Result<Encoded, EngineError>;
 pub struct HostedEncoder {
     pub encoder: Arc<Encoder>,
     pub threads: usize,
+    /// Where one that is a decoder runs.
+    pub on: Exec,
+    /// Tokens of its texts at most.
+    pub longest: usize,
 }
 
 /// A request under way.
@@ -59,6 +68,8 @@ pub(super) struct EncoderResident {
     encoder: Arc<Encoder>,
     /// Where candle's operations run on a processor; a GPU needs none.
     threads: Option<rayon::ThreadPool>,
+    /// Of a decoder: what runs it.
+    causal: Option<RefCell<CausalEncoder>>,
     buckets: Buckets,
     jobs: BTreeMap<Rank, Job>,
     /// Why the device serves nobody any more.
@@ -79,8 +90,11 @@ impl EncoderResident {
         observed: Observed,
     ) -> Result<EncoderResident, EngineError> {
         let name = device.to_string();
-        let threads = match hosted.encoder.device() {
-            Device::Cpu => {
+        let encoder = &hosted.encoder;
+        let causal = encoder.causal(&hosted.on, ROWS.min(hosted.longest), hosted.longest);
+        let causal = causal.map_err(|e| EngineError::of_step(&e))?.map(RefCell::new);
+        let threads = match encoder.device() {
+            Device::Cpu if causal.is_none() => {
                 let pool = rayon::ThreadPoolBuilder::new()
                     .num_threads(hosted.threads.max(1))
                     .thread_name(move |i| format!("hashwatt-{name}-enc{i}"))
@@ -93,6 +107,7 @@ impl EncoderResident {
         Ok(EncoderResident {
             encoder: hosted.encoder,
             threads,
+            causal,
             buckets,
             jobs,
             lost: None,
@@ -160,7 +175,7 @@ impl EncoderResident {
             .map(|g| g.iter().map(|w| &self.jobs[&w.rank].request.texts[w.text]).collect())
             .collect();
         let (rows, own) =
-            (groups.iter().map(|g| computed(g)).sum(), groups.iter().flatten().map(|w| w.length).sum());
+            (groups.iter().map(|g| self.computed(g)).sum(), groups.iter().flatten().map(|w| w.length).sum());
         let started = self.clock.now();
         self.observed.begin(started);
         let outcome = self.run(&texts, fault);
@@ -204,6 +219,10 @@ impl EncoderResident {
                 Some(Fault::Panic) => panic!("on order"),
                 Some(Fault::NotFinite | Fault::NeverFinite) | None => {}
             }
+            if let Some(causal) = &self.causal {
+                let mut causal = causal.borrow_mut();
+                return groups.iter().map(|g| causal.run(g)).collect();
+            }
             match &self.threads {
                 Some(threads) => threads.install(|| groups.par_iter().map(|g| encoder.run(g)).collect()),
                 None => groups.iter().map(|g| encoder.run(g)).collect(),
@@ -212,6 +231,14 @@ impl EncoderResident {
         match catch_unwind(AssertUnwindSafe(all)) {
             Ok(outputs) => outputs.map_err(|e| EngineError::of_step(&e)),
             Err(panic) => Err(EngineError::of_panic(&*panic)),
+        }
+    }
+
+    /// Tokens that a group computes: a decoder pads nothing.
+    fn computed(&self, group: &[Waiting]) -> usize {
+        match self.causal {
+            Some(_) => group.iter().map(|w| w.length).sum(),
+            None => computed(group),
         }
     }
 

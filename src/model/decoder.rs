@@ -325,6 +325,18 @@ impl Decoder {
         }
     }
 
+    /// The model with nothing for a head: in place of the first `hidden` logits stands the last hidden state, after its
+    /// norm.
+    #[must_use]
+    pub fn headless(mut self) -> Decoder {
+        let width = self.spec.hidden;
+        let mut identity = vec![0.0; width * width];
+        identity.iter_mut().step_by(width + 1).for_each(|x| *x = 1.0);
+        let identity = Weight::from_f32(identity, width, width);
+        self.head = if self.activations == DType::BF16 { identity.to_bf16() } else { identity };
+        self
+    }
+
     /// Keeps keys and values as `dtype`: F8E4M3, or what the activations are.
     #[must_use]
     pub fn with_cache(mut self, dtype: DType) -> Decoder {

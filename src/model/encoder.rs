@@ -4,6 +4,7 @@
 //! The networks are candle-transformers'; what is here is around them: which one, its weights, padding, pooling, the
 //! heads. Who asks, and which texts share a batch, is the engine's.
 
+mod causal;
 mod network;
 mod spec;
 mod weights;
@@ -14,22 +15,27 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use serde_json::Value;
 
+pub use self::causal::CausalEncoder;
 use self::network::{Arrays, Head, Network};
 pub use self::spec::{Architecture, EncoderSpec, Purpose, Shorter};
 use self::weights::{TensorShape, Weights};
 use super::LoadError;
+use super::arch;
 use super::checkpoint::{SYNTHETIC_SEED, TokenizerSource, card_config};
+use super::decoder::{self, Decoder, Precision, Quantize, Reading};
 use super::pooling::{self, Pool, Pooling};
 use super::spec::FloatType;
 use super::weights::WeightSource;
 use super::weights::safetensors::TensorTable;
 use super::weights::synthetic::Generator;
+use crate::ops::exec::Exec;
 use crate::ops::pool::Pool as Threads;
 
 /// The cards of `models/` that are encoders, by name.
 pub const ENCODER_PRESETS: &[(&str, &str)] = &[
     ("minilm-l6", include_str!("../../models/minilm-l6.toml")),
     ("minilm-tiny", include_str!("../../models/minilm-tiny.toml")),
+    ("qwen3-embedding-0.6b", include_str!("../../models/qwen3-embedding-0.6b.toml")),
     ("reranker-tiny", include_str!("../../models/reranker-tiny.toml")),
 ];
 
@@ -62,8 +68,13 @@ impl EncoderCheckpoint {
         match model.strip_prefix("synthetic:") {
             Some(preset) => ENCODER_PRESETS.iter().any(|(name, _)| *name == preset),
             None => {
-                let file = Path::new(model).join("config.json");
-                pooling::read(&file).is_ok_and(|config| Architecture::of(&config).is_some())
+                let folder = Path::new(model);
+                let config = pooling::read(&folder.join("config.json"));
+                match config.ok().and_then(|config| Architecture::of(&config)) {
+                    // A decoder makes vectors where it was saved to.
+                    Some(Architecture::Qwen3) => folder.join("modules.json").is_file(),
+                    found => found.is_some(),
+                }
             }
         }
     }
@@ -91,7 +102,10 @@ impl EncoderCheckpoint {
         threads: &Arc<Threads>,
     ) -> std::result::Result<EncoderCheckpoint, LoadError> {
         let spec = EncoderSpec::of(file, &config)?;
-        let generator = Generator::of_layers(SYNTHETIC_SEED, FloatType::F32, spec.layers, threads.clone());
+        let generator = match &spec.causal {
+            Some(decoder) => Generator::new(SYNTHETIC_SEED, decoder, threads.clone()),
+            None => Generator::of_layers(SYNTHETIC_SEED, FloatType::F32, spec.layers, threads.clone()),
+        };
         let tokenizer = TokenizerSource::Synthetic { vocab: spec.vocab };
         // As HuggingFace saves them: with a head, the network has a prefix.
         let prefix = spec.architecture.prefixes()[usize::from(spec.purpose == Purpose::Score)];
@@ -104,6 +118,18 @@ impl EncoderCheckpoint {
     /// # Errors
     /// A tensor that holds numbers that are not finite, a device without room.
     pub fn load(&self, device: &Device) -> std::result::Result<Encoder, LoadError> {
+        if let Some(spec) = &self.spec.causal {
+            let reading =
+                Reading { precision: Precision::AsStored, quantize: Quantize::AsStored, scan_all: false };
+            let decoder = Decoder::load(spec, &self.source, reading, &|_| {})?.headless();
+            let decoder = match device {
+                Device::Cpu => Ok(decoder),
+                _ => decoder.on_device(device),
+            };
+            let decoder = decoder.map_err(|e| LoadError::Device(e.to_string()))?;
+            let body = Body::Causal(Arc::new(decoder));
+            return Ok(Encoder { spec: self.spec.clone(), body, device: device.clone() });
+        }
         let weights = Weights::new(&self.source, &self.prefix, optional(&self.spec), true);
         let loaded = Encoder::of(&self.spec, &self.config, &weights, device);
         weights.finish()?;
@@ -128,6 +154,19 @@ fn checked(
     source: WeightSource,
     prefix: &str,
 ) -> std::result::Result<EncoderCheckpoint, LoadError> {
+    if let Some(decoder) = &spec.causal {
+        let tensors = decoder::tensors(decoder);
+        tensors.iter().try_for_each(|(name, shape)| source.check(name, shape))?;
+        return Ok(EncoderCheckpoint {
+            name,
+            spec,
+            config,
+            tokenizer,
+            source,
+            prefix: prefix.into(),
+            tensors,
+        });
+    }
     let weights = Weights::new(&source, prefix, optional(&spec), false);
     let loaded = Encoder::of(&spec, &config, &weights, &Device::Cpu);
     let tensors = weights.finish()?;
@@ -145,7 +184,11 @@ fn open_folder(name: &str) -> std::result::Result<EncoderCheckpoint, LoadError> 
     let config = pooling::read(&file)?;
     let mut spec = EncoderSpec::of(&file.display().to_string(), &config)?;
     if let Purpose::Embed { pooling, .. } = &mut spec.purpose {
-        *pooling = Pooling::of_folder(&folder, Pool::Mean)?;
+        *pooling = Pooling::of_folder(&folder, pooling.pool)?;
+        if spec.causal.is_some() && pooling.pool != Pool::Last {
+            let problem = "of a decoder the last token stands for a text (pooling_mode_lasttoken)";
+            return Err(LoadError::file(folder.join("1_Pooling/config.json"), problem));
+        }
     }
     let sentences = folder.join("sentence_bert_config.json");
     if sentences.is_file() {
@@ -160,6 +203,11 @@ fn open_folder(name: &str) -> std::result::Result<EncoderCheckpoint, LoadError> 
     let first = spec.architecture.first_tensor();
     let has = |prefix: &&&str| source.has(&format!("{prefix}{first}"));
     let prefix = spec.architecture.prefixes().iter().find(has).copied().unwrap_or_default();
+    if let Some(decoder) = spec.causal.as_mut().filter(|_| prefix.is_empty()) {
+        decoder.names = &arch::BARE_NAMES;
+        // Without a head there is none to read.
+        decoder.tied_head = true;
+    }
     let base = folder.file_name().map_or_else(|| name.to_string(), |n| n.to_string_lossy().into_owned());
     checked(base, spec, config, tokenizer, source, prefix)
 }
@@ -167,9 +215,18 @@ fn open_folder(name: &str) -> std::result::Result<EncoderCheckpoint, LoadError> 
 /// A loaded encoder. Runs on any thread; has no state.
 pub struct Encoder {
     spec: EncoderSpec,
-    network: Network,
-    head: Option<Head>,
+    body: Body,
     device: Device,
+}
+
+#[allow(clippy::large_enum_variant)] // one exists a model
+enum Body {
+    Network {
+        network: Network,
+        head: Option<Head>,
+    },
+    /// Run by [`CausalEncoder`], one a device.
+    Causal(Arc<Decoder>),
 }
 
 impl Encoder {
@@ -180,7 +237,7 @@ impl Encoder {
             Purpose::Embed { .. } => None,
             Purpose::Score => Some(Head::load(spec, config, &vb)?),
         };
-        Ok(Encoder { spec: spec.clone(), network, head, device: device.clone() })
+        Ok(Encoder { spec: spec.clone(), body: Body::Network { network, head }, device: device.clone() })
     }
 
     pub fn spec(&self) -> &EncoderSpec {
@@ -191,14 +248,28 @@ impl Encoder {
         &self.device
     }
 
+    /// What runs it on a device where it is a decoder; `rows` and `longest` as [`CausalEncoder::new`] has them.
+    ///
+    /// # Errors
+    /// A device without room.
+    pub fn causal(&self, on: &Exec, rows: usize, longest: usize) -> Result<Option<CausalEncoder>> {
+        let (Body::Causal(decoder), Purpose::Embed { pooling, .. }) = (&self.body, &self.spec.purpose) else {
+            return Ok(None);
+        };
+        CausalEncoder::new(decoder.clone(), on, rows, longest, pooling.normalize).map(Some)
+    }
+
     /// One forward pass over texts that are padded to the longest of them: of each its vector, or its one score.
     ///
     /// # Errors
     /// What candle answers.
     pub fn run(&self, texts: &[&EncoderText]) -> Result<Vec<Vec<f32>>> {
+        let Body::Network { network, head } = &self.body else {
+            candle_core::bail!("a decoder is run by its device's runner")
+        };
         let arrays = self.arrays(texts)?;
-        let hidden = self.network.forward(&arrays)?;
-        match (&self.spec.purpose, &self.head) {
+        let hidden = network.forward(&arrays)?;
+        match (&self.spec.purpose, head) {
             (Purpose::Embed { pooling, .. }, _) => {
                 let lengths: Vec<usize> = texts.iter().map(|t| t.ids.len()).collect();
                 pooling.apply(&hidden, &lengths)?.to_vec2()

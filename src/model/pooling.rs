@@ -110,6 +110,12 @@ impl Pooling {
     }
 }
 
+/// A vector scaled to length 1.
+pub(super) fn scaled(vector: &[f32]) -> Vec<f32> {
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+    vector.iter().map(|x| x / length).collect()
+}
+
 fn unit_length(vectors: &Tensor) -> Result<Tensor> {
     let length = vectors.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
     // As PyTorch's `normalize` has it: a vector of zeros stays one.

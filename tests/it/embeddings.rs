@@ -286,7 +286,9 @@ fn folder(dir: &Path, checkpoint: &EncoderCheckpoint, files: &[(&str, Value)]) {
         .map(|(name, shape)| {
             let weight = checkpoint.source.weight(name, shape).unwrap().to_f32();
             let bytes = weight.f32s().iter().flat_map(|x| x.to_le_bytes()).collect();
-            (name.clone(), shape.clone(), bytes)
+            // As decoders without a head are saved.
+            let name = name.strip_prefix("model.").unwrap_or(name);
+            (name.to_string(), shape.clone(), bytes)
         })
         .collect();
     let views = weights.iter().map(|(name, shape, bytes)| {
@@ -299,6 +301,36 @@ fn folder(dir: &Path, checkpoint: &EncoderCheckpoint, files: &[(&str, Value)]) {
     for (name, json) in [("tokenizer.json", tokenizer), ("config.json", config)].iter().chain(files) {
         std::fs::write(dir.join(name), json.to_string()).unwrap();
     }
+}
+
+#[test]
+fn a_decoder_is_served_for_vectors_where_its_folder_says_so() {
+    let config = json!({
+        "architectures": ["Qwen3ForCausalLM"], "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 80, "vocab_size": 300, "model_type": "qwen3",
+        "max_position_embeddings": 700, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": true,
+        "hidden_act": "silu", "torch_dtype": "float32", "is_matryoshka": true,
+    });
+    let tiny = EncoderCheckpoint::synthetic("tiny", "config.json", config, &pool(1)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let module =
+        |kind: &str| json!({"type": format!("sentence_transformers.models.{kind}"), "path": "1_Pooling"});
+    let last = json!({"pooling_mode_lasttoken": true});
+    let modules = json!([module("Transformer"), module("Pooling"), module("Normalize")]);
+    folder(dir.path(), &tiny, &[("modules.json", modules), ("1_Pooling/config.json", last)]);
+    let models = format!("demo,tiny={}", dir.path().display());
+    let unit = serve(&[("model", &models), ("threads", "1")]);
+    let of = |body: Value| vectors(&ok(&unit, "/v1/embeddings", body));
+    let long: Vec<u32> = (0..690).map(|i| i * 7 % 250).collect();
+    let all = of(json!({"input": [[5, 6, 7], [9], long]}));
+    assert_near(&all[2], &of(json!({"input": long}))[0]);
+    assert_near(&all[1], &of(json!({"input": [9]}))[0]);
+    assert!((dot(&all[0], &all[0]) - 1.0).abs() < 1e-5 && all[0].len() == 48);
+    assert_eq!(of(json!({"input": [5, 6, 7], "dimensions": 16}))[0].len(), 16);
+    // The last token is what stands for the text: what comes behind it changes all.
+    assert!(dot(&all[0], &of(json!({"input": [5, 6, 7, 8]}))[0]) < 0.9999);
+    let (status, answer) = post(&unit, "/v1/completions", &json!({"model": "tiny", "prompt": "a"}));
+    assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("model_not_supported")), "{answer}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{bert, modernbert, nomic_bert, xlm_roberta};
+use candle_transformers::models::{bert, modernbert, nomic_bert, qwen3, xlm_roberta};
 use hashwatt::clock::Clock;
 use hashwatt::engine::encode::{EncodeRequest, HostedEncoder};
 use hashwatt::engine::event::{EngineError, Tier};
@@ -14,6 +14,7 @@ use hashwatt::engine::fault::{Fault, Faults};
 use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use hashwatt::model::encoder::{Architecture, EncoderCheckpoint, EncoderText, Purpose};
+use hashwatt::ops::exec::Exec;
 use serde_json::{Value, json};
 
 use super::support::{pool, prompt};
@@ -120,6 +121,7 @@ fn hidden(checkpoint: &EncoderCheckpoint, text: &EncoderText) -> Tensor {
         Architecture::NomicBert => {
             nomic_bert::NomicBertModel::load(vb, &parsed(config)).unwrap().forward(&ids, None, None)
         }
+        Architecture::Qwen3 => qwen3::Model::new(&parsed(config), vb).unwrap().forward(&ids, 0),
         Architecture::ModernBert => {
             modernbert::ModernBert::load(vb, &parsed(config)).unwrap().forward(&ids, &ones)
         }
@@ -175,8 +177,12 @@ fn engine(
     max_tokens: usize,
     faults: Faults,
 ) -> EngineHandle {
-    let load =
-        |c: &EncoderCheckpoint| HostedEncoder { encoder: Arc::new(c.load(&Device::Cpu).unwrap()), threads };
+    let load = |c: &EncoderCheckpoint| HostedEncoder {
+        encoder: Arc::new(c.load(&Device::Cpu).unwrap()),
+        threads,
+        on: Exec::cpu(threads),
+        longest: c.spec.max_tokens,
+    };
     let config = EngineConfig {
         device: "test".into(),
         limits: Limits { max_rows: 4, max_tokens, duty: 1.0 },
@@ -216,6 +222,35 @@ fn each_network_in_batches_equals_candle_transformers_one_by_one() {
         (stats.encoded_tokens.load(Ordering::Relaxed), stats.padding_tokens.load(Ordering::Relaxed));
     assert_eq!(tokens, 5 * texts.iter().map(|t| t.ids.len() as u64).sum::<u64>());
     assert!(padding > 0 && padding * 10 <= tokens, "{padding} of {tokens}: some texts shared a batch");
+}
+
+/// A decoder that makes vectors.
+fn decoder(heads_of_keys: usize) -> Value {
+    json!({
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": heads_of_keys, "head_dim": 16, "intermediate_size": 80,
+        "vocab_size": VOCAB, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "tie_word_embeddings": true, "hidden_act": "silu", "torch_dtype": "float32", "attention_bias": false,
+        "max_window_layers": 3, "use_sliding_window": false, "sliding_window": null,
+    })
+}
+
+#[test]
+fn a_decoder_embeds_by_its_last_token_without_padding() {
+    for heads in [1, 4] {
+        let checkpoints = [checkpoint(&decoder(heads)), checkpoint(&networks()[0])];
+        let handle = engine(&checkpoints, 2, 256, Faults::default());
+        let mut texts = texts(20);
+        // Of several steps.
+        texts.push(EncoderText { ids: prompt(1300, VOCAB, 5), types: Vec::new() });
+        let vectors = handle.encode(request(0, texts.clone())).unwrap().blocking_recv().unwrap().unwrap();
+        for (i, (vector, text)) in vectors.iter().zip(&texts).enumerate() {
+            let hidden = hidden(&checkpoints[0], text);
+            let last = hidden.i(text.ids.len() - 1..).unwrap();
+            assert_near(vector, &mean(&last), 1e-5, &format!("{heads} heads, text {i}"));
+        }
+        assert_eq!(handle.stats().padding_tokens.load(Ordering::Relaxed), 0);
+    }
 }
 
 #[test]
@@ -298,7 +333,11 @@ fn huggingface_says_the_same_of_the_same_weights() {
         };
         let texts: Vec<EncoderText> = inputs.iter().map(text).collect();
         // All in one batch: padding must not show.
-        let found = encoder.run(&texts.iter().collect::<Vec<_>>()).unwrap();
+        let texts: Vec<&EncoderText> = texts.iter().collect();
+        let found = match encoder.causal(&Exec::cpu(1), 64, 140).unwrap() {
+            Some(mut causal) => causal.run(&texts).unwrap(),
+            None => encoder.run(&texts).unwrap(),
+        };
         let wanted = case["results"].as_array().unwrap();
         assert_eq!(found.len(), wanted.len());
         for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {

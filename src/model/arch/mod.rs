@@ -35,6 +35,24 @@ pub(crate) const HF_NAMES: TensorNames = TensorNames {
     down: "model.layers.{}.mlp.down_proj",
 };
 
+/// The same without the part of the model that they are in: of checkpoints that have nothing else.
+pub(crate) const BARE_NAMES: TensorNames = TensorNames {
+    embedding: "embed_tokens.weight",
+    final_norm: "norm.weight",
+    head: "lm_head.weight",
+    input_norm: "layers.{}.input_layernorm.weight",
+    post_attention_norm: "layers.{}.post_attention_layernorm.weight",
+    q: "layers.{}.self_attn.q_proj",
+    k: "layers.{}.self_attn.k_proj",
+    v: "layers.{}.self_attn.v_proj",
+    o: "layers.{}.self_attn.o_proj",
+    q_norm: "layers.{}.self_attn.q_norm.weight",
+    k_norm: "layers.{}.self_attn.k_norm.weight",
+    gate: "layers.{}.mlp.gate_proj",
+    up: "layers.{}.mlp.up_proj",
+    down: "layers.{}.mlp.down_proj",
+};
+
 /// The spec of a `config.json`.
 ///
 /// # Errors

@@ -61,6 +61,7 @@ impl Network {
             "position_embedding_type": "absolute", "hidden_act": "gelu",
         });
         match architecture {
+            Architecture::Qwen3 => candle_core::bail!("a decoder is none of candle's encoders"),
             Architecture::Bert => {
                 let mut config = with_defaults(config, dropouts);
                 config["hidden_act"] = bert_activation(&config);
@@ -136,7 +137,7 @@ impl Head {
                 let dense = candle_nn::linear(hidden, hidden, head.pp("dense"))?;
                 (dense, None, candle_nn::linear(hidden, 1, head.pp("out_proj"))?)
             }
-            Architecture::Bert | Architecture::NomicBert => {
+            Architecture::Bert | Architecture::NomicBert | Architecture::Qwen3 => {
                 let dense = candle_nn::linear(hidden, hidden, vb.pp(BASE).pp("pooler").pp("dense"))?;
                 (dense, None, candle_nn::linear(hidden, 1, vb.pp("classifier"))?)
             }

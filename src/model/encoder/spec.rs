@@ -1,10 +1,15 @@
 //! What an encoder is, by its `config.json`: network, widths, longest text, what it makes of a text.
 
+use candle_core::DType;
 use serde_json::Value;
 
 use crate::model::LoadError;
+use crate::model::arch;
 use crate::model::arch::reader::ConfigReader;
+use crate::model::input::BLOCK_SIZE;
+use crate::model::kv_cache::KvCache;
 use crate::model::pooling::{Pool, Pooling};
+use crate::model::spec::DecoderSpec;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
@@ -13,15 +18,18 @@ pub enum Architecture {
     XlmRoberta,
     NomicBert,
     ModernBert,
+    /// A decoder whose last token stands for the text.
+    Qwen3,
 }
 
 /// `model_type`, the network, and what its checkpoints put before the names of its tensors.
-const REGISTRY: [(&str, Architecture, &[&str]); 5] = [
+const REGISTRY: [(&str, Architecture, &[&str]); 6] = [
     ("bert", Architecture::Bert, &["", "bert."]),
     ("roberta", Architecture::Roberta, &["", "roberta."]),
     ("xlm-roberta", Architecture::XlmRoberta, &["", "roberta."]),
     ("nomic_bert", Architecture::NomicBert, &["", "bert.", "nomic_bert."]),
     ("modernbert", Architecture::ModernBert, &["", "model."]),
+    ("qwen3", Architecture::Qwen3, &["", "model."]),
 ];
 
 impl Architecture {
@@ -43,6 +51,7 @@ impl Architecture {
     pub(super) fn first_tensor(self) -> &'static str {
         match self {
             Architecture::ModernBert => "embeddings.tok_embeddings.weight",
+            Architecture::Qwen3 => "embed_tokens.weight",
             _ => "embeddings.word_embeddings.weight",
         }
     }
@@ -76,7 +85,7 @@ impl Shorter {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EncoderSpec {
     pub architecture: Architecture,
     pub hidden: usize,
@@ -89,6 +98,8 @@ pub struct EncoderSpec {
     pub max_tokens: usize,
     pub pad: u32,
     pub purpose: Purpose,
+    /// Of a decoder: all of it. Its texts need no padding.
+    pub causal: Option<DecoderSpec>,
 }
 
 impl EncoderSpec {
@@ -103,6 +114,9 @@ impl EncoderSpec {
         let architecture = Architecture::of(config).ok_or_else(|| {
             reader.error("model_type", format!("is not that of an encoder this server has: {}", known()))
         })?;
+        if architecture == Architecture::Qwen3 {
+            return EncoderSpec::causal(file, config, &reader);
+        }
         let nomic = architecture == Architecture::NomicBert;
         let key = |bert, of_nomic| if nomic { of_nomic } else { bert };
         let size = |key: &str| match reader.usize(key)? {
@@ -157,12 +171,50 @@ impl EncoderSpec {
             max_tokens,
             pad: u32::try_from(pad).unwrap_or(0),
             purpose: purpose(&reader, architecture, config)?,
+            causal: None,
         })
     }
 
-    /// Bytes that the attention of a text of so many tokens takes at its height: scores, masked, and their softmax.
+    fn causal(file: &str, config: &Value, reader: &ConfigReader) -> Result<EncoderSpec, LoadError> {
+        let mut config = config.clone();
+        // The decoder alone, or as it was saved with a head.
+        if config["architectures"][0] == "Qwen3Model" {
+            config["architectures"] = serde_json::json!(["Qwen3ForCausalLM"]);
+        }
+        let spec = arch::spec_of(file, &config)?;
+        Ok(EncoderSpec {
+            architecture: Architecture::Qwen3,
+            hidden: spec.hidden,
+            layers: spec.layers,
+            heads: spec.heads,
+            vocab: spec.vocab,
+            types: 1,
+            max_tokens: spec.max_positions,
+            pad: 0,
+            purpose: Purpose::Embed {
+                pooling: Pooling { pool: Pool::Last, normalize: true },
+                shorter: shorter(reader, &config)?,
+            },
+            causal: Some(spec),
+        })
+    }
+
+    /// Bytes that the attention of a text of so many tokens takes at its height: scores, masked, and their softmax; of a
+    /// decoder its keys and values.
     pub fn attention_bytes(&self, tokens: usize) -> u64 {
-        3 * 4 * self.heads as u64 * (tokens as u64).pow(2)
+        match &self.causal {
+            Some(spec) => KvCache::block_bytes(spec, DType::F32) as u64 * tokens.div_ceil(BLOCK_SIZE) as u64,
+            None => 3 * 4 * self.heads as u64 * (tokens as u64).pow(2),
+        }
+    }
+
+    /// Tokens of the longest text whose attention takes no more than so many bytes.
+    pub fn longest_within(&self, bytes: u64) -> usize {
+        let longest = match &self.causal {
+            Some(_) => bytes / self.attention_bytes(BLOCK_SIZE) * BLOCK_SIZE as u64,
+            None => (bytes / self.attention_bytes(1)).isqrt(),
+        };
+        usize::try_from(longest).unwrap_or(usize::MAX)
     }
 }
 
@@ -183,7 +235,12 @@ fn purpose(reader: &ConfigReader, architecture: Architecture, config: &Value) ->
     if !["Model", "ForMaskedLM", "ForPreTraining"].iter().any(|end| name.ends_with(end)) {
         return Err(reader.error("architectures", format!("`{name}` makes neither embeddings nor scores")));
     }
-    let shorter = match config.get("matryoshka_dimensions") {
+    let shorter = shorter(reader, config)?;
+    Ok(Purpose::Embed { pooling: Pooling { pool: Pool::Mean, normalize: true }, shorter })
+}
+
+fn shorter(reader: &ConfigReader, config: &Value) -> Result<Shorter, LoadError> {
+    Ok(match config.get("matryoshka_dimensions") {
         Some(Value::Array(all)) => {
             let all: Option<Vec<usize>> =
                 all.iter().map(|d| d.as_u64().and_then(|d| usize::try_from(d).ok())).collect();
@@ -192,8 +249,7 @@ fn purpose(reader: &ConfigReader, architecture: Architecture, config: &Value) ->
         }
         _ if reader.bool_or("is_matryoshka", false)? => Shorter::ToAny,
         _ => Shorter::Never,
-    };
-    Ok(Purpose::Embed { pooling: Pooling { pool: Pool::Mean, normalize: true }, shorter })
+    })
 }
 
 #[cfg(test)]
