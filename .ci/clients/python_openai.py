@@ -1,6 +1,8 @@
 """openai for Python against the running server."""
 
+import subprocess
 import sys
+import tempfile
 import threading
 from enum import Enum
 from typing import Optional
@@ -10,7 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
 from strict import recorded
-from unit import LONG, USER, Unit, eventually, raises, run
+from unit import BINARY, LONG, USER, Unit, eventually, raises, run
 
 
 class State(str, Enum):
@@ -33,7 +35,7 @@ PARSED = ASKED | dict(max_tokens=400, response_format=Report)
 
 
 def client(unit, **options):
-    return OpenAI(base_url=unit.url, api_key="none", http_client=recorded(), **options)
+    return OpenAI(**dict(base_url=unit.url, api_key="none", http_client=recorded()) | options)
 
 
 def test_models():
@@ -126,6 +128,28 @@ def test_a_full_queue_is_retried():
         assert answers[0].choices[0].message.content
         *refused, taken = patient._client.recorder.statuses
         assert set(refused) == {503} and taken == 200
+
+
+def test_a_limit_of_a_key_is_retried():
+    with tempfile.TemporaryDirectory() as state:
+        made = [BINARY, "keys", "create", "one", "--concurrent", "1", "--state-dir", state, "--admin-listen", "none"]
+        key = subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
+        with Unit("--state-dir", state) as unit:
+            with raises(openai.AuthenticationError, code="invalid_api_key", status_code=401):
+                client(unit).chat.completions.create(**ASKED)
+            stream = client(unit, api_key=key).chat.completions.create(**LONG, stream=True)
+            with raises(openai.RateLimitError, code="rate_limit_exceeded", status_code=429):
+                client(unit, api_key=key, max_retries=0).chat.completions.create(**ASKED)
+            patient = client(unit, api_key=key, max_retries=8)
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(patient.chat.completions.create(**ASKED)))
+            asking.start()
+            eventually("it was refused", lambda: 429 in patient._client.recorder.statuses)
+            stream.close()
+            asking.join()
+            assert answers[0].choices[0].message.content
+            *refused, taken = patient._client.recorder.statuses
+            assert set(refused) == {429} and taken == 200
 
 
 def test_an_error_in_the_midst_of_a_stream():
