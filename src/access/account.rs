@@ -137,6 +137,9 @@ impl Account {
                 requests: std::mem::take(&mut used.requests),
                 tokens: std::mem::take(&mut used.tokens),
                 running: used.running,
+                // What is under way will be counted today.
+                reserved_tokens: used.reserved_tokens,
+                reserved_joules: used.reserved_joules,
                 day: today,
                 ..Used::default()
             };
@@ -303,11 +306,9 @@ impl Reservation {
             Some(more) => used.tokens.add(self.slot, more),
             None => used.tokens.give_back(self.slot, self.tokens - tokens),
         }
-        // A request that ran over midnight was reserved yesterday; what it used is today's.
-        if used.day == self.day {
-            used.reserved_tokens = used.reserved_tokens.saturating_sub(self.tokens);
-            used.reserved_joules = (used.reserved_joules - self.joules).max(0.0);
-        }
+        used.reserved_tokens = used.reserved_tokens.saturating_sub(self.tokens);
+        used.reserved_joules = (used.reserved_joules - self.joules).max(0.0);
+        // Of a request that ran over midnight, too: what it used is today's.
         self.day = used.day;
         used.day_tokens += tokens;
         used.day_joules += joules;

@@ -12,7 +12,8 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,9 +22,9 @@ use subtle::ConstantTimeEq;
 pub use account::{Account, Allowance, Refusal, Reservation, Running, Size};
 pub use key::{Secret, digest, shown};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Tick};
 use crate::error::{Class, Classified};
-use crate::store::{By, KeyRecord, Later, Limits, Scopes, Store, StoreError, UsageQuery, UsageRecord};
+use crate::store::{By, KeyRecord, Later, Limits, Scopes, Store, StoreError, Sum, UsageQuery, UsageRecord};
 
 const DAY: u64 = 86_400;
 /// The id of the key that is given by `--api-key`.
@@ -80,9 +81,39 @@ pub struct Access {
     given: Option<[u8; 32]>,
     /// Without any key everybody may ask: the network is this machine's, or is trusted.
     open: bool,
+    /// A store that another process holds, which may get keys: then nobody is let in here.
+    beside: Option<Beside>,
     /// Joules a token of late, as the bits of an f64; 0 while nothing is known.
     joules_per_token: Arc<AtomicU64>,
+    /// Questions about usage that are being answered.
+    asked: AtomicUsize,
 }
+
+/// A folder with a store of another process, and when it was looked at last.
+struct Beside {
+    folder: PathBuf,
+    looked: Mutex<(Tick, bool)>,
+}
+
+impl Beside {
+    /// Looked at once a second.
+    fn has_keys(&self, clock: &Clock) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock.now();
+        if !looked.1 && now.since(looked.0) >= Duration::from_secs(1) {
+            *looked = (now, Store::has_keys(&self.folder).unwrap_or(true));
+            if looked.1 {
+                tracing::error!(
+                    "keys were made in a store that another unit holds: nobody is let in here any more"
+                );
+            }
+        }
+        looked.1
+    }
+}
+
+/// Questions about usage that are answered at a time.
+const MOST_ASKED: usize = 2;
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,6 +134,8 @@ pub struct Made {
 pub enum AccessError {
     #[error("this unit keeps no keys: {0}")]
     NoStore(&'static str),
+    #[error("other questions about usage are being answered")]
+    Busy,
     #[error("{message}")]
     Invalid { param: &'static str, message: String },
     #[error("there is no key `{0}`")]
@@ -117,6 +150,7 @@ impl Classified for AccessError {
     fn class(&self) -> Class {
         match self {
             AccessError::NoStore(_) => Class::Unavailable,
+            AccessError::Busy => Class::Overloaded,
             AccessError::Invalid { .. } => Class::InvalidRequest,
             AccessError::Unknown(_) => Class::NotFound,
             AccessError::Store(e) => e.class(),
@@ -129,6 +163,13 @@ impl Access {
     /// Keys of the settings only, kept nowhere; without one everybody may ask.
     pub fn fixed(key: Option<&str>, clock: Clock) -> Arc<Access> {
         Arc::new(Access::new(key, None, true, clock))
+    }
+
+    /// The same beside a store that another process holds: with the first key in it, nobody is let in.
+    pub fn beside(key: Option<&str>, folder: PathBuf, clock: Clock) -> Arc<Access> {
+        let looked = Mutex::new((clock.now(), false));
+        let access = Access::new(key, None, true, clock);
+        Arc::new(Access { beside: Some(Beside { folder, looked }), ..access })
     }
 
     /// With the keys of a store. `open`: without any key everybody may ask.
@@ -155,7 +196,8 @@ impl Access {
         }
         let joules_per_token = Arc::default();
         let (table, reading) = (RwLock::new(table), Mutex::new(()));
-        Access { clock, table, reading, store, given, open, joules_per_token }
+        let (beside, asked) = (None, AtomicUsize::new(0));
+        Access { clock, table, reading, store, given, open, beside, joules_per_token, asked }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Table> {
@@ -172,7 +214,29 @@ impl Access {
 
     /// Whether anybody may ask, whatever bearer they show.
     pub fn is_open(&self) -> bool {
-        self.open && !self.read().any
+        self.open
+            && !self.has_keys()
+            && !self.beside.as_ref().is_some_and(|beside| beside.has_keys(&self.clock))
+    }
+
+    /// Whether a key was ever made, or is given.
+    pub fn has_keys(&self) -> bool {
+        self.read().any
+    }
+
+    /// Sums of usage, a few questions at a time.
+    ///
+    /// # Errors
+    /// Too many questions, no store, or one that cannot be read.
+    pub fn usage(&self, query: &UsageQuery) -> Result<Vec<Sum>, AccessError> {
+        let store = self.kept()?;
+        let taken = self.asked.fetch_add(1, Ordering::AcqRel);
+        let sums = match taken < MOST_ASKED {
+            true => store.usage(query).map_err(AccessError::from),
+            false => Err(AccessError::Busy),
+        };
+        self.asked.fetch_sub(1, Ordering::AcqRel);
+        sums
     }
 
     /// Whose key the value of an `Authorization` header carries; `None` where anybody may ask.

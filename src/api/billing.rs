@@ -13,6 +13,7 @@ use crate::api::auth::Caller;
 use crate::api::tally::Source;
 use crate::clock::{Clock, Tick};
 use crate::energy::{AccountHandle, RequestEnergy};
+use crate::error::{Class, Classified};
 use crate::service::Embedding;
 use crate::service::{Delta, Generation, ServiceError, Timings, Usage};
 use crate::store::{Energy, Later, Settled, UsageRecord};
@@ -41,9 +42,11 @@ impl Billed {
                 self.open = self.open.saturating_sub(1);
                 self.finish.get_or_insert(reason.as_str());
             }
-            Delta::Failed(_) => {
+            Delta::Failed(error) => {
                 self.open = 0;
-                self.finish = Some("error");
+                // What fails by what the client asked for has its price.
+                let own = error.class() != Class::InvalidRequest;
+                self.finish = Some(if own { "error" } else { "refused" });
             }
             _ => {}
         }
@@ -100,7 +103,12 @@ impl Drop for Billed {
     fn drop(&mut self) {
         let (usage, timings) = (self.generation.usage(), self.generation.timings());
         let energy = self.generation.energy();
-        let meters = self.generation.take_account().map(Arc::new);
+        let mut meters = self.generation.take_account().map(Arc::new);
+        let mut usage = usage;
+        if !self.generation.has_begun() {
+            // It left the queue as it came.
+            (usage.prompt_tokens, meters) = (0, None);
+        }
         let bill = Bill {
             caller: &self.caller,
             model: &self.generation.model,

@@ -7,7 +7,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use crate::access::{Access, AccessError};
+use crate::access::Access;
 use crate::api::ApiState;
 use crate::api::admin::blocking;
 use crate::api::auth::Caller;
@@ -47,10 +47,7 @@ async fn own(State(state): State<Arc<ApiState>>, request: Request) -> Result<Jso
 
 /// Sums as JSON.
 pub async fn answer(access: &Arc<Access>, query: UsageQuery) -> Result<Json<Value>, ApiError> {
-    let data = blocking(access, move |access| {
-        let store = access.store().ok_or(AccessError::NoStore("it runs without a state directory"))?;
-        Ok(store.usage(&query)?)
-    });
+    let data = blocking(access, move |access| access.usage(&query));
     Ok(Json(json!({"object": "usage", "data": data.await?})))
 }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{Access, Secret};
 use crate::api::ApiState;
-use crate::api::admin::{self, AdminListener, AdminState, BindError, Token, bind_socket};
+use crate::api::admin::{self, AdminListener, AdminState, Token, bind_socket};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::config::places::AdminAddress;
@@ -52,23 +52,27 @@ pub fn open(config: &Config, clock: &Clock) -> anyhow::Result<Arc<Access>> {
         );
     }
     tracing::warn!(%error, "this unit keeps no keys and no usage; --state-dir names another folder");
-    Ok(without())
+    // Should its holder make some, this unit must not stay open.
+    Ok(Access::beside(key, dir.clone(), clock.clone()))
 }
 
 /// Listeners of the operator, until this is dropped.
 pub struct Listening {
     /// For the banner.
     pub lines: Vec<String>,
-    sockets: Vec<PathBuf>,
+    /// Each with the inode that was made for it.
+    sockets: Vec<(PathBuf, u64)>,
     end: CancellationToken,
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
         self.end.cancel();
-        for socket in &self.sockets {
-            // Should it be gone already, all is well.
-            let _ = std::fs::remove_file(socket);
+        for (socket, inode) in &self.sockets {
+            // It may be gone, or another unit's by now.
+            if std::fs::metadata(socket).is_ok_and(|found| found.ino() == *inode) {
+                let _ = std::fs::remove_file(socket);
+            }
         }
     }
 }
@@ -95,7 +99,10 @@ pub async fn listen(config: &Config, state: &Arc<ApiState>) -> anyhow::Result<Li
             }
             Err(error) if named => return Err(error.context("--admin-listen")),
             // Another unit has them, or another program.
-            Err(error) => lines.push(format!("{error:#}; --admin-listen names another place")),
+            Err(error) => {
+                lines
+                    .push(format!("{error:#}: this one runs without it; --admin-listen names another place"));
+            }
         }
     }
     let sockets = listeners.iter().filter_map(|(address, _)| match address {
@@ -106,6 +113,11 @@ pub async fn listen(config: &Config, state: &Arc<ApiState>) -> anyhow::Result<Li
     if let Some(store) = state.config.access.store() {
         store.tell(sockets.first().map(PathBuf::as_path))?;
     }
+    let with_inode = |socket: PathBuf| {
+        let inode = std::fs::metadata(&socket).map_or(0, |made| made.ino());
+        (socket, inode)
+    };
+    let sockets = sockets.into_iter().map(with_inode).collect();
     let end = CancellationToken::new();
     let admin = Arc::new(AdminState { access: state.config.access.clone(), unit: Some(state.clone()) });
     for (_, listener) in listeners {
@@ -117,10 +129,7 @@ pub async fn listen(config: &Config, state: &Arc<ApiState>) -> anyhow::Result<Li
 async fn bind(address: &AdminAddress, token: &str) -> anyhow::Result<(AdminListener, String)> {
     match address {
         AdminAddress::Socket(path) => {
-            let listener = bind_socket(path).await.map_err(|error| match error {
-                BindError::Held(_) => anyhow::anyhow!("{error}: this one runs without it"),
-                error => error.into(),
-            })?;
+            let listener = bind_socket(path).await?;
             Ok((listener, format!("unix:{}", path.display())))
         }
         AdminAddress::Port(address) => {

@@ -66,7 +66,7 @@ pub fn check(config: &Config) -> Exit {
 pub fn run(config: Config, chosen: &Chosen) -> Exit {
     let unit = Unit::new(Clock::system());
     let access = accounts::open(&config, unit.clock())?;
-    config.check_exposure(!access.is_open())?;
+    config.check_exposure(access.has_keys())?;
     let opened = assemble::open(&config, &unit)?;
     let metered = assemble::meters(&config, unit.clock())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -122,7 +122,15 @@ async fn serve(
         }
         () = signals.next() => {}
     }
-    drain(&config, &unit, &shutdown, server, &mut signals).await
+    let outcome = drain(&config, &unit, &shutdown, server, &mut signals).await;
+    // The operator's listeners still have the store: the process does not wait for them.
+    let written = tokio::task::spawn_blocking(move || {
+        if let Some(store) = state.config.access.store() {
+            store.finish();
+        }
+    });
+    written.await.context("the store's last records")?;
+    outcome
 }
 
 /// Not ready, no new requests; what runs may finish until the timeout or the next signal.

@@ -34,12 +34,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         (n, 1e-3)
     } else if let Some(n) = text.strip_suffix('m') {
         (n, 60.0)
+    } else if let Some(n) = text.strip_suffix('h') {
+        (n, 3600.0)
+    } else if let Some(n) = text.strip_suffix('d') {
+        (n, 86_400.0)
     } else {
         (text.strip_suffix('s').unwrap_or(text), 1.0)
     };
     match number.trim().parse::<f64>() {
         Ok(n) if (0.0..1e7).contains(&n) => Ok(Duration::from_secs_f64(n * seconds)),
-        _ => Err("is not a time such as 30s or 500ms".into()),
+        _ => Err("is not a time such as 500ms, 30s, 15m, 24h or 7d".into()),
     }
 }
 

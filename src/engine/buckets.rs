@@ -1,8 +1,8 @@
 //! Which texts an encoder computes together: queued texts in, groups of about one length out.
 //!
-//! A group is padded to its longest text, so texts are kept in order of length, and a group is a run of neighbours. Each
-//! group begins with the text that ranks first, and grows to both sides while it pads little. So nobody waits for ever,
-//! and a full queue has hardly any padding. Knows no model.
+//! A group is padded to its longest text, so texts are kept in order of length, and a group is a run of neighbours. The
+//! requests of a tier take turns to begin a group with their first text, and it grows to both sides while it pads little.
+//! So nobody waits for ever, and a full queue has hardly any padding. Knows no model.
 
 use std::ops::RangeInclusive;
 
@@ -31,6 +31,8 @@ pub fn computed(group: &[Waiting]) -> usize {
 pub struct Buckets {
     /// By length, ascending.
     queue: Vec<Waiting>,
+    /// Whose text began the last group.
+    last: Option<Rank>,
 }
 
 impl Buckets {
@@ -59,13 +61,22 @@ impl Buckets {
         let share = tokens.div_ceil(groups.max(1));
         let (mut taken, mut sum) = (Vec::new(), 0);
         while taken.len() < groups.max(1) && sum < tokens {
-            let first = self.queue.iter().enumerate().min_by_key(|(_, w)| (w.rank, w.text));
-            let Some((first, _)) = first else { break };
+            let Some(first) = self.first() else { break };
+            self.last = Some(self.queue[first].rank);
             let group: Vec<Waiting> = self.queue.drain(self.around(first, share)).collect();
             sum += computed(&group);
             taken.push(group);
         }
         taken
+    }
+
+    /// The text that begins the next group: of the best tier, the request behind the one that began the last group. So a
+    /// large request holds nobody up for longer than a group.
+    fn first(&self) -> Option<usize> {
+        let tier = self.queue.iter().map(|w| w.rank.tier).min()?;
+        let is_behind = |rank: Rank| self.last.is_some_and(|last| last.tier == tier && rank <= last);
+        let order = |w: &Waiting| (w.rank.tier, is_behind(w.rank), w.rank, w.text);
+        self.queue.iter().enumerate().min_by_key(|(_, w)| order(w)).map(|(at, _)| at)
     }
 
     /// The run of neighbours around a text that pads little and computes `most` tokens at most.
@@ -126,6 +137,14 @@ mod tests {
         assert_eq!(lengths(&b.take(10, 4)), [vec![400]], "longer than what there is: alone");
         assert_eq!(lengths(&b.take(512, 4)), [vec![50]]);
         assert!(b.is_empty() && b.take(512, 1).is_empty());
+    }
+
+    #[test]
+    fn requests_take_turns() {
+        let mut b = buckets(&[&[500; 9], &[30], &[200, 201]]);
+        let began: Vec<u64> =
+            std::iter::from_fn(|| b.take(100, 1).first().map(|g| g[0].rank.arrival)).collect();
+        assert_eq!(began, [0, 1, 2, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

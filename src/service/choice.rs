@@ -51,6 +51,7 @@ pub(super) struct Choice {
     pub stats: Option<SequenceStats>,
     /// Of the prompt, found in the prefix cache.
     pub cached_tokens: usize,
+    admitted: bool,
     /// The echoed prompt, until the engine's scores of it (if asked for) have come.
     echo: Option<Echo>,
 }
@@ -106,6 +107,7 @@ impl Choice {
             began: false,
             stats: None,
             cached_tokens: 0,
+            admitted: false,
             echo: plan.echo.clone(),
             plan,
         }
@@ -114,6 +116,11 @@ impl Choice {
     /// Where its events come from, until it is over.
     pub fn answer(&self) -> Option<&Answer> {
         self.events.as_ref()
+    }
+
+    /// An engine has begun with it.
+    pub fn is_admitted(&self) -> bool {
+        self.admitted || self.began
     }
 
     pub fn is_over(&self) -> bool {
@@ -138,7 +145,9 @@ impl Choice {
 
     fn take(&mut self, event: Option<TokenEvent>, out: &mut VecDeque<Delta>) {
         match event {
-            Some(TokenEvent::Admitted { cached_tokens }) => self.cached_tokens = cached_tokens,
+            Some(TokenEvent::Admitted { cached_tokens }) => {
+                (self.cached_tokens, self.admitted) = (cached_tokens, true);
+            }
             Some(TokenEvent::Token { id, logprob }) => self.token(id, logprob, out),
             Some(TokenEvent::Prompt(scores)) => self.echo_prompt(scores, out),
             Some(TokenEvent::Finished { reason, stats }) => {
@@ -293,14 +302,22 @@ impl Choice {
         if self.is_over() {
             return;
         }
+        let mut is_cut = false;
         if let Some(reader) = &mut self.reader {
             let mut pieces = Vec::new();
             reader.finish(&mut pieces);
+            is_cut = reader.is_cut();
             self.say_all(pieces, Vec::new(), out);
+        }
+        // Of tokens behind the last piece, which said nothing.
+        let untold = std::mem::take(&mut self.untold);
+        if !untold.is_empty() {
+            self.say(Piece::Text(String::new()), untold, out);
         }
         self.events = None;
         let reason = match reason {
-            Finish::Stop if self.calls > 0 && !self.plan.named => Finish::ToolCalls,
+            // A call that a stop string cut is none to be made.
+            Finish::Stop if self.calls > 0 && !self.plan.named && !is_cut => Finish::ToolCalls,
             reason => reason,
         };
         out.push_back(Delta::Finish { choice: self.index, reason });

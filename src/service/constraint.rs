@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::engine::constraint::{ConstraintError, TokenConstraint};
 use crate::service::tools::Asked;
 use crate::service::{ServedModel, ServiceError};
-use crate::text::grammar::{Grammar, GrammarError, Grammars, Match, MatchError, Part, Source};
+use crate::text::grammar::{GrammarError, Grammars, Match, MatchError, Part};
 use crate::text::reasoning::{Marks, Start};
 use crate::text::tokenizer::Tokenizer;
 use crate::wire::format::{Format, OutputFormat};
@@ -52,8 +52,7 @@ impl ServedModel {
         wanted: Option<&OutputFormat>,
         asked: &Asked,
     ) -> Result<Option<Box<dyn TokenConstraint>>, ServiceError> {
-        let source = self.source(wanted, asked)?;
-        let grammar = source.map(|(source, param)| self.grammar(source, &param, wanted)).transpose()?;
+        let grammar = self.demanded(wanted, asked)?.map(|(grammar, _)| grammar);
         // Where there are channels, thoughts are a part of the grammar.
         let thoughts = asked.thoughts.as_ref().filter(|_| !self.contents(asked).channels);
         let thinks =
@@ -63,26 +62,6 @@ impl ServedModel {
             (None, None) => None,
             (None, Some(grammar)) => Some(Box::new(grammar)),
             (Some(thoughts), grammar) => Some(Box::new(Thinking::new(self.rules(thoughts), grammar))),
-        })
-    }
-
-    /// `param`: the field to blame.
-    fn grammar(
-        &self,
-        source: Source,
-        param: &str,
-        wanted: Option<&OutputFormat>,
-    ) -> Result<Arc<Grammar>, ServiceError> {
-        let of_schema = wanted.is_some_and(|w| w.param == param && matches!(w.format, Format::JsonSchema(_)));
-        let grammars = self.prepare_grammars().as_ref();
-        let compiled = grammars.map_err(Clone::clone).and_then(|g| g.compile(source));
-        compiled.map_err(|error| match error {
-            GrammarError::Busy => ServiceError::Busy(error.to_string()),
-            error => ServiceError::Invalid {
-                message: format!("{param}: {error}"),
-                param: Some(param.to_string()),
-                code: of_schema.then_some("invalid_json_schema"),
-            },
         })
     }
 

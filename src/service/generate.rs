@@ -34,6 +34,7 @@ pub struct Generation {
     ready: VecDeque<Delta>,
     prompt_tokens: usize,
     failed: bool,
+    began: bool,
     /// `None` without a meter.
     account: Option<AccountHandle>,
     clock: Clock,
@@ -56,7 +57,7 @@ impl ServedModel {
     /// What the model cannot honour, and what the unit answers (full, loading, draining).
     pub fn chat(&self, request: &ChatRequest, admit: Admit<'_>) -> Result<Generation, ServiceError> {
         let (thinking, tools) = (&request.thinking, request.tools.as_ref());
-        tools.map(|tools| self.dialect_for(tools)).transpose()?;
+        tools.map(|_| self.check_calls()).transpose()?;
         let (prompt, start) =
             self.encode_chat(&request.messages, request.add_generation_prompt, thinking, tools)?;
         let thoughts = self.thoughts.map(|marks| Thoughts {
@@ -101,7 +102,7 @@ impl ServedModel {
         asked: Asked,
         admit: Admit<'_>,
     ) -> Result<Generation, ServiceError> {
-        let valid = self.validate(parameters, prompts, param, echo.is_some(), &asked)?;
+        let valid = self.validate(parameters, prompts, param, echo.is_some())?;
         let contents = self.contents(&asked);
         let marks = contents.marks();
         let shown_tokens: Arc<[u32]> = marks.into_iter().filter_map(|mark| self.tokenizer.id(mark)).collect();
@@ -109,6 +110,8 @@ impl ServedModel {
         let most_tokens: usize = valid.choices.iter().map(|c| c.max_tokens).sum();
         let said = parameters.max_tokens.is_some();
         admit(Size { prompt_tokens: prompt_tokens as u64, most_tokens: most_tokens as u64, said })?;
+        // Last: it may take a second.
+        let constraint = self.constraint(parameters.format.as_ref(), &asked)?;
         let account = self.unit.ledger().map(|ledger| ledger.open());
         let clock = self.unit.clock().clone();
         let begun_at = clock.now();
@@ -117,6 +120,7 @@ impl ServedModel {
             if let Some(account) = &account {
                 request.account = account.id;
             }
+            request.constraint = constraint.as_ref().map(|constraint| constraint.again());
             let text = echo.as_ref().and_then(|texts| texts.get(index / parameters.n));
             let plan = Plan {
                 stops: valid.stop.clone(),
@@ -151,6 +155,7 @@ impl ServedModel {
             ready: VecDeque::new(),
             prompt_tokens,
             failed: false,
+            began: false,
             account,
             clock,
             begun_at,
@@ -163,6 +168,11 @@ impl ServedModel {
 impl Generation {
     pub fn choices(&self) -> usize {
         self.choices.len()
+    }
+
+    /// Whether an engine has begun with any of it.
+    pub fn has_begun(&self) -> bool {
+        self.began
     }
 
     /// Token counts so far; final after the last `Finish`.
@@ -235,6 +245,7 @@ impl Stream for Generation {
             for choice in this.choices.iter_mut().filter(|c| !c.is_over()) {
                 choice.poll(cx, EVENTS_A_TURN, &mut this.ready);
             }
+            this.began |= this.choices.iter().any(Choice::is_admitted);
             if this.first_token_at.is_none() && this.choices.iter().any(|c| c.began) {
                 this.first_token_at = Some(this.clock.now());
             }

@@ -108,6 +108,12 @@ impl Service {
         &self.models
     }
 
+    /// Whether a model, or an encoder, answers to this name.
+    pub fn serves(&self, name: &str) -> bool {
+        let is_model = |m: &ServedModel| m.id == name || m.aliases.iter().any(|a| a == name);
+        self.models.iter().any(is_model) || self.encoder_named(name).is_some()
+    }
+
     /// The model that generates a request names; without a name, the first.
     ///
     /// # Errors

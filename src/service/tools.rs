@@ -1,14 +1,17 @@
 //! Calls of tools: whether the model can make them, and what its answer must be so that they are those asked for.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::service::constraint::{Thoughts, part};
 use crate::service::{ServedModel, ServiceError};
 use crate::text::answer::{Calls, Contents};
-use crate::text::grammar::{GrammarError, Part, Source};
+use crate::text::grammar::{Grammar, GrammarError, Part, Source};
 use crate::text::tool_calls::Dialect;
 use crate::text::tool_calls::demand::{Demand, Otherwise, source};
-use crate::wire::format::OutputFormat;
+use crate::wire::format::{Format, OutputFormat};
 use crate::wire::tools::{Tool, ToolChoice, Tools};
 
 /// What a conversation asks of its answer beside text.
@@ -19,14 +22,12 @@ pub struct Asked<'a> {
 }
 
 impl ServedModel {
-    /// How the model writes calls.
-    ///
     /// # Errors
-    /// One that cannot make any.
-    pub(super) fn dialect_for(&self, _tools: &Tools) -> Result<Dialect, ServiceError> {
+    /// A model that cannot call tools.
+    pub(super) fn check_calls(&self) -> Result<(), ServiceError> {
         let shown = self.template.as_ref().is_some_and(|template| template.for_tools().knows_tools());
         let why = match (shown, self.dialect) {
-            (true, Some(dialect)) => return Ok(dialect),
+            (true, Some(_)) => return Ok(()),
             (false, _) => "its chat template shows it no tools",
             (true, None) => "how it writes calls is not known (--tool-call-parser)",
         };
@@ -53,11 +54,11 @@ impl ServedModel {
     }
 
     /// The grammar that an answer must match, if any, and the field to blame if there is none.
-    pub(super) fn source(
+    pub(super) fn demanded(
         &self,
         wanted: Option<&OutputFormat>,
         asked: &Asked,
-    ) -> Result<Option<(Source, String)>, ServiceError> {
+    ) -> Result<Option<(Arc<Grammar>, String)>, ServiceError> {
         let harmony = self.contents(asked).channels;
         let budget = asked.thoughts.and_then(|thoughts| thoughts.budget).filter(|_| harmony);
         let ruled = asked.tools.filter(|tools| wanted.is_some() || budget.is_some() || is_ruled(tools));
@@ -68,47 +69,96 @@ impl ServedModel {
             (None, None) => return Ok(None),
         };
         let answer = wanted.map(part);
-        let dialect = match self.dialect {
-            Some(dialect) if ruled.is_some() || harmony => dialect,
-            _ => return Ok(answer.map(|answer| (Source::of(answer), param))),
+        let grammar = match (self.dialect.filter(|_| ruled.is_some() || harmony), answer) {
+            (Some(dialect), answer) => self.compiled(dialect, ruled, answer, budget),
+            (None, Some(answer)) => self.compile(Source::of(answer)).map_err(Refused::Whole),
+            (None, None) => return Ok(None),
         };
+        let grammar = grammar.map_err(|refused| refused.told(&param, wanted))?;
+        Ok(Some((grammar, param)))
+    }
+
+    /// Calls and answers as the dialect writes them. Only where all together cannot be compiled is each tool looked at.
+    fn compiled(
+        &self,
+        dialect: Dialect,
+        ruled: Option<&Tools>,
+        answer: Option<Part>,
+        thoughts: Option<usize>,
+    ) -> Result<Arc<Grammar>, Refused> {
         let must = ruled.is_some_and(|tools| tools.choice != ToolChoice::Auto);
-        let demand = Demand {
-            tools: ruled.map(|tools| self.callable(tools)).transpose()?.unwrap_or_default(),
+        let demand = |tools: Vec<(String, Part)>| Demand {
+            tools,
             many: ruled.is_some_and(|tools| tools.parallel && !matches!(tools.choice, ToolChoice::Named(_))),
-            otherwise: match answer {
+            otherwise: match answer.clone() {
                 _ if must => Otherwise::Nothing,
                 Some(answer) => Otherwise::This(answer),
                 None => Otherwise::Text,
             },
-            thoughts: budget,
+            thoughts,
         };
-        Ok(Some((source(dialect, demand, &self.tokenizer), param)))
-    }
-
-    /// The tools that may be called, each with the grammar of its arguments.
-    fn callable(&self, tools: &Tools) -> Result<Vec<(String, Part)>, ServiceError> {
-        let callable = tools.allowed.iter().map(|place| (*place, &tools.all[*place]));
-        callable.map(|(place, tool)| Ok((tool.name.clone(), self.arguments(place, tool)?))).collect()
-    }
-
-    /// Of a schema that cannot be kept to, a tool that is not strict takes any object.
-    fn arguments(&self, place: usize, tool: &Tool) -> Result<Part, ServiceError> {
-        let part = Part::JsonSchema(schema(tool));
-        let grammars = self.prepare_grammars().as_ref().map_err(Clone::clone);
-        match grammars.and_then(|grammars| grammars.compile(Source::of(part.clone()))) {
-            Ok(_) => Ok(part),
-            Err(GrammarError::Busy) => Err(ServiceError::Busy(GrammarError::Busy.to_string())),
-            Err(error) if tool.strict => {
-                let param = format!("tools[{place}].function.parameters");
-                Err(ServiceError::Invalid {
-                    message: format!("{param}: {error}"),
-                    param: Some(param),
-                    code: Some("invalid_function_parameters"),
-                })
-            }
-            Err(_) => Ok(Part::json_object()),
+        let callable = || {
+            let places =
+                ruled.into_iter().flat_map(|tools| tools.allowed.iter().map(|i| (*i, &tools.all[*i])));
+            places.collect::<Vec<_>>()
+        };
+        let all = callable().into_iter().map(|(_, tool)| (tool.name.clone(), Part::JsonSchema(schema(tool))));
+        match self.compile(source(dialect, demand(all.collect()), &self.tokenizer)) {
+            Err(GrammarError::Schema(_) | GrammarError::Refused(_)) if ruled.is_some() => {}
+            result => return result.map_err(Refused::Whole),
         }
+        let begun = self.unit.clock().now();
+        let mut tools = Vec::new();
+        for (place, tool) in callable() {
+            if self.unit.clock().now().since(begun) > LONGEST_LOOK {
+                return Err(Refused::Whole(GrammarError::TooSlow));
+            }
+            let part = Part::JsonSchema(schema(tool));
+            let part = match self.compile(Source::of(part.clone())) {
+                Ok(_) => part,
+                // Of a schema that cannot be kept to, a tool that is not strict takes any object.
+                Err(GrammarError::Schema(_) | GrammarError::Refused(_)) if !tool.strict => {
+                    Part::json_object()
+                }
+                Err(error) => return Err(Refused::Tool(place, error)),
+            };
+            tools.push((tool.name.clone(), part));
+        }
+        self.compile(source(dialect, demand(tools), &self.tokenizer)).map_err(Refused::Whole)
+    }
+
+    fn compile(&self, source: Source) -> Result<Arc<Grammar>, GrammarError> {
+        self.prepare_grammars().as_ref().map_err(Clone::clone)?.compile(source)
+    }
+}
+
+/// For tools to be looked at one by one.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+/// What could not be compiled.
+enum Refused {
+    Whole(GrammarError),
+    /// The arguments of the tool at this place.
+    Tool(usize, GrammarError),
+}
+
+impl Refused {
+    /// As the client is told, `param` being the field to blame for the whole.
+    fn told(self, param: &str, wanted: Option<&OutputFormat>) -> ServiceError {
+        let (param, error, code) = match self {
+            Refused::Whole(GrammarError::Busy) | Refused::Tool(_, GrammarError::Busy) => {
+                return ServiceError::Busy(GrammarError::Busy.to_string());
+            }
+            Refused::Whole(error) => {
+                let of_schema =
+                    wanted.is_some_and(|w| w.param == param && matches!(w.format, Format::JsonSchema(_)));
+                (param.to_string(), error, of_schema.then_some("invalid_json_schema"))
+            }
+            Refused::Tool(place, error) => {
+                (format!("tools[{place}].function.parameters"), error, Some("invalid_function_parameters"))
+            }
+        };
+        ServiceError::Invalid { message: format!("{param}: {error}"), param: Some(param), code }
     }
 }
 
@@ -133,6 +183,7 @@ fn schema(tool: &Tool) -> Value {
 
 /// An id for a call, as clients send it back.
 pub(super) fn call_id(short: bool) -> String {
+    // Without random numbers ids are the same; clients tell calls apart by their answers, too.
     let random = getrandom::u64().unwrap_or_default();
     match short {
         true => format!("{:09x}", random & 0xf_ffff_ffff),

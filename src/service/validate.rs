@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use crate::engine::event::{GenerateRequest, Tier};
 use crate::engine::sampler::SamplingParams;
 use crate::engine::step_log;
-use crate::service::tools::Asked;
 use crate::service::{ServedModel, ServiceError};
 use crate::text::chat_template::{ChatTemplate, Message};
 use crate::text::reasoning::Start;
@@ -170,7 +169,6 @@ impl ServedModel {
         prompts: Vec<Vec<u32>>,
         param: &str,
         echo: bool,
-        asked: &Asked,
     ) -> Result<ValidRequest, ServiceError> {
         let biased: Vec<u32> = p.logit_bias.iter().map(|b| b.0).collect();
         self.check_ids(&biased, "logit_bias")?;
@@ -179,7 +177,6 @@ impl ServedModel {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|e| ServiceError::Internal(format!("no random seed: {e}")))?,
         };
-        let constraint = self.constraint(p.format.as_ref(), asked)?;
         let prompts: Vec<Arc<[u32]>> = prompts.into_iter().map(Into::into).collect();
         let mut choices = Vec::with_capacity(prompts.len() * p.n);
         for prompt in &prompts {
@@ -197,7 +194,7 @@ impl ServedModel {
                     tier: tier(p.service_tier),
                     account: step_log::OVERHEAD,
                     cache_salt: p.cache_salt.as_deref().map_or(0, salt),
-                    constraint: constraint.as_ref().map(|c| c.again()),
+                    constraint: None,
                 });
             }
         }

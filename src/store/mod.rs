@@ -159,7 +159,11 @@ impl Store {
             Err(source) => return Err(StoreError::Io { path, source }),
         }
         let found = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).and_then(count);
-        // Where nothing may be written beside it.
+        // Where nothing may be written beside it. What lies in the log only would not be seen.
+        let log = folder.join(format!("{FILE}-wal"));
+        if found.is_err() && std::fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+            return Ok(found?);
+        }
         let unwritten = || {
             let uri = format!("file:{}?immutable=1", path.display());
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
@@ -206,6 +210,14 @@ impl Store {
         });
         self.commands.send(Command::Do(job)).map_err(|_| StoreError::Ended)?;
         answered.recv().map_err(|_| StoreError::Ended)?
+    }
+
+    /// Writes what is not on disk yet, before the process ends: whoever else still has the store may keep its thread.
+    pub fn finish(&self) {
+        let (done, answered) = sync_channel(1);
+        if self.commands.send(Command::Finish(done)).is_ok() {
+            let _ = answered.recv();
+        }
     }
 
     /// Writes a copy of everything, as of now, into a new file.

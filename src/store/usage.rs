@@ -1,7 +1,7 @@
 //! What requests came to: one record each, never a word of text; and sums over them.
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, named_params, params_from_iter};
+use rusqlite::{Connection, OpenFlags, named_params, params_from_iter};
 use serde::{Deserialize, Serialize};
 
 use super::{Store, StoreError};
@@ -133,8 +133,10 @@ impl Store {
     /// # Errors
     /// A file that cannot be read.
     pub fn usage(&self, query: &UsageQuery) -> Result<Vec<Sum>, StoreError> {
-        let query = query.clone();
-        self.run(move |connection| sums(connection, &query).map_err(StoreError::from))
+        // Up to what was recorded before; then beside the thread that writes, which it may take long to ask.
+        self.run(|_| Ok(()))?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+        Ok(sums(&Connection::open_with_flags(&self.path, flags)?, query)?)
     }
 }
 

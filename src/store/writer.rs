@@ -1,6 +1,6 @@
 //! The thread that writes: records in batches a few times a second, questions in between, joules when they settle.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -12,6 +12,8 @@ use crate::clock::{Clock, Tick};
 const BATCH: Duration = Duration::from_millis(250);
 /// Joules that are not settled after so long (a lost meter) stay an estimate.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// For the last joules to settle when the process ends.
+const LAST_WINDOW: Duration = Duration::from_secs(1);
 /// Records that are kept while the disk takes none.
 const MOST_UNWRITTEN: usize = 1 << 18;
 
@@ -27,6 +29,8 @@ pub type Later = Box<dyn FnMut() -> Settled + Send>;
 pub(super) enum Command {
     Record(Box<UsageRecord>, Option<Later>),
     Do(Box<dyn FnOnce(&mut Connection) + Send>),
+    /// Writes what waits, and joules that settle soon; then answers.
+    Finish(SyncSender<()>),
     End,
 }
 
@@ -71,6 +75,11 @@ impl Writer {
                     self.flush();
                     work(&mut self.connection);
                 }
+                Ok(Command::Finish(done)) => {
+                    self.finish();
+                    // Who asked may have gone.
+                    let _ = done.send(());
+                }
                 Ok(Command::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -82,6 +91,19 @@ impl Writer {
         }
         self.flush();
         self.settle();
+    }
+
+    /// The process ends: a last window of the meters is waited for.
+    fn finish(&mut self) {
+        self.flush();
+        let begun = self.clock.now();
+        loop {
+            self.settle();
+            if self.unsettled.is_empty() || self.clock.now().since(begun) > LAST_WINDOW {
+                return;
+            }
+            std::thread::sleep(BATCH / 5);
+        }
     }
 
     /// Commits what waits. What a full disk refuses is tried again.

@@ -96,6 +96,15 @@ impl Reader {
         self.complete
     }
 
+    /// At the end: true when the last call is not complete.
+    pub fn is_cut(&self) -> bool {
+        !self.complete
+            && match &self.form {
+                Form::Marked { calls, .. } => calls.as_ref().is_some_and(|calls| calls.is_in_call()),
+                Form::Channels(channels) => channels.is_cut(),
+            }
+    }
+
     /// Appends the pieces that this text completes.
     pub fn push(&mut self, text: &str, out: &mut Vec<Piece>) {
         match &mut self.form {

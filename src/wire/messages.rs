@@ -61,9 +61,12 @@ fn message(value: Value, path: &str, unknown: UnknownParameters) -> Result<ChatM
         "function" => return Err(RequestError::unsupported(&role_path, "role function")),
         _ => return Err(wrong(&role_path, "system, developer, user, assistant or tool", &json!(role))),
     }
+    // An assistant may have said nothing: it called, or it only thought.
+    let silent =
+        role == "assistant" && ["tool_calls", "reasoning", "reasoning_content"].iter().any(|key| f.has(key));
     let tool_calls = tool_calls(&mut f, role == "assistant", unknown)?;
     let content = match f.take("content") {
-        None if !tool_calls.is_empty() => String::new(),
+        None if silent => String::new(),
         value => content(value, &f.path("content"), unknown)?,
     };
     let tool_call_id = match role.as_str() {

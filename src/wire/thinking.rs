@@ -64,7 +64,8 @@ impl Thinking {
         let by_effort = effort.as_deref().map(|word| word != "none");
         let said = [enabled, nested, by_effort.filter(|on| !on)];
         let first = said.into_iter().flatten().next();
-        if said.into_iter().flatten().any(|on| Some(on) != first) {
+        let contradicts = first == Some(false) && by_effort == Some(true);
+        if contradicts || said.into_iter().flatten().any(|on| Some(on) != first) {
             let message =
                 "enable_thinking, chat_template_kwargs.enable_thinking and reasoning_effort must agree";
             return Err(RequestError::invalid("enable_thinking", message));
@@ -111,6 +112,7 @@ mod tests {
             (json!({"reasoning_effort": "huge"}), "reasoning_effort"),
             (json!({"enable_thinking": "yes"}), "enable_thinking"),
             (json!({"enable_thinking": true, "reasoning_effort": "none"}), "enable_thinking"),
+            (json!({"enable_thinking": false, "reasoning_effort": "high"}), "enable_thinking"),
             (json!({"chat_template_kwargs": []}), "chat_template_kwargs"),
             (json!({"chat_template_kwargs": {"enable_thinking": 1}}), "chat_template_kwargs.enable_thinking"),
             (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages"),

@@ -139,7 +139,16 @@ fn tool(written: Value, path: &str, unknown: UnknownParameters) -> Result<Tool, 
     let schema_path = function.path("parameters");
     let parameters = match function.take("parameters") {
         None => None,
-        Some(schema @ Value::Object(_)) => Some(schema),
+        Some(schema @ Value::Object(_)) => match schema.get("type") {
+            None => Some(schema),
+            Some(kind) if kind == "object" => Some(schema),
+            Some(kind) => {
+                let message = format!("{schema_path} must be a schema of type \"object\", got {kind}");
+                let message = message.chars().take(200).collect::<String>();
+                let code = Some("invalid_function_parameters");
+                return Err(RequestError { message, param: Some(schema_path), code });
+            }
+        },
         Some(other) => return Err(wrong(&schema_path, "a JSON schema of an object", &other)),
     };
     function.finish(unknown)?;
@@ -253,6 +262,11 @@ mod tests {
             (json!({"tools": [{"type": "function"}]}), "tools[0].function"),
             (one(json!({"name": "a b"})), "tools[0].function.name"),
             (one(json!({"name": "a", "parameters": []})), "tools[0].function.parameters"),
+            (one(json!({"name": "a", "parameters": {"type": "string"}})), "tools[0].function.parameters"),
+            (
+                one(json!({"name": "a", "parameters": {"type": ["object", "null"]}})),
+                "tools[0].function.parameters",
+            ),
             (one(json!({"name": "a", "strict": 1})), "tools[0].function.strict"),
             (one(json!({"name": "a", "more": 1})), "tools[0].function.more"),
             (json!({"tools": [function("f"), function("f")]}), "tools[1].function.name"),

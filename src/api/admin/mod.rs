@@ -26,6 +26,7 @@ use crate::api::error::ApiError;
 use crate::api::usage::{self, Days};
 use crate::api::{ApiState, envelope, metrics, openapi};
 use crate::error::{Class, Classified};
+use crate::service::ServiceError;
 use crate::store::{KeyRecord, Limits, Scopes};
 use crate::unit;
 
@@ -72,6 +73,7 @@ impl From<AccessError> for ApiError {
             (AccessError::Invalid { param, .. }, _) => ApiError::invalid(message, Some(param)),
             (_, Class::InvalidRequest) => ApiError::invalid(message, None),
             (_, Class::NotFound) => ApiError::not_found(message),
+            (_, Class::Overloaded) => ApiError::overloaded(message),
             // A file of the operator's: the path and what is wrong with it.
             (_, Class::Configuration) => ApiError::invalid(message, None),
             _ => ApiError::internal(message),
@@ -132,7 +134,9 @@ async fn create(State(state): State<Arc<AdminState>>, body: Bytes) -> Result<Jso
     }
     if let (Some(unit), models) = (&state.unit, &scopes.models) {
         for model in models {
-            unit.service.model(Some(model))?;
+            if !unit.service.serves(model) {
+                return Err(ServiceError::unknown(model).into());
+            }
         }
     }
     Ok(told_once(&blocking(&state.access, move |access| access.create(&name, scopes, limits)).await?))

@@ -20,8 +20,10 @@ pub struct Harmony {
     pending: String,
     /// White space that comes next is left out.
     trims: bool,
-    /// Arguments of the call have come.
-    argued: bool,
+    /// Arguments of the call so far.
+    arguments: String,
+    /// The call that the answer ended in was not complete.
+    cut: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +38,14 @@ enum At {
 impl Harmony {
     /// `calls`: whether what goes to a function is a call; else it is text.
     pub fn new(calls: bool) -> Harmony {
-        Harmony { calls, at: At::Head, pending: String::new(), trims: true, argued: false }
+        Harmony {
+            calls,
+            at: At::Head,
+            pending: String::new(),
+            trims: true,
+            arguments: String::new(),
+            cut: false,
+        }
     }
 
     pub fn is_thinking(&self) -> bool {
@@ -46,6 +55,12 @@ impl Harmony {
     /// True while the call that was told last is not complete.
     pub fn is_in_call(&self) -> bool {
         self.at == At::Call
+    }
+
+    /// At the end: true when it came in the midst of a call's arguments. (A complete call ends with a token that is no
+    /// text.)
+    pub fn is_cut(&self) -> bool {
+        self.cut
     }
 
     /// Appends the pieces that this text completes.
@@ -63,6 +78,8 @@ impl Harmony {
             At::Head => self.tell(&rest, At::Text, out),
             at => self.tell(&rest, at, out),
         }
+        let is_json = serde_json::from_str::<serde::de::IgnoredAny>(&self.arguments).is_ok();
+        self.cut = self.at == At::Call && !self.arguments.is_empty() && !is_json;
         self.end(out);
     }
 
@@ -107,12 +124,12 @@ impl Harmony {
             (_, Some("analysis")) => (At::Thoughts, true),
             _ => (At::Text, true),
         };
-        self.argued = false;
+        self.arguments.clear();
         true
     }
 
     fn end(&mut self, out: &mut Vec<Piece>) {
-        if self.at == At::Call && !self.argued {
+        if self.at == At::Call && self.arguments.is_empty() {
             out.push(Piece::Arguments("{}".into()));
         }
         self.at = At::Head;
@@ -128,7 +145,7 @@ impl Harmony {
         out.push(match at {
             At::Thoughts => Piece::Reasoning(text),
             At::Call => {
-                self.argued = true;
+                self.arguments += &text;
                 Piece::Arguments(text)
             }
             At::Head | At::Text => Piece::Text(text),

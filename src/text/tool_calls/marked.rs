@@ -29,6 +29,8 @@ pub struct MarkedCalls {
     untold: String,
     /// A call has come of the block.
     told: bool,
+    /// A list of calls has been opened in it.
+    in_list: bool,
     /// White space that comes next is left out.
     trims: bool,
 }
@@ -72,6 +74,7 @@ impl MarkedCalls {
             pending: String::new(),
             untold: String::new(),
             told: false,
+            in_list: false,
             trims: false,
         }
     }
@@ -89,9 +92,11 @@ impl MarkedCalls {
 
     /// What is held back, when nothing more comes.
     pub fn finish(&mut self, out: &mut Vec<Piece>) {
+        let mut marks = self.opens.iter().chain(&self.close);
         // Of a mark that was cut off behind a call nothing is told.
-        let behind_a_call = self.told && matches!(self.at, At::Between);
-        if !self.is_in_call() && !behind_a_call {
+        let is_mark =
+            self.told && matches!(self.at, At::Between) && marks.any(|mark| mark.starts_with(&self.pending));
+        if !self.is_in_call() && !is_mark {
             let rest = std::mem::take(&mut self.untold) + &std::mem::take(&mut self.pending);
             self.tell(&rest, out);
         }
@@ -126,7 +131,7 @@ impl MarkedCalls {
                 let before = self.take(at);
                 self.tell(before.trim_end(), out);
                 self.untold = before[before.trim_end().len()..].to_string() + &self.take(mark.len());
-                (self.at, self.by_mark, self.told) = (At::Between, true, false);
+                (self.at, self.by_mark, self.told, self.in_list) = (At::Between, true, false, false);
                 true
             }
             None => {
@@ -158,7 +163,16 @@ impl MarkedCalls {
         }
         match first {
             '{' => self.at = At::call(CallObject::default()),
-            '[' | ',' | ';' | ']' => self.pass_over(1),
+            '[' if !self.in_list => {
+                self.in_list = true;
+                self.pass_over(1);
+            }
+            ']' if self.in_list => {
+                self.in_list = false;
+                self.pass_over(1);
+            }
+            ',' if self.in_list => self.pass_over(1),
+            ';' if self.close.is_none() => self.pass_over(1),
             _ => match self.named() {
                 Named::Not => self.leave(out),
                 Named::Open => return false,
@@ -203,7 +217,7 @@ impl MarkedCalls {
             Progress::More => self.pending.len(),
             Progress::Done(read) | Progress::Broken(read) => read,
         };
-        if let (false, Some(name)) = (*told, call.name()) {
+        if let (false, Some(name)) = (*told, call.name().filter(|_| self.by_mark || call.has_arguments())) {
             // An answer may be an object that only looks like a call.
             match self.by_mark || self.tools.iter().any(|tool| tool == name) {
                 true => {
@@ -332,6 +346,14 @@ mod tests {
                 both(one, "{}"),
             ),
             (Llama3, "{\"name\": \"Bob\", \"age\": 3}".into(), "{\"name\": \"Bob\", \"age\": 3}", vec![]),
+            (Llama3, "{\"name\": \"f\", \"age\": 3}".into(), "{\"name\": \"f\", \"age\": 3}", vec![]),
+            (MistralArgs, "[TOOL_CALLS]f[ARGS]{}Thanks".into(), "Thanks", f("{}")),
+            (
+                Mistral,
+                "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {}}], and [so]".into(),
+                ", and [so]",
+                f("{}"),
+            ),
             (Llama3, "{\"a\": 1} {".into(), "{\"a\": 1} {", vec![]),
             (Llama3, format!("<|python_tag|>{{\"name\": \"f\", \"parameters\": {one}}}"), "", f(one)),
             (

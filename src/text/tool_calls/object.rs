@@ -108,6 +108,11 @@ impl CallObject {
         self.name.as_deref()
     }
 
+    /// True once its arguments have begun.
+    pub fn has_arguments(&self) -> bool {
+        self.has_arguments
+    }
+
     /// Arguments that have come since the last time; of a call that is complete `{}`, if there are none.
     pub fn take_arguments(&mut self) -> String {
         if self.at == At::Done && !self.has_arguments {
