@@ -489,6 +489,27 @@ fn child(state: &Path, more: &[&str]) -> (Child, String, String) {
 }
 
 #[test]
+fn usage_outlives_a_clean_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let socket = format!("unix:{}", dir.path().join("a.sock").display());
+    let (mut unit, url, _) = child(&state, &["--admin-listen", &socket, "--meter", "declared:5,10"]);
+    let client = Client::new(&url).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for _ in 0..5 {
+        assert_eq!(runtime.block_on(post(&client, CHAT, &chat(4, json!({})))).0, 200);
+    }
+    // SAFETY: a signal to a child of ours that has not been waited for.
+    unsafe { libc::kill(unit.id() as i32, libc::SIGTERM) };
+    assert!(unit.wait().unwrap().success());
+    let usage = hashwatt(&state, &["usage", "--by", "key", "--format", "json"]);
+    let rows: Value = serde_json::from_slice(&usage.stdout).unwrap_or_else(|_| panic!("{usage:?}"));
+    let sum =
+        |name: &str| rows.as_array().unwrap().iter().map(|row| row[name].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((sum("requests"), sum("unsettled")), (5, 0), "{rows}");
+}
+
+#[test]
 fn usage_outlives_kill_9() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");

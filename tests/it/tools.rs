@@ -207,6 +207,34 @@ fn calls_may_be_kept_to_rules_without_being_made() {
 }
 
 #[test]
+fn a_call_that_is_cut_is_none_to_be_made() {
+    let unit = unit(str::to_string);
+    let cut = json!({"tools": [weather()], "tool_choice": "required", "stop": ["\"days\""]});
+    let (status, answer) = unit.post(&cut);
+    let choice = &answer["choices"][0];
+    assert!(status == 200 && choice["message"]["tool_calls"].is_array(), "{answer}");
+    assert_eq!(choice["finish_reason"], "stop", "{answer}");
+    // Each token is told with its log-probability, those that close a call too; the end has no text.
+    let (_, answer) = unit.post(&json!({"tool_choice": named("get_weather"), "logprobs": true}));
+    let entries = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().len() as u64;
+    let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!((tokens - 1..=tokens).contains(&entries), "{entries} of {tokens}");
+    // What its arguments are is an object's schema.
+    let odd = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}});
+    let (status, answer) = unit.post(&json!({"tools": [odd]}));
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("invalid_function_parameters")), "{answer}");
+    // However many tools there are, a schema that takes too long takes its time once.
+    let slow = |i: usize| {
+        let pattern = format!("^(.*a{i}){{5}}|(.*b){{5}}|(.*c){{5}}|(.*d){{5}}$");
+        json!({"type": "function", "function": {"name": format!("f{i}"), "parameters": {
+            "type": "object", "properties": {"v": {"type": "string", "pattern": pattern}}, "required": ["v"]}}})
+    };
+    let many: Vec<Value> = (0..6).map(slow).collect();
+    let (status, _) = unit.post(&json!({"tools": many, "tool_choice": "required", "max_tokens": 1}));
+    assert!([200, 400].contains(&status), "{status}");
+}
+
+#[test]
 fn what_came_of_a_call_goes_back_to_the_model() {
     let unit = unit(str::to_string);
     let made = json!([{"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\": \"Oslo\", \"days\": 2}"}}]);
