@@ -189,7 +189,7 @@ fn bad_bodies_are_refused_by_name_and_the_server_goes_on() {
         (ask("\"logit_bias\": {\"999999\": 1}").into_bytes(), 400, Some("logit_bias"), None),
         (ask("\"model\": \"nobody\"").into_bytes(), 404, Some("model"), Some("model_not_found")),
         (ask("\"colour\": 1").into_bytes(), 400, Some("colour"), Some("unknown_parameter")),
-        (ask("\"tools\": [{}]").into_bytes(), 400, Some("tools"), Some("unsupported_parameter")),
+        (ask("\"tools\": [{}]").into_bytes(), 400, Some("tools[0].type"), None),
         (ask("\"max_tokens\": 5000").into_bytes(), 400, Some("messages"), Some("context_length_exceeded")),
         (long.into_bytes(), 400, Some("messages"), Some("context_length_exceeded")),
         (large.into_bytes(), 413, None, Some("payload_too_large")),
