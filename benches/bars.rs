@@ -1,9 +1,9 @@
 //! The bars of the project, measured side by side in one run: `cargo bench --bench bars -- SECTION…`
 //!
-//! Sections: `cpu` (against candle-transformers), `http` (against the same load in process), `memory`,
-//! `start`, `meter` (what metering costs), `grammar` (what structured output costs), `embeddings` (against HuggingFace
-//! transformers); `all` is every one. Rivals alternate round by round; ratios are paired within a round, and the median is printed with the range. `--json FILE` keeps every
-//! reading.
+//! Sections: `cpu` (against candle-transformers), `http` (against the same load in process), `layers` (what stands
+//! before the service), `memory`, `start`, `meter` (what metering costs), `grammar` (what structured output costs),
+//! `embeddings` (against HuggingFace transformers); `all` is every one. Rivals alternate round by round; ratios are
+//! paired within a round, and the median is printed with the range. `--json FILE` keeps every reading.
 
 #[path = "bars/cpu.rs"]
 mod cpu;
@@ -65,9 +65,10 @@ fn main() {
     let wanted = |section: &str| arguments.iter().any(|a| a == section || a == "all");
     let mut report = Report { rows: Vec::new() };
     type Section = (&'static str, fn(&mut Report));
-    let sections: [Section; 7] = [
+    let sections: [Section; 8] = [
         ("cpu", cpu::run),
         ("http", http::run),
+        ("layers", http::layers),
         ("memory", process::memory),
         ("start", process::start),
         ("meter", meter::run),
@@ -76,7 +77,7 @@ fn main() {
     ];
     if !sections.iter().any(|(name, _)| wanted(name)) {
         println!(
-            "sections: cpu http memory start meter grammar embeddings all; add --json FILE to keep the readings"
+            "sections: cpu http layers memory start meter grammar embeddings all; add --json FILE to keep the readings"
         );
         return;
     }

@@ -107,7 +107,7 @@ pub fn run(report: &mut Report) {
         ("any JSON object", Part::json_object(), None),
     ] {
         let begun = clock.now();
-        let grammar = grammars.compile(Source::of(part)).expect("a grammar");
+        let grammar = grammars.compile(Source::of(part), 0).expect("a grammar");
         report.row(&format!("{name}: compiling"), "ms", &[since(begun)], None);
         let (mut means, mut longest) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {

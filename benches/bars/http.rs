@@ -1,4 +1,5 @@
-//! What HTTP costs: the same load through the server and straight into the service, alternating.
+//! What HTTP costs, and what stands before the service: the same load through the server and straight into the
+//! service, alternating.
 //!
 //! The HTTP clients run in a process of their own, so that this process's CPU time is the server's.
 
@@ -10,6 +11,7 @@ use hashwatt::cli::{assemble, serve_state};
 use hashwatt::clock::Clock;
 use hashwatt::config::{Config, Resolved};
 use hashwatt::service::{Delta, Service};
+use hashwatt::store::{Limits, Scopes};
 use hashwatt::unit::Unit;
 use hashwatt::wire::client::Client;
 use hashwatt::wire::fields::UnknownParameters;
@@ -20,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use crate::Report;
 
 const CLIENTS: usize = 16;
+/// Where the clients' process finds its key.
+const KEY: &str = "HASHWATT_BENCH_KEY";
 
 /// What each client does, one request after another.
 #[derive(Clone, Copy)]
@@ -37,18 +41,22 @@ fn body(load: Load, client: usize, request: usize) -> String {
 }
 
 struct Started {
+    /// Of a client whose every limit is watched, and whose use is recorded.
+    key: Option<(String, tempfile::TempDir)>,
     runtime: tokio::runtime::Runtime,
     service: Arc<Service>,
     url: String,
     stop: CancellationToken,
 }
 
-fn start(model: &str) -> Started {
-    let flags = [
+fn start(model: &str, with_key: bool) -> Started {
+    let folder = with_key.then(|| tempfile::tempdir().expect("a folder"));
+    let mut flags = vec![
         ("model", model.to_string()),
         ("kv-memory", "1GiB".into()),
         ("enable-prefix-caching", "false".into()),
     ];
+    flags.extend(folder.iter().map(|folder| ("state-dir", folder.path().display().to_string())));
     let config: Config = Resolved::merge(&flags, &[]).and_then(|r| r.config()).expect("a configuration");
     let unit = Unit::new(Clock::system());
     let opened = assemble::open(&config, &unit).expect("the model opens");
@@ -62,9 +70,20 @@ fn start(model: &str) -> Started {
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let stop = CancellationToken::new();
     let state = serve_state(&config, &opened, &unit);
+    let key = folder.map(|folder| {
+        let limits = Limits {
+            requests_per_minute: Some(1 << 40),
+            tokens_per_minute: Some(1 << 40),
+            concurrent: Some(1 << 20),
+            tokens_per_day: Some(1 << 50),
+            joules_per_day: Some(1e15),
+        };
+        let scopes = Scopes { models: vec![model.into()], ..Scopes::default() };
+        (state.config.access.create("bench", scopes, limits).expect("a key").secret, folder)
+    });
     let server = hashwatt::api::Server::default().run(listener, state, stop.clone());
     runtime.spawn(server);
-    Started { runtime, service: opened.service, url, stop }
+    Started { key, runtime, service: opened.service, url, stop }
 }
 
 /// Seconds of CPU time of this process.
@@ -119,6 +138,7 @@ fn over_http(started: &Started, load: Load) -> (f64, f64) {
         .arg("http-client")
         .arg(&started.url)
         .args(numbers)
+        .envs(started.key.as_ref().map(|(key, _)| (KEY, key)))
         .output()
         .expect("the clients run");
     let cpu = cpu_seconds() - cpu;
@@ -132,13 +152,14 @@ fn over_http(started: &Started, load: Load) -> (f64, f64) {
 pub fn client(url: &str, numbers: &[String]) {
     let n = |i: usize| numbers.get(i).and_then(|n| n.parse().ok()).expect("three numbers");
     let load = Load { requests: n(0), prompt: n(1), generate: n(2) };
+    let key = std::env::var(KEY).ok();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let clock = Clock::system();
     let begin = clock.now();
     let tokens: usize = runtime.block_on(async {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| {
-                let connection = Client::new(url).expect("a URL");
+                let connection = Client::new(url).expect("a URL").with_api_key(key.clone());
                 tokio::spawn(async move {
                     let mut tokens = 0;
                     for request in 0..load.requests {
@@ -191,7 +212,7 @@ fn rounds(started: &Started, load: Load, count: usize) -> Vec<[(f64, f64); 2]> {
 }
 
 pub fn run(report: &mut Report) {
-    let started = start("synthetic:qwen3-0.6b");
+    let started = start("synthetic:qwen3-0.6b", false);
     let load = Load { requests: 1, prompt: 16, generate: 64 };
     let all = rounds(&started, load, 9);
     let [here, there] = [0, 1].map(|i| all.iter().map(|r| r[i].0).collect::<Vec<f64>>());
@@ -201,7 +222,7 @@ pub fn run(report: &mut Report) {
     started.stop.cancel();
     started.runtime.shutdown_timeout(Duration::from_secs(5));
 
-    let started = start("demo");
+    let started = start("demo", false);
     let load = Load { requests: 8, prompt: 16, generate: 128 };
     let all = rounds(&started, load, 7);
     let [here, there] = [0, 1].map(|i| all.iter().map(|r| r[i].1 * 1e6).collect::<Vec<f64>>());
@@ -209,5 +230,19 @@ pub fn run(report: &mut Report) {
     report.row("demo, CPU per token in process", "µs", &here, None);
     report.row("demo, CPU per token over HTTP", "µs", &there, None);
     report.row("demo, CPU per token that HTTP adds", "µs", &extra, Some(("≤", 20.0)));
+    started.stop.cancel();
+}
+
+/// What a request costs before and behind the service, a key with every limit and a record of its use included:
+/// requests of one token, so that a request and a token are one.
+pub fn layers(report: &mut Report) {
+    let started = start("demo", true);
+    let load = Load { requests: 100, prompt: 4, generate: 1 };
+    let all = rounds(&started, load, 9);
+    let [here, there] = [0, 1].map(|i| all.iter().map(|r| r[i].1 * 1e6).collect::<Vec<f64>>());
+    let extra: Vec<f64> = there.iter().zip(&here).map(|(t, h)| t - h).collect();
+    report.row("demo, CPU per request of a token in process", "µs", &here, None);
+    report.row("the same with a key over HTTP, streamed", "µs", &there, None);
+    report.row("HTTP, middleware, auth, limits and accounting", "µs", &extra, Some(("≤", 150.0)));
     started.stop.cancel();
 }

@@ -38,6 +38,7 @@ pub struct Thoughts {
 pub struct LazyGrammars {
     grammars: OnceLock<Result<Grammars, GrammarError>>,
     blanks: OnceLock<Arc<[u32]>>,
+    going_on: OnceLock<Arc<[u32]>>,
 }
 
 impl ServedModel {
@@ -52,7 +53,7 @@ impl ServedModel {
         wanted: Option<&OutputFormat>,
         asked: &Asked,
     ) -> Result<Option<Box<dyn TokenConstraint>>, ServiceError> {
-        let grammar = self.demanded(wanted, asked)?.map(|(grammar, _)| grammar);
+        let grammar = self.demanded(wanted, asked)?;
         // Where there are channels, thoughts are a part of the grammar.
         let thoughts = asked.thoughts.as_ref().filter(|_| !self.contents(asked).channels);
         let thinks =
@@ -72,11 +73,17 @@ impl ServedModel {
         };
         let blanks =
             self.grammars.blanks.get_or_init(|| (0..self.tokenizer.vocab() as u32).filter(blank).collect());
+        let going_on = self.grammars.going_on.get_or_init(|| {
+            let mut mask = vec![0; self.tokenizer.vocab().div_ceil(32)];
+            let all = 0..self.tokenizer.vocab() as u32;
+            all.filter(|token| !self.end_tokens.contains(token)).for_each(|token| set(&mut mask, token));
+            mask.into()
+        });
         Arc::new(Rules {
             thoughts: *thoughts,
             open: self.tokenizer.id(thoughts.marks.open),
             close: self.tokenizer.encode(thoughts.marks.close, false).unwrap_or_default(),
-            ends: self.end_tokens.clone(),
+            going_on: going_on.clone(),
             blanks: blanks.clone(),
             tokenizer: self.tokenizer.clone(),
         })
@@ -155,7 +162,8 @@ struct Rules {
     open: Option<u32>,
     /// The tokens that close them.
     close: Vec<u32>,
-    ends: Vec<u32>,
+    /// The mask of all tokens but those that end an answer.
+    going_on: Arc<[u32]>,
     /// Tokens of white space.
     blanks: Arc<[u32]>,
     tokenizer: Arc<Tokenizer>,
@@ -233,8 +241,7 @@ impl TokenConstraint for Thinking {
         match &self.phase {
             // Anything but an end: the answer is still to come.
             Phase::Thinking(..) => {
-                let tokens = 0..self.rules.tokenizer.vocab() as u32;
-                tokens.filter(|token| !self.rules.ends.contains(token)).for_each(|token| set(mask, token));
+                mask.iter_mut().zip(&*self.rules.going_on).for_each(|(to, from)| *to = *from);
                 return Ok(true);
             }
             Phase::Open(_) => self.rules.open.into_iter().for_each(|open| set(mask, open)),

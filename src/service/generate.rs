@@ -16,6 +16,7 @@ use crate::service::choice::{Choice, Echo, Plan};
 use crate::service::collected::CollectedChoice;
 use crate::service::constraint::Thoughts;
 use crate::service::tools::Asked;
+use crate::service::validate::tenant;
 use crate::service::{Admit, Delta, ServedModel, ServiceError, Timings, Usage};
 use crate::wire::request::{ChatRequest, CompletionRequest, Parameters, Prompt, ServiceTier};
 use crate::wire::tools::ToolChoice;
@@ -66,7 +67,7 @@ impl ServedModel {
             budget: self.thought_tokens(thinking),
             shown: thinking.shown,
         });
-        let asked = Asked { thoughts, tools };
+        let asked = Asked { thoughts, tools, tenant: tenant(&request.parameters) };
         self.generate(&request.parameters, vec![prompt], "messages", None, asked, admit)
     }
 
@@ -82,7 +83,8 @@ impl ServedModel {
         let prompts = request.prompts.iter().map(|p| self.encode_prompt(p)).collect::<Result<Vec<_>, _>>()?;
         let echo =
             request.echo.then(|| request.prompts.iter().zip(&prompts).map(|p| self.shown(p)).collect());
-        self.generate(&request.parameters, prompts, "prompt", echo, Asked::default(), admit)
+        let asked = Asked { tenant: tenant(&request.parameters), ..Asked::default() };
+        self.generate(&request.parameters, prompts, "prompt", echo, asked, admit)
     }
 
     /// A prompt as an echo shows it: as it was written, or what its ids say.

@@ -19,6 +19,8 @@ use crate::wire::tools::{Tool, ToolChoice, Tools};
 pub struct Asked<'a> {
     pub thoughts: Option<Thoughts>,
     pub tools: Option<&'a Tools>,
+    /// Who asks, by the number that keeps prefixes apart.
+    pub tenant: u64,
 }
 
 impl ServedModel {
@@ -53,12 +55,12 @@ impl ServedModel {
         }
     }
 
-    /// The grammar that an answer must match, if any, and the field to blame if there is none.
+    /// The grammar that an answer must match, if any.
     pub(super) fn demanded(
         &self,
         wanted: Option<&OutputFormat>,
         asked: &Asked,
-    ) -> Result<Option<(Arc<Grammar>, String)>, ServiceError> {
+    ) -> Result<Option<Arc<Grammar>>, ServiceError> {
         let harmony = self.contents(asked).channels;
         let budget = asked.thoughts.and_then(|thoughts| thoughts.budget).filter(|_| harmony);
         let ruled = asked.tools.filter(|tools| wanted.is_some() || budget.is_some() || is_ruled(tools));
@@ -70,12 +72,11 @@ impl ServedModel {
         };
         let answer = wanted.map(part);
         let grammar = match (self.dialect.filter(|_| ruled.is_some() || harmony), answer) {
-            (Some(dialect), answer) => self.compiled(dialect, ruled, answer, budget),
-            (None, Some(answer)) => self.compile(Source::of(answer)).map_err(Refused::Whole),
+            (Some(dialect), answer) => self.compiled(dialect, ruled, answer, budget, asked.tenant),
+            (None, Some(answer)) => self.compile(Source::of(answer), asked.tenant).map_err(Refused::Whole),
             (None, None) => return Ok(None),
         };
-        let grammar = grammar.map_err(|refused| refused.told(&param, wanted))?;
-        Ok(Some((grammar, param)))
+        grammar.map(Some).map_err(|refused| refused.told(&param, wanted))
     }
 
     /// Calls and answers as the dialect writes them. Only where all together cannot be compiled is each tool looked at.
@@ -85,6 +86,7 @@ impl ServedModel {
         ruled: Option<&Tools>,
         answer: Option<Part>,
         thoughts: Option<usize>,
+        tenant: u64,
     ) -> Result<Arc<Grammar>, Refused> {
         let must = ruled.is_some_and(|tools| tools.choice != ToolChoice::Auto);
         let demand = |tools: Vec<(String, Part)>| Demand {
@@ -103,7 +105,7 @@ impl ServedModel {
             places.collect::<Vec<_>>()
         };
         let all = callable().into_iter().map(|(_, tool)| (tool.name.clone(), Part::JsonSchema(schema(tool))));
-        match self.compile(source(dialect, demand(all.collect()), &self.tokenizer)) {
+        match self.compile(source(dialect, demand(all.collect()), &self.tokenizer), tenant) {
             Err(GrammarError::Schema(_) | GrammarError::Refused(_)) if ruled.is_some() => {}
             result => return result.map_err(Refused::Whole),
         }
@@ -114,7 +116,7 @@ impl ServedModel {
                 return Err(Refused::Whole(GrammarError::TooSlow));
             }
             let part = Part::JsonSchema(schema(tool));
-            let part = match self.compile(Source::of(part.clone())) {
+            let part = match self.compile(Source::of(part.clone()), tenant) {
                 Ok(_) => part,
                 // Of a schema that cannot be kept to, a tool that is not strict takes any object.
                 Err(GrammarError::Schema(_) | GrammarError::Refused(_)) if !tool.strict => {
@@ -124,11 +126,11 @@ impl ServedModel {
             };
             tools.push((tool.name.clone(), part));
         }
-        self.compile(source(dialect, demand(tools), &self.tokenizer)).map_err(Refused::Whole)
+        self.compile(source(dialect, demand(tools), &self.tokenizer), tenant).map_err(Refused::Whole)
     }
 
-    fn compile(&self, source: Source) -> Result<Arc<Grammar>, GrammarError> {
-        self.prepare_grammars().as_ref().map_err(Clone::clone)?.compile(source)
+    fn compile(&self, source: Source, tenant: u64) -> Result<Arc<Grammar>, GrammarError> {
+        self.prepare_grammars().as_ref().map_err(Clone::clone)?.compile(source, tenant)
     }
 }
 

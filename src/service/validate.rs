@@ -193,7 +193,7 @@ impl ServedModel {
                     prompt_logprobs: if echo { p.logprobs } else { None },
                     tier: tier(p.service_tier),
                     account: step_log::OVERHEAD,
-                    cache_salt: p.cache_salt.as_deref().map_or(0, salt),
+                    cache_salt: tenant(p),
                     constraint: None,
                 });
             }
@@ -261,9 +261,10 @@ pub(super) fn tier(tier: ServiceTier) -> Tier {
     }
 }
 
-/// A tenant's salt as the engine's number; never 0, which is "no salt".
-fn salt(text: &str) -> u64 {
+/// A tenant's salt as a number; 0 is "no salt".
+pub(super) fn tenant(parameters: &Parameters) -> u64 {
     use sha2::Digest;
+    let Some(text) = &parameters.cache_salt else { return 0 };
     let digest = sha2::Sha256::digest(text.as_bytes());
     let mut first = [0u8; 8];
     first.copy_from_slice(&digest[..8]);

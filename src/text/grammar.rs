@@ -18,6 +18,7 @@ use llguidance::{Logger, Matcher, ParserFactory, TokenParser};
 use serde_json::{Value, json};
 
 use super::json_schema::{self, SchemaError};
+use super::masks::{Masks, Words};
 use super::tokenizer::Tokenizer;
 use super::turns::{Turn, Turns};
 
@@ -143,6 +144,7 @@ pub struct Grammar {
     /// At its beginning, and never moved from there. (Answers that share a lexer, and so what it has met, were measured:
     /// no faster.)
     fresh: TokenParser,
+    words: Arc<Words>,
     source_bytes: usize,
 }
 
@@ -156,6 +158,7 @@ impl Grammar {
 /// The grammars of one vocabulary.
 pub struct Grammars {
     factory: Arc<ParserFactory>,
+    words: Arc<Words>,
     cache: Mutex<Cache>,
     compiling: Turns,
 }
@@ -172,30 +175,35 @@ impl Grammars {
             ff_tokens: environment.tokenize_is_canonical(),
             ..InferenceCapabilities::default()
         };
-        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&environment, forced, &slices).map_err(refused)?;
+        // Masks are made by [`Masks`], without slices.
+        let mut factory = ParserFactory::new(&environment, forced, &[]).map_err(refused)?;
         factory.quiet();
         // A client's text is in none of our messages.
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
-        Ok(Grammars { factory: Arc::new(factory), cache: Mutex::default(), compiling: Arc::default() })
+        let words = Arc::new(Words::new(&environment));
+        Ok(Grammars { factory: Arc::new(factory), words, cache: Mutex::default(), compiling: Arc::default() })
     }
 
-    /// The grammar of this source, compiled now or before. Takes little more than a second at most.
+    /// The grammar of this source, compiled now or, for the same tenant, before: what one has asked for is not told by
+    /// how soon another is answered. Takes little more than a second at most.
     ///
     /// # Errors
     /// What cannot be honoured, by keyword where a schema says it; what is too large or too slow.
-    pub fn compile(&self, source: Source) -> Result<Arc<Grammar>, GrammarError> {
+    pub fn compile(&self, source: Source, tenant: u64) -> Result<Arc<Grammar>, GrammarError> {
         let free = source.parts.iter().any(|(_, part)| matches!(part, Part::Lark(_)));
         let source = source.grammar()?;
-        let key = serde_json::to_string(&source).map_err(|e| GrammarError::Refused(e.to_string()))?;
-        if key.len() > MAX_SOURCE {
-            return Err(GrammarError::TooLong { bytes: key.len(), most: MAX_SOURCE });
+        let text = serde_json::to_string(&source).map_err(|e| GrammarError::Refused(e.to_string()))?;
+        let source_bytes = text.len();
+        if source_bytes > MAX_SOURCE {
+            return Err(GrammarError::TooLong { bytes: source_bytes, most: MAX_SOURCE });
         }
+        let key = (tenant, text);
         let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = cache().get(&key) {
             return Ok(known);
         }
-        let grammar = Arc::new(Grammar { fresh: self.within_limits(source, free)?, source_bytes: key.len() });
+        let fresh = self.within_limits(source, free)?;
+        let grammar = Arc::new(Grammar { fresh, words: self.words.clone(), source_bytes });
         cache().put(key, grammar.clone());
         Ok(grammar)
     }
@@ -203,10 +211,10 @@ impl Grammars {
     /// `free`: a client's own grammar is in it.
     fn within_limits(&self, source: TopLevelGrammar, free: bool) -> Result<TokenParser, GrammarError> {
         let turn = Turn::wait(&self.compiling).ok_or(GrammarError::Busy)?;
-        let (factory, abandoned) = (self.factory.clone(), turn.abandoned());
+        let (factory, words, abandoned) = (self.factory.clone(), self.words.clone(), turn.abandoned());
         let (sender, compiled) = mpsc::channel();
         let work = move || {
-            let result = compile(&factory, source, free);
+            let result = compile(&factory, words, source, free);
             drop(turn);
             // Nobody waits for what took too long.
             let _ = sender.send(result);
@@ -228,6 +236,7 @@ impl Grammars {
 
 fn compile(
     factory: &ParserFactory,
+    words: Arc<Words>,
     source: TopLevelGrammar,
     free: bool,
 ) -> Result<TokenParser, GrammarError> {
@@ -244,7 +253,7 @@ fn compile(
     let init = GrammarInit::Serialized(source);
     let fresh = factory.create_parser_from_init_ext(init, logger, forced, limits).map_err(refused)?;
     // Some way into it, along the first tokens that may come.
-    let mut tried = Matcher::new(Ok(fresh.deep_clone()));
+    let mut tried = begun(&fresh, words);
     for _ in 0..TRIED_STEPS {
         if tried.is_stopped() {
             break;
@@ -257,6 +266,13 @@ fn compile(
         tried.consume_token(token as TokenId).map_err(refused)?;
     }
     Ok(fresh)
+}
+
+/// A parser at the beginning, which makes its masks by these words.
+fn begun(fresh: &TokenParser, words: Arc<Words>) -> Matcher {
+    let mut parser = fresh.deep_clone();
+    parser.bias_computer = Arc::new(Masks::new(words));
+    Matcher::new(Ok(parser))
 }
 
 /// A message without the crate's excerpts and notes.
@@ -283,23 +299,26 @@ fn is_excerpt(line: &str) -> bool {
     rest.starts_with(" | ") || rest.trim_matches(['^', ' ']).is_empty()
 }
 
+/// A tenant, and a source.
+type Key = (u64, String);
+
 /// Compiled grammars, the least recently used of which go when they take more than [`CACHE_BYTES`].
 #[derive(Default)]
 struct Cache {
-    all: HashMap<String, (Arc<Grammar>, u64)>,
+    all: HashMap<Key, (Arc<Grammar>, u64)>,
     bytes: usize,
     uses: u64,
 }
 
 impl Cache {
-    fn get(&mut self, key: &str) -> Option<Arc<Grammar>> {
+    fn get(&mut self, key: &Key) -> Option<Arc<Grammar>> {
         self.uses += 1;
         let (grammar, last) = self.all.get_mut(key)?;
         *last = self.uses;
         Some(grammar.clone())
     }
 
-    fn put(&mut self, key: String, grammar: Arc<Grammar>) {
+    fn put(&mut self, key: Key, grammar: Arc<Grammar>) {
         self.uses += 1;
         self.bytes += grammar.bytes();
         if let Some((before, _)) = self.all.insert(key, (grammar, self.uses)) {
@@ -327,7 +346,7 @@ pub struct Match {
 impl Match {
     /// At the beginning.
     pub fn begin(grammar: &Arc<Grammar>) -> Match {
-        Match { grammar: grammar.clone(), matcher: Matcher::new(Ok(grammar.fresh.deep_clone())) }
+        Match { grammar: grammar.clone(), matcher: begun(&grammar.fresh, grammar.words.clone()) }
     }
 
     /// The same grammar from its beginning.

@@ -46,7 +46,7 @@ fn walk(grammar: &Arc<Grammar>, seed: u64, forced: bool) -> (String, bool) {
 
 fn refusal(part: Part) -> String {
     let shown = format!("{part:?}").chars().take(80).collect::<String>();
-    match grammars().compile(Source::of(part)) {
+    match grammars().compile(Source::of(part), 0) {
         Ok(_) => format!("taken: {shown}"),
         Err(error) => error.to_string(),
     }
@@ -56,7 +56,7 @@ fn refusal(part: Part) -> String {
 fn what_a_schema_forces_is_forced_in_one_go() {
     let schema = json!({"type": "object", "properties": {"name": {"enum": ["x"]}, "n": {"type": "integer"}},
                         "required": ["name", "n"], "additionalProperties": false});
-    let grammar = grammars().compile(Source::of(Part::JsonSchema(schema))).unwrap();
+    let grammar = grammars().compile(Source::of(Part::JsonSchema(schema)), 0).unwrap();
     let mut at = Match::begin(&grammar);
     let mut tokens = Vec::new();
     assert!(at.force(usize::MAX, &mut tokens).unwrap());
@@ -83,7 +83,7 @@ fn every_walk_ends_in_what_was_asked_for() {
         Part::JsonSchema(json!({"type": "array", "items": {"type": ["boolean", "null"]}, "maxItems": 3})),
     ];
     for (kind, part) in parts.into_iter().enumerate() {
-        let grammar = grammars.compile(Source::of(part)).unwrap();
+        let grammar = grammars.compile(Source::of(part), 0).unwrap();
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..60 {
             let (text, ended) = walk(&grammar, seed, seed % 2 == 0);
@@ -115,7 +115,7 @@ fn parts_are_put_together_by_name() {
             ("b".into(), Part::JsonSchema(json!({"const": [true]}))),
         ],
     };
-    let grammar = grammars().compile(source).unwrap();
+    let grammar = grammars().compile(source, 0).unwrap();
     assert_eq!(walk(&grammar, 1, true), ("<1>[true]".into(), true));
 }
 
@@ -151,12 +151,12 @@ fn large_and_hard_ones_are_refused_in_time() {
     assert!(refusal(Part::JsonSchema(json!({"enum": values}))).contains("bytes"));
     let deep = (0..120).fold(json!({"type": "null"}), |inner, _| json!({"items": inner, "type": "array"}));
     // Taken or not: it ends.
-    let _ = grammars().compile(Source::of(Part::JsonSchema(deep)));
+    let _ = grammars().compile(Source::of(Part::JsonSchema(deep)), 0);
     let alternatives: Vec<Value> =
         (0..2000).map(|i| json!({"properties": {format!("p{i}"): {"pattern": "(a|b)*c{99}"}}})).collect();
     let clock = crate::clock::Clock::system();
     let begun = clock.now();
-    let _ = grammars().compile(Source::of(Part::JsonSchema(json!({"allOf": alternatives}))));
+    let _ = grammars().compile(Source::of(Part::JsonSchema(json!({"allOf": alternatives}))), 0);
     assert!(clock.now().since(begun) < Duration::from_secs(20), "far beyond the limit");
 }
 
@@ -164,12 +164,13 @@ fn large_and_hard_ones_are_refused_in_time() {
 fn compiled_grammars_are_kept_within_bounds() {
     let grammars = grammars();
     let choice = |i: usize| Source::of(Part::Choice(vec![format!("choice {i}")]));
-    let first = grammars.compile(choice(0)).unwrap();
-    assert!(Arc::ptr_eq(&first, &grammars.compile(choice(0)).unwrap()));
+    let first = grammars.compile(choice(0), 0).unwrap();
+    assert!(Arc::ptr_eq(&first, &grammars.compile(choice(0), 0).unwrap()));
+    assert!(!Arc::ptr_eq(&first, &grammars.compile(choice(0), 1).unwrap()), "another's is not shown");
     for i in 1..300 {
-        grammars.compile(choice(i)).unwrap();
+        grammars.compile(choice(i), 0).unwrap();
         if i % 30 == 0 {
-            assert!(Arc::ptr_eq(&first, &grammars.compile(choice(0)).unwrap()), "what is used stays");
+            assert!(Arc::ptr_eq(&first, &grammars.compile(choice(0), 0).unwrap()), "what is used stays");
         }
     }
     let cache = grammars.cache.lock().unwrap();

@@ -7,6 +7,7 @@ pub mod chat_template;
 pub mod detokenizer;
 pub mod grammar;
 mod json_schema;
+mod masks;
 pub mod reasoning;
 mod template_functions;
 pub mod tokenizer;

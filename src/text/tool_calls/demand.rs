@@ -229,7 +229,7 @@ mod tests {
         let grammars = Grammars::new(tokenizer, &[end]).unwrap();
         let source = source(dialect, demand.clone(), tokenizer);
         let shown = source.start.clone();
-        let mut at = Match::begin(&grammars.compile(source).unwrap_or_else(|e| panic!("{shown}: {e}")));
+        let mut at = Match::begin(&grammars.compile(source, 0).unwrap_or_else(|e| panic!("{shown}: {e}")));
         let contents = Contents {
             thoughts: Marks::of_template("<|channel|>analysis").map(|m| (m, m.start(""))),
             calls: Some(Calls { dialect, tools: ["f".into(), "g".into()].into(), most: usize::MAX }),
