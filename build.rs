@@ -42,11 +42,19 @@ mod kernels {
 
     /// Ampere (A100, consumer), Ada, Hopper, Blackwell (data centre, consumer).
     const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100a", "120a"];
+    /// Fewer of them, as `80 90a`, for a build that is used at home only: the code for what lies between covers the rest.
+    const ARCHITECTURES_SET: &str = "HASHWATT_CUDA_ARCHITECTURES";
     const SOURCES: &str = "src/ops/cuda";
 
     /// Writes `kernels.rs`: a list of fatbins, one a source.
     pub fn compile() {
         println!("cargo:rerun-if-changed={SOURCES}");
+        println!("cargo:rerun-if-env-changed={ARCHITECTURES_SET}");
+        let set = std::env::var(ARCHITECTURES_SET).ok();
+        let architectures: Vec<&str> = match &set {
+            Some(set) => set.split_whitespace().collect(),
+            None => ARCHITECTURES.to_vec(),
+        };
         let toolkit =
             cudaforge::CudaToolkit::detect().expect("the feature `cuda` wants the CUDA toolkit (nvcc)");
         let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo names the folder for output"));
@@ -59,7 +67,7 @@ mod kernels {
             .map(|source| {
                 let fatbin =
                     out.join(source.file_stem().expect("a source has a name")).with_extension("fatbin");
-                (start(&toolkit.nvcc_path, source, &fatbin), source, fatbin)
+                (start(&toolkit.nvcc_path, &architectures, source, &fatbin), source, fatbin)
             })
             .collect();
         let mut list = String::from("pub static FATBINS: &[&[u8]] = &[\n");
@@ -71,10 +79,10 @@ mod kernels {
         std::fs::write(out.join("kernels.rs"), list + "];\n").expect("the folder for output can be written");
     }
 
-    fn start(nvcc: &Path, source: &Path, fatbin: &Path) -> std::process::Child {
+    fn start(nvcc: &Path, architectures: &[&str], source: &Path, fatbin: &Path) -> std::process::Child {
         let mut command = Command::new(nvcc);
         command.args(["-fatbin", "-std=c++17", "-O3", "-o"]).arg(fatbin).arg(source);
-        for architecture in ARCHITECTURES {
+        for architecture in architectures {
             command.arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
         }
         // For devices between and after these: the driver takes the highest that a device has. From 9.0 on kernels

@@ -7,12 +7,13 @@ cd "$(dirname "$0")/.."
 command -v g++ >/dev/null || { apt-get update -qq && apt-get install -y -qq g++; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+barriers='^ *(__syncthreads\(\)|__syncwarp\(\)|await_copies<[A-Z0-9]+>\(\));'
 
 # Builds the library of a source folder.
 library() { g++ -std=c++17 -O2 -shared -fPIC -Wall -Wno-unknown-pragmas -o "$2" "$1/all_on_host.cpp"; }
 
-# Usage: run LIBRARY TESTS
-run() { HASHWATT_HOST_KERNELS=$1 cargo test --locked --quiet --test it -- "$2"; }
+# Usage: run LIBRARY TESTS    by the test program itself: cargo's own second a run is spared
+run() { HASHWATT_HOST_KERNELS=$1 "$tests" "$2"; }
 
 # The quick tests of a source file; what they let pass, all tests must catch.
 tests_of() {
@@ -24,22 +25,29 @@ tests_of() {
   esac
 }
 
+# Usage: without FILE:LINE    fails where nothing notices that this line is gone
+without() {
+  local file=${1%:*} line=${1##*:} broken
+  broken=$(mktemp -d -p "$work")
+  cp src/ops/cuda/* "$broken"
+  sed -i "${line}d" "$broken/$(basename "$file")"
+  library "$broken" "$broken/kernels.so"
+  if run "$broken/kernels.so" "$(tests_of "$file")" >"$broken/log" 2>&1 &&
+    run "$broken/kernels.so" kernels >"$broken/log" 2>&1; then
+    echo "without the barrier of $file:$line nothing fails" >&2
+    return 1
+  fi
+  echo "without the barrier of $file:$line: caught"
+  rm -rf "$broken"
+}
+
+tests=$(cargo test --locked --no-run --test it --message-format=json |
+  sed -n 's/.*"executable":"\([^"]*\/it-[^"]*\)".*/\1/p')
+[ -x "$tests" ] || { echo "no test program was built" >&2; exit 1; }
 library src/ops/cuda "$work/kernels.so"
 run "$work/kernels.so" kernels
-
-missed=0
-for file in src/ops/cuda/*.cu src/ops/cuda/*.cuh; do
-  for line in $(grep -nE '^ *(__syncthreads\(\)|__syncwarp\(\)|await_copies<[A-Z0-9]+>\(\));' "$file" | cut -d: -f1); do
-    rm -rf "$work/broken" && cp -r src/ops/cuda "$work/broken"
-    sed -i "${line}d" "$work/broken/$(basename "$file")"
-    library "$work/broken" "$work/broken.so"
-    if run "$work/broken.so" "$(tests_of "$file")" >"$work/log" 2>&1 &&
-      run "$work/broken.so" kernels >"$work/log" 2>&1; then
-      echo "without the barrier of $file:$line nothing fails" >&2
-      missed=1
-    else
-      echo "without the barrier of $file:$line: caught"
-    fi
-  done
-done
-exit $missed
+export work tests
+export -f library run tests_of without
+# Each has a compilation of its own and a test of two threads or so.
+grep -nHE "$barriers" src/ops/cuda/*.cu src/ops/cuda/*.cuh | cut -d: -f1,2 |
+  xargs -P "$(nproc)" -I '{}' bash -euo pipefail -c 'without {}'

@@ -6,6 +6,7 @@ binary=$(realpath "$1")
 seconds=${2:-90}
 seed=${3:-20261127}
 cd "$(dirname "$0")/openapi"
+. ../serve.sh
 work=$(mktemp -d)
 server=""
 cleanup() {
@@ -22,15 +23,9 @@ python3 -m venv "$work/venv" 2>/dev/null || {
 "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
 
 # A short context: what is asked at random ends soon.
-HASHWATT_STATE_DIR=$work/state HASHWATT_ADMIN_LISTEN=none "$binary" serve --port 0 --max-model-len 256 \
-  --model demo --model synthetic:minilm-tiny --model synthetic:reranker-tiny >"$work/log" 2>&1 &
-server=$!
-for _ in $(seq 600); do
-  url=$(sed -n 's|^  listen   \(http://[^/]*\)/v1.*|\1|p' "$work/log")
-  [ -n "$url" ] && curl -fs -o /dev/null "$url/readyz" && break
-  kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
-  sleep 0.1
-done
+HASHWATT_STATE_DIR=$work/state HASHWATT_ADMIN_LISTEN=none serve_ready "$work/log" "" \
+  "$binary" serve --port 0 --max-model-len 256 \
+  --model demo --model synthetic:minilm-tiny --model synthetic:reranker-tiny
 
 curl -fs "$url/openapi.json" >"$work/openapi.json"
 "$work/venv/bin/openapi-spec-validator" "$work/openapi.json"
@@ -47,6 +42,4 @@ finished=$(awk '/^hashwatt_requests_finished_total.*"(stop|length)"/ {n += $2} E
 echo "$finished generations came to their end"
 [ "$finished" -ge 50 ] || { echo "too few: the description hides how to ask" >&2; exit 1; }
 if grep -q '^hashwatt_http_responses_total{status="5' "$work/metrics"; then echo "a fault of ours" >&2; exit 1; fi
-kill -TERM "$server"
-wait "$server" || { echo "the server ended with $? after SIGTERM" >&2; exit 1; }
-server=""
+stop_server

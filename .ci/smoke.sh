@@ -12,20 +12,12 @@ cleanup() {
 }
 trap cleanup EXIT
 
-if curl -s -o /dev/null "$base/livez"; then
-  echo "port 8000 is taken; the README's requests go there" >&2
-  exit 1
-fi
+. .ci/serve.sh
+port_8000_is_free
 command=$(sed -n 's/^\$ \(cargo run --release\) *#.*/\1/p' README.md)
 [ -n "$command" ] || { echo "the README has no command that serves" >&2; exit 1; }
 # Built already; cargo replaces itself by the program, so signals reach it.
-$command >"$work/log" 2>&1 &
-server=$!
-for _ in $(seq 300); do
-  curl -fs -o /dev/null "$base/readyz" && break
-  kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
-  sleep 0.1
-done
+serve_ready "$work/log" "$base" $command
 curl -fs "$base/readyz"
 
 # Every ```sh block of the README and of the API's page, each on its own.
@@ -55,9 +47,7 @@ grep -qi '^x-energy-joules:' "$work/head"
 curl -fs "$base/metrics" >"$work/metrics"
 grep -q '^hashwatt_power_watts{' "$work/metrics"
 
-kill -TERM "$server"
-wait "$server" || { echo "the server ended with $? after SIGTERM" >&2; exit 1; }
-server=""
+stop_server
 echo "smoke: passed"
 
 # The operations and the demo model on this machine's processor.

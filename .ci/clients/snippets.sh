@@ -11,17 +11,9 @@ cleanup() {
 }
 trap cleanup EXIT
 
-if curl -s -o /dev/null http://127.0.0.1:8000/livez; then
-  echo "port 8000 is taken; the pages' snippets go there" >&2
-  exit 1
-fi
-"$HASHWATT" serve >"$work/log" 2>&1 &
-server=$!
-for _ in $(seq 300); do
-  curl -fs -o /dev/null http://127.0.0.1:8000/readyz && break
-  kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
-  sleep 0.1
-done
+. "$root/.ci/serve.sh"
+port_8000_is_free
+serve_ready "$work/log" http://127.0.0.1:8000 "$HASHWATT" serve
 
 # One file a block, named by its place and language.
 awk -v dir="$work" '/^```[a-z]+$/ {n++; out = dir "/" 100 + n "." substr($0, 4); next} /^```$/ {out = ""} out {print > out}' \

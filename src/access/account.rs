@@ -8,11 +8,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::DAY;
 use super::window::Window;
 use crate::clock::{Clock, Tick};
 use crate::store::{KeyRecord, Limits, Scopes};
 
-const DAY: u64 = super::DAY;
 /// When to come back for what others may give back at any time.
 const SOON: Duration = Duration::from_secs(1);
 

@@ -41,6 +41,12 @@ pub fn digest(secret: &[u8]) -> [u8; 32] {
     Sha256::digest(secret).into()
 }
 
+/// What the value of an `Authorization` header carries, if it is a bearer's.
+pub fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = authorization.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(key.trim_ascii())
+}
+
 /// What of a key may be shown.
 pub fn shown(secret: &str) -> String {
     format!("{}…", secret.get(..SHOWN).unwrap_or(PREFIX))

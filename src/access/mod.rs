@@ -20,13 +20,16 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 
 pub use account::{Account, Allowance, Refusal, Reservation, Running, Size};
-pub use key::{Secret, digest, shown};
+pub use key::{Secret, bearer, digest, shown};
 
 use crate::clock::{Clock, Tick};
 use crate::error::{Class, Classified};
 use crate::store::{By, KeyRecord, Later, Limits, Scopes, Store, StoreError, Sum, UsageQuery, UsageRecord};
 
-const DAY: u64 = 86_400;
+/// Seconds of a day, which begins at midnight UTC.
+pub const DAY: u64 = 86_400;
+/// A key that is replaced still holds for so long at most.
+const LONGEST_GRACE: Duration = Duration::from_secs(366 * DAY);
 /// The id of the key that is given by `--api-key`.
 const GIVEN: &str = "api-key";
 
@@ -247,12 +250,8 @@ impl Access {
         if self.is_open() {
             return Ok(None);
         }
-        let value = authorization.ok_or(Denied::Missing)?;
-        let (scheme, key) = value.split_at_checked(7).ok_or(Denied::Wrong)?;
-        if !scheme.eq_ignore_ascii_case(b"bearer ") {
-            return Err(Denied::Wrong);
-        }
-        let digest = digest(key.trim_ascii());
+        let key = bearer(authorization.ok_or(Denied::Missing)?).ok_or(Denied::Wrong)?;
+        let digest = digest(key);
         self.read().find(&digest, self.clock.unix_seconds()).map(Some).ok_or(Denied::Wrong)
     }
 
@@ -357,8 +356,12 @@ impl Access {
     /// A new secret for the same key; the old one holds for `grace` more.
     ///
     /// # Errors
-    /// A key that is unknown or revoked, no store.
+    /// A key that is unknown or revoked, more than a year, no store.
     pub fn rotate(&self, named: &str, grace: Duration) -> Result<Made, AccessError> {
+        if grace > LONGEST_GRACE {
+            let message = "grace_seconds: at most a year".into();
+            return Err(AccessError::Invalid { param: "grace_seconds", message });
+        }
         let key = self.find(named)?;
         let secret = Secret::new().map_err(AccessError::Random)?;
         let until = (!grace.is_zero()).then(|| self.clock.unix_seconds().saturating_add(grace.as_secs()));

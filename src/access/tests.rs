@@ -71,6 +71,10 @@ fn keys_are_made_replaced_and_revoked() {
     assert_eq!(same.allowances()[0].unwrap().remaining, 1, "its counts go on");
     clock.advance(Duration::from_secs(10));
     assert!(!admits(&made.secret) && admits(&second.secret));
+    assert!(matches!(
+        access.rotate("shop", Duration::from_secs(u64::MAX)),
+        Err(AccessError::Invalid { param: "grace_seconds", .. })
+    ));
     let third = access.rotate(&made.key.id, Duration::ZERO).unwrap();
     assert!(!admits(&second.secret) && admits(&third.secret));
 

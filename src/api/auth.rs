@@ -15,8 +15,7 @@ use axum::response::{IntoResponse, Response};
 use crate::access::{Access, Account, Denied, Refusal, Reservation, Running, Size};
 use crate::api::ApiState;
 use crate::api::error::ApiError;
-use crate::service::ServedEncoder;
-use crate::service::ServiceError;
+use crate::service::{ServedEncoder, ServiceError};
 use crate::wire::request::{Parameters, ServiceTier};
 
 /// Paths that answer without a key, byte for byte.

@@ -14,8 +14,7 @@ use crate::api::tally::Source;
 use crate::clock::{Clock, Tick};
 use crate::energy::{AccountHandle, RequestEnergy};
 use crate::error::{Class, Classified};
-use crate::service::Embedding;
-use crate::service::{Delta, Generation, ServiceError, Timings, Usage};
+use crate::service::{Delta, Embedding, Generation, ServiceError, Timings, Usage};
 use crate::store::{Energy, Later, Settled, UsageRecord};
 
 /// A generation with the one who asked for it.

@@ -7,14 +7,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use crate::access::Access;
+use crate::access::{Access, DAY};
 use crate::api::ApiState;
 use crate::api::admin::blocking;
 use crate::api::auth::Caller;
 use crate::api::error::ApiError;
 use crate::store::{By, UsageQuery};
-
-const DAY: u64 = 86_400;
 
 /// Which days are asked about when nothing is said.
 pub enum Days {

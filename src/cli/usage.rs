@@ -75,7 +75,7 @@ pub fn run(config: &Config, m: &ArgMatches) -> Exit {
     let by: Vec<By> = m.get_many::<By>("by").unwrap_or_default().copied().collect();
     let admin = Admin::find(config)?;
     // Each model has its price.
-    let mut asked: Vec<&str> = by.iter().map(word).collect();
+    let mut asked: Vec<&str> = by.iter().map(|by| by.word()).collect();
     if !by.contains(&By::Model) {
         asked.push("model");
     }
@@ -102,15 +102,6 @@ pub fn run(config: &Config, m: &ArgMatches) -> Exit {
         _ => table(&rows, &by),
     }
     Ok(0)
-}
-
-fn word(by: &By) -> &'static str {
-    match by {
-        By::Key => "key",
-        By::Day => "day",
-        By::Model => "model",
-        By::Endpoint => "endpoint",
-    }
 }
 
 fn names(answer: &Value) -> BTreeMap<String, String> {

@@ -19,6 +19,9 @@ use crate::wire::request::{Prompt, ServiceTier};
 /// Tokens of all texts of a request: they are kept until they are computed.
 const MAX_REQUEST_TOKENS: usize = 1 << 19;
 
+/// A text of so many bytes is tokenised whatever its vocabulary.
+const TRIED_BYTES: usize = 64 << 10;
+
 /// Asked once it is known which encoder reads how many tokens, before any of them is submitted.
 pub type AdmitTexts<'a> = &'a dyn Fn(&ServedEncoder, Size) -> Result<(), ServiceError>;
 
@@ -121,11 +124,15 @@ impl Service {
         if let Some(asked) = request.dimensions.filter(|d| *d != encoder.dimensions)
             && (asked > encoder.dimensions || !shorter.allows(asked))
         {
-            let message = format!(
-                "The model `{}` makes vectors of {} numbers; it was not trained to be cut to {asked} (its \
-                 config.json says neither is_matryoshka nor that size in matryoshka_dimensions)",
-                encoder.id, encoder.dimensions
-            );
+            let (model, most) = (&encoder.id, encoder.dimensions);
+            let why = match asked > most {
+                true => "it cannot make longer ones".to_string(),
+                false => format!(
+                    "it was not trained to be cut to {asked} (its config.json says neither is_matryoshka nor \
+                     that size in matryoshka_dimensions)"
+                ),
+            };
+            let message = format!("The model `{model}` makes vectors of {most} numbers; {why}");
             return Err(invalid("dimensions", message, Some("unsupported_parameter")));
         }
         let path = |i: usize| if request.single { "input".to_string() } else { format!("input[{i}]") };
@@ -143,8 +150,13 @@ impl Service {
         let query = [request.query.as_str()];
         let documents: Vec<&str> = request.documents.iter().map(String::as_str).collect();
         let path = |i: usize| format!("documents[{i}]");
-        let sides =
-            Sides { first: &query, second: &documents, first_path: &|_| "query".into(), second_path: &path };
+        let sides = Sides {
+            first: &query,
+            second: &documents,
+            first_path: &|_| "query".into(),
+            second_name: "documents",
+            second_path: &path,
+        };
         self.pairs(request.model.as_deref(), sides, request.tier, admit)
     }
 
@@ -158,6 +170,7 @@ impl Service {
         let path = |key: &str, of: usize, i: usize| if of == 1 { key.into() } else { format!("{key}[{i}]") };
         let sides = Sides {
             first_path: &|i| path("text_1", first.len(), i),
+            second_name: "text_2",
             second_path: &|i| path("text_2", second.len(), i),
             first: &first,
             second: &second,
@@ -173,17 +186,15 @@ impl Service {
         admit: AdmitTexts<'_>,
     ) -> Result<Embedding, ServiceError> {
         let encoder = self.encoder(model, |e| usize::from(!e.is_reranker()))?;
-        let Sides { first, second, first_path, second_path } = sides;
+        let Sides { first, second, first_path, second_name, second_path } = sides;
         // One for all, or one for each.
         let partner = |i: usize| if first.len() == 1 { 0 } else { i };
-        let limit = second_path(0);
-        let limit = limit.split('[').next().unwrap_or_default();
         if encoder.is_reranker() {
             let pair = |(i, text): (usize, &&str)| {
                 encoder.pair(first[partner(i)], text, &first_path(partner(i)), &second_path(i))
             };
             let texts = second.iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()?;
-            return encoder.start(texts, tier, limit, admit);
+            return encoder.start(texts, tier, second_name, admit);
         }
         let mut texts = Vec::with_capacity(first.len() + second.len());
         for (side, path) in [(first, first_path), (second, second_path)] {
@@ -192,7 +203,7 @@ impl Service {
             }
         }
         let pairs = (0..second.len()).map(|i| (partner(i), first.len() + i)).collect();
-        Ok(Embedding { pairs: Some(pairs), ..encoder.start(texts, tier, limit, admit)? })
+        Ok(Embedding { pairs: Some(pairs), ..encoder.start(texts, tier, second_name, admit)? })
     }
 }
 
@@ -201,6 +212,8 @@ struct Sides<'a> {
     first: &'a [&'a str],
     second: &'a [&'a str],
     first_path: &'a dyn Fn(usize) -> String,
+    /// The field of all the second ones.
+    second_name: &'static str,
     second_path: &'a dyn Fn(usize) -> String,
 }
 
@@ -259,6 +272,10 @@ impl ServedEncoder {
         let (ids, mut types) = pair.map_err(|e| invalid(path, e.to_string(), None))?;
         // Not every model tells its segments apart.
         types.iter_mut().filter(|t| **t as usize >= self.types).for_each(|t| *t = 0);
+        if ids.len() > self.max_model_len {
+            // The one that does not fit alone is to blame, if there is one.
+            self.encoded(first, first_path)?;
+        }
         self.checked(ids, types, path)
     }
 
@@ -266,6 +283,10 @@ impl ServedEncoder {
     fn check_bytes(&self, text: &str, path: &str) -> Result<(), ServiceError> {
         if text.is_empty() {
             return Err(invalid(path, format!("{path} must not be an empty string"), None));
+        }
+        // A normaliser may drop blanks, and a word of any length may be one unknown token: what is short is tried.
+        if text.len() <= TRIED_BYTES {
+            return Ok(());
         }
         let at_least = text.len() / self.tokenizer.longest_token().max(1);
         match at_least > self.max_model_len {

@@ -49,16 +49,24 @@ pub enum By {
     Endpoint,
 }
 
+impl By {
+    const ALL: [By; 4] = [By::Key, By::Day, By::Model, By::Endpoint];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            By::Key => "key",
+            By::Day => "day",
+            By::Model => "model",
+            By::Endpoint => "endpoint",
+        }
+    }
+}
+
 impl std::str::FromStr for By {
     type Err = String;
     fn from_str(text: &str) -> Result<By, String> {
-        match text {
-            "key" => Ok(By::Key),
-            "day" => Ok(By::Day),
-            "model" => Ok(By::Model),
-            "endpoint" => Ok(By::Endpoint),
-            other => Err(format!("{other:?} is not key, day, model or endpoint")),
-        }
+        let found = By::ALL.into_iter().find(|by| by.word() == text);
+        found.ok_or_else(|| format!("{text:?} is not key, day, model or endpoint"))
     }
 }
 

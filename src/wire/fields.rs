@@ -112,6 +112,13 @@ impl Fields {
         self.string(key)?.ok_or_else(|| RequestError::invalid(&path, format!("{path} is required")))
     }
 
+    /// The fields of an object that must be there.
+    pub fn object(&mut self, key: &str) -> Result<Fields, RequestError> {
+        let path = self.path(key);
+        let required = || RequestError::invalid(&path, format!("{path} is required"));
+        Fields::of_value(self.take(key).ok_or_else(required)?, &path)
+    }
+
     pub fn bool(&mut self, key: &str) -> Result<Option<bool>, RequestError> {
         self.typed(key, "true or false", Value::as_bool)
     }

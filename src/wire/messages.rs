@@ -107,9 +107,7 @@ fn tool_calls(
         }
         // Clients send a chunk's index back with the call.
         f.integer("index", 0, usize::MAX)?;
-        let function_path = f.path("function");
-        let required = || RequestError::invalid(&function_path, format!("{function_path} is required"));
-        let mut function = Fields::of_value(f.take("function").ok_or_else(required)?, &function_path)?;
+        let mut function = f.object("function")?;
         f.finish(unknown)?;
         let name = function.required_string("name")?;
         let text = function.required_string("arguments")?;

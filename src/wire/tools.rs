@@ -126,7 +126,7 @@ fn tool(written: Value, path: &str, unknown: UnknownParameters) -> Result<Tool, 
         "custom" => return Err(RequestError::unsupported(&kind_path, "a custom tool")),
         kind => return Err(wrong(&kind_path, "function", &json!(kind))),
     }
-    let mut function = inner(&mut f, "function")?;
+    let mut function = f.object("function")?;
     f.finish(unknown)?;
     let name = function.required_string("name")?;
     let fine = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
@@ -155,16 +155,9 @@ fn tool(written: Value, path: &str, unknown: UnknownParameters) -> Result<Tool, 
     Ok(Tool { name, parameters, strict, written })
 }
 
-/// The object in a field that must be there.
-fn inner(f: &mut Fields, key: &str) -> Result<Fields, RequestError> {
-    let path = f.path(key);
-    let value = f.take(key).ok_or_else(|| RequestError::invalid(&path, format!("{path} is required")))?;
-    Fields::of_value(value, &path)
-}
-
 /// The place of the tool that `function.name` names.
 fn named(f: &mut Fields, all: &[Tool], unknown: UnknownParameters) -> Result<usize, RequestError> {
-    let mut function = inner(f, "function")?;
+    let mut function = f.object("function")?;
     let (name, path) = (function.required_string("name")?, function.path("name"));
     function.finish(unknown)?;
     all.iter()
@@ -177,7 +170,7 @@ fn allowed_tools(
     all: &[Tool],
     unknown: UnknownParameters,
 ) -> Result<(ToolChoice, Vec<usize>), RequestError> {
-    let mut f = inner(f, "allowed_tools")?;
+    let mut f = f.object("allowed_tools")?;
     let mode_path = f.path("mode");
     let choice = match f.required_string("mode")?.as_str() {
         "auto" => ToolChoice::Auto,

@@ -183,6 +183,13 @@ fn what_cannot_be_honoured_is_named_and_each_model_says_what_it_is_for() {
             Some("context_length_exceeded"),
         ),
         (
+            "/v1/rerank",
+            json!({"model": "ranker", "query": "x".repeat(128), "documents": ["a"]}),
+            400,
+            "query",
+            Some("context_length_exceeded"),
+        ),
+        (
             "/v1/score",
             json!({"model": "demo", "text_1": "q", "text_2": "a"}),
             400,

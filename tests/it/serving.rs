@@ -50,6 +50,20 @@ pub fn serve_with_faults(settings: &[(&'static str, &str)], faults: &[Faults]) -
     Running { runtime, url, unit, stop, server: Some(server) }
 }
 
+/// The demo model's folder with its chat template changed.
+pub fn demo_with_template(change: impl Fn(&str) -> String) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let from = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+    for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(format!("{from}/{name}"), folder.path().join(name)).unwrap();
+    }
+    let text = std::fs::read_to_string(format!("{from}/tokenizer_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config["chat_template"] = change(config["chat_template"].as_str().unwrap()).into();
+    std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    folder
+}
+
 /// What a streamed chat came to: its text, its finish reason.
 pub async fn stream(client: &Client, path: &str, body: &Value) -> (String, String) {
     let mut response = client.post_json(path, body.to_string().as_bytes()).await.unwrap();

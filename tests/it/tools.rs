@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::serving::{Running, serve};
+use crate::serving::{Running, demo_with_template, serve};
 use hashwatt::wire::client::Client;
 
 const PATH: &str = "/v1/chat/completions";
@@ -18,15 +18,7 @@ struct Unit {
 
 /// The demo model with its chat template changed.
 fn unit(template: impl Fn(&str) -> String) -> Unit {
-    let folder = tempfile::tempdir().unwrap();
-    let from = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
-    for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
-        std::fs::copy(format!("{from}/{name}"), folder.path().join(name)).unwrap();
-    }
-    let text = std::fs::read_to_string(format!("{from}/tokenizer_config.json")).unwrap();
-    let mut config: Value = serde_json::from_str(&text).unwrap();
-    config["chat_template"] = template(config["chat_template"].as_str().unwrap()).into();
-    std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let folder = demo_with_template(template);
     let running = serve(&[("threads", "1"), ("model", folder.path().to_str().unwrap())]);
     let client = Client::new(&running.url).unwrap();
     Unit { running, client, _folder: folder }

@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::digest;
+use crate::access::{bearer, digest};
 use crate::api::error::ApiError;
 
 const MAX_CONNECTIONS: usize = 64;
@@ -40,9 +40,9 @@ impl Token {
     }
 
     fn admits(&self, request: &Request) -> bool {
-        let value = request.headers().get(header::AUTHORIZATION).map_or(&b""[..], |v| v.as_bytes());
-        let key = value.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
-        key.is_some_and(|(_, key)| bool::from(digest(key.trim_ascii()).ct_eq(&self.0)))
+        let value = request.headers().get(header::AUTHORIZATION);
+        let key = value.and_then(|value| bearer(value.as_bytes()));
+        key.is_some_and(|key| bool::from(digest(key).ct_eq(&self.0)))
     }
 }
 
