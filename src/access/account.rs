@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// Why an account does not let a request pass.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("This key may make {limit} {what}; try again in {:.1} s", retry_after.as_secs_f64())]
+    #[error("This key is limited to {limit} {what}; try again in {:.1} s", retry_after.as_secs_f64())]
     Rate { what: &'static str, limit: u64, retry_after: Duration },
     #[error("This request may take {asked} {what} and the key is limited to {limit}")]
     TooLarge {

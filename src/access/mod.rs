@@ -187,7 +187,7 @@ impl Access {
     ) -> Result<Arc<Access>, StoreError> {
         let access = Access::new(key, Some(store), open, clock);
         access.reload()?;
-        access.remember_today()?;
+        access.remember()?;
         Ok(Arc::new(access))
     }
 
@@ -280,17 +280,26 @@ impl Access {
         Ok(())
     }
 
-    /// What each key used of its day before this process began.
-    fn remember_today(&self) -> Result<(), StoreError> {
+    /// What each key used of its day before this process began, and what tokens cost in the last week: as long as
+    /// nobody knows, one request reserves all the joules that a key may use.
+    fn remember(&self) -> Result<(), StoreError> {
         let Some(store) = &self.store else { return Ok(()) };
         let today = self.clock.unix_seconds() / DAY * DAY;
-        let query = UsageQuery { by: vec![By::Key], since: Some(today), ..UsageQuery::default() };
+        let since = |since: u64, by: Vec<By>| {
+            store.usage(&UsageQuery { by, since: Some(since), ..UsageQuery::default() })
+        };
+        let used =
+            |sum: &Sum| (sum.prefill_joules + sum.decode_joules, sum.prompt_tokens + sum.completion_tokens);
         let table = self.read();
-        for sum in store.usage(&query)? {
+        for sum in since(today, vec![By::Key])? {
             if let Some(account) = table.accounts.get(sum.key.as_deref().unwrap_or_default()) {
-                let tokens = sum.prompt_tokens + sum.completion_tokens;
-                account.used_before(tokens, sum.prefill_joules + sum.decode_joules);
+                let (joules, tokens) = used(&sum);
+                account.used_before(tokens, joules);
             }
+        }
+        for sum in since(today.saturating_sub(6 * DAY), Vec::new())? {
+            let (joules, tokens) = used(&sum);
+            self.cost(joules, tokens);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::window::Window;
 use super::*;
 use crate::clock::Tick;
+use crate::store::Energy;
 
 fn account(limits: Limits) -> (Arc<Account>, Clock) {
     let clock = Clock::fake();
@@ -109,7 +110,12 @@ fn a_day_goes_on_after_a_restart() {
         prompt_tokens: 60,
         cached_tokens: 0,
         completion_tokens: 30,
-        energy: None,
+        energy: Some(Energy {
+            prefill_joules: 3.0,
+            decode_joules: 6.0,
+            method: "counter".into(),
+            boundary: "cpu_package",
+        }),
         first_token_seconds: None,
         seconds: 1.0,
         finish: "stop",
@@ -119,6 +125,7 @@ fn a_day_goes_on_after_a_restart() {
     let access = open();
     let account = access.identify(Some(format!("Bearer {}", made.secret).as_bytes())).unwrap().unwrap();
     assert_eq!(account.today().0, 90);
+    assert_eq!(access.joules_per_token(), Some(0.1), "what tokens cost is remembered");
     assert!(matches!(account.reserve(size(5, 6), None), Err(Refusal::Quota { .. })));
     account.reserve(size(5, 5), None).unwrap();
 }
