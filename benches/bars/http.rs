@@ -27,8 +27,6 @@ use tower::ServiceExt;
 use crate::Report;
 
 const CLIENTS: usize = 16;
-/// Where the clients' process finds its key.
-const KEY: &str = "HASHWATT_BENCH_KEY";
 
 /// What each client does, one request after another.
 #[derive(Clone, Copy)]
@@ -158,7 +156,7 @@ fn over_http(started: &Started, load: Load) -> (f64, f64) {
         .arg("http-client")
         .arg(&started.url)
         .args(numbers)
-        .envs(started.key.as_ref().map(|(key, _)| (KEY, key)))
+        .args(started.key.as_ref().map(|(key, _)| key))
         .output()
         .expect("the clients run");
     let cpu = cpu_seconds() - cpu;
@@ -174,7 +172,7 @@ fn over_http(started: &Started, load: Load) -> (f64, f64) {
 pub fn client(url: &str, numbers: &[String]) {
     let n = |i: usize| numbers.get(i).and_then(|n| n.parse().ok()).expect("three numbers");
     let load = Load { requests: n(0), prompt: n(1), generate: n(2) };
-    let key = std::env::var(KEY).ok();
+    let key = numbers.get(3).cloned();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let clock = Clock::system();
     let begin = clock.now();

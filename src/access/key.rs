@@ -8,6 +8,8 @@ use super::AccessError;
 use crate::store::{Limits, Scopes};
 
 const PREFIX: &str = "hw-";
+/// What ids begin with.
+const ID: &str = "key_";
 /// Characters of a key that are kept to tell it from others: 24 bits of 256.
 const SHOWN: usize = PREFIX.len() + 6;
 
@@ -34,7 +36,7 @@ impl Secret {
 
 /// A new key's id.
 pub fn id() -> Result<String, getrandom::Error> {
-    Ok(format!("key_{}", random::<8>()?))
+    Ok(format!("{ID}{}", random::<8>()?))
 }
 
 pub fn digest(secret: &[u8]) -> [u8; 32] {
@@ -59,6 +61,9 @@ pub fn check(name: &str, scopes: &Scopes, limits: &Limits) -> Result<(), AccessE
     if name.is_empty() || name.chars().count() > 64 || name.trim() != name || !name.chars().all(fine) {
         let message = "name: 1 to 64 letters, digits and - _ . @ + / or spaces between them".into();
         return invalid("name", message);
+    }
+    if name == super::GIVEN || name.starts_with(ID) {
+        return invalid("name", format!("name: {name:?} is taken, or looks like an id"));
     }
     if let Some(tier) = scopes.tiers.iter().find(|t| !["priority", "default", "flex"].contains(&t.as_str())) {
         return invalid("tiers", format!("tiers: {tier:?} is not priority, default or flex"));

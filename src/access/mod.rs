@@ -345,6 +345,14 @@ impl Access {
         Ok(self.kept()?.backup(to)?)
     }
 
+    /// The id under which a key's use is recorded, by its id or its name.
+    ///
+    /// # Errors
+    /// An unknown key, no store.
+    pub fn id_of(&self, named: &str) -> Result<String, AccessError> {
+        if named == GIVEN { Ok(GIVEN.into()) } else { Ok(self.find(named)?.id) }
+    }
+
     /// By id or by name.
     fn find(&self, named: &str) -> Result<KeyRecord, AccessError> {
         let found = self.keys()?.into_iter().find(|k| k.id == named || k.name == named);
@@ -380,19 +388,21 @@ impl Access {
         Ok(Made { key: self.find(&key.id)?, secret: text.to_owned() })
     }
 
-    /// Joules a token of late; `None` while nothing is known.
+    /// What a token cost at most of late, in joules; `None` while nothing is known.
     pub fn joules_per_token(&self) -> Option<f64> {
         let of_late = f64::from_bits(self.joules_per_token.load(Ordering::Relaxed));
         (of_late > 0.0).then_some(of_late)
     }
 
-    /// Notes what tokens cost.
+    /// Notes what tokens cost. Many at once are cheaper than one alone, and a limit must hold for both: so the dearest
+    /// counts, and is forgotten slowly.
     pub fn cost(&self, joules: f64, tokens: u64) {
-        const NEWEST: f64 = 0.1;
+        const FORGOTTEN: f64 = 0.01;
         if joules > 0.0 && tokens > 0 {
             let this = joules / tokens as f64;
-            let of_late = self.joules_per_token().map_or(this, |old| old + NEWEST * (this - old));
-            self.joules_per_token.store(of_late.to_bits(), Ordering::Relaxed);
+            let dearest =
+                self.joules_per_token().map_or(this, |old| this.max(old - FORGOTTEN * (old - this)));
+            self.joules_per_token.store(dearest.to_bits(), Ordering::Relaxed);
         }
     }
 

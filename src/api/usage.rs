@@ -31,7 +31,8 @@ async fn own(State(state): State<Arc<ApiState>>, request: Request) -> Result<Jso
     let now = caller.access().clock().unix_seconds();
     let query = parse(request.uri().query().unwrap_or_default(), &Days::UpTo(now))?;
     if query.key.is_some() || query.by.contains(&By::Key) {
-        return Err(ApiError::invalid("A key is told its own usage only", Some("key")));
+        let param = if query.key.is_some() { "key" } else { "by" };
+        return Err(ApiError::invalid("A key is told its own usage only", Some(param)));
     }
     let query = UsageQuery { key: Some(caller.id().to_owned()), ..query };
     let mut answer = answer(&state.config.access, query).await?;
@@ -57,19 +58,23 @@ pub fn parse(text: &str, days: &Days) -> Result<UsageQuery, ApiError> {
         query.by = vec![By::Day];
     }
     let mut seen = Vec::new();
-    for (name, value) in text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (name, value.replace("%2C", ",").replace("%2c", ","))
-    }) {
+    for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+        let (name, value) = (&*name, value.into_owned());
         let wrong = |problem: String| ApiError::invalid(format!("{name}: {problem}"), Some(name));
-        if seen.contains(&name) {
+        if seen.iter().any(|seen| seen == name) {
             return Err(wrong("is given twice".into()));
         }
-        seen.push(name);
+        seen.push(name.to_owned());
         match name {
             "by" => {
-                let by = value.split(',').filter(|s| !s.is_empty()).map(str::parse);
-                query.by = by.collect::<Result<_, String>>().map_err(wrong)?;
+                query.by.clear();
+                for by in value.split(',').map(str::trim).filter(|s| !s.is_empty()) {
+                    let by = by.parse().map_err(&wrong)?;
+                    // Once is enough.
+                    if !query.by.contains(&by) {
+                        query.by.push(by);
+                    }
+                }
             }
             "since" => query.since = Some(day(&value).ok_or_else(|| wrong(not_a_day(&value)))?),
             "until" => query.until = Some(day(&value).ok_or_else(|| wrong(not_a_day(&value)))?),

@@ -185,8 +185,10 @@ impl Admin {
     /// # Errors
     /// A store that cannot be had, and is not a unit's that can be spoken to.
     pub fn find(config: &Config) -> anyhow::Result<Admin> {
-        // A socket that is named is meant.
-        if let Some([AdminAddress::Socket(path), ..]) = config.admin_listen.as_deref() {
+        // A socket that is named is meant, if somebody listens there.
+        if let Some([AdminAddress::Socket(path), ..]) = config.admin_listen.as_deref()
+            && std::os::unix::net::UnixStream::connect(path).is_ok()
+        {
             return Ok(Admin::Unit(crate::wire::client::Client::of_socket(path)));
         }
         let dir = config.state_dir.as_ref().context("no --state-dir and no home: there are no keys")?;

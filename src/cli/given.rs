@@ -18,7 +18,7 @@ pub fn options() -> Vec<Arg> {
     let option = |name: &'static str, shape: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(shape).help(help).allow_hyphen_values(true)
     };
-    let number = |name, shape, help| option(name, shape, help).value_parser(value_parser!(f64));
+    let number = |name, shape, help| option(name, shape, help).value_parser(finite);
     let file_option = |name, help| option(name, "FILE", help).value_parser(value_parser!(PathBuf));
     vec![
         file_option("market", "Market snapshot (hashwatt market fetch writes one)"),
@@ -31,6 +31,12 @@ pub fn options() -> Vec<Arg> {
         option("utilisation", "SHARE[,LOW,HIGH]", "Share of the capacity that is sold, 0 to 1"),
         option("shape", "IN,CACHED,OUT", "Tokens of a request, instead of those measured"),
     ]
+}
+
+/// A number, which is neither infinite nor none.
+pub fn finite(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().map_err(|e| e.to_string())?;
+    number.is_finite().then_some(number).ok_or_else(|| "it is no finite number".to_string())
 }
 
 pub fn miners_option() -> Arg {

@@ -36,7 +36,7 @@ pub fn command() -> Command {
                     Arg::new("joules-per-day")
                         .long("joules-per-day")
                         .value_name("J")
-                        .value_parser(value_parser!(f64))
+                        .value_parser(super::given::finite)
                         .help("Joules in a day of UTC"),
                 )
                 .arg(json()),
@@ -106,9 +106,12 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
 fn wanted(m: &ArgMatches) -> Value {
     let list = |name: &str| m.get_many::<String>(name).unwrap_or_default().cloned().collect::<Vec<_>>();
     let limit = |name: &str| m.get_one::<u64>(name);
+    // A list that is there and empty is refused: nobody means that.
+    let scopes = ["models", "endpoints", "tiers"].into_iter().filter(|name| m.contains_id(name));
+    let scopes: serde_json::Map<_, _> = scopes.map(|name| (name.to_string(), json!(list(name)))).collect();
     json!({
         "name": m.get_one::<String>("name"),
-        "scopes": {"models": list("models"), "endpoints": list("endpoints"), "tiers": list("tiers")},
+        "scopes": scopes,
         "limits": {
             "requests_per_minute": limit("requests-per-minute"), "tokens_per_minute": limit("tokens-per-minute"),
             "concurrent": limit("concurrent"), "tokens_per_day": limit("tokens-per-day"),

@@ -33,7 +33,7 @@ pub fn command() -> Command {
         )
         .arg(option("since", "DAY", "From this day on, as 2026-11-01"))
         .arg(option("until", "DAY", "Up to this day, which is not counted"))
-        .arg(option("key", "ID", "Of this key only"))
+        .arg(option("key", "KEY", "Of this key only, by its id or its name"))
         .arg(
             option("format", "FORMAT", "table, csv or json")
                 .default_value("table")

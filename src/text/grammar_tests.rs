@@ -177,3 +177,40 @@ fn compiled_grammars_are_kept_within_bounds() {
     assert!(cache.bytes <= CACHE_BYTES && cache.all.len() < 257, "{}", cache.all.len());
     assert_eq!(cache.bytes, cache.all.values().map(|(g, _)| g.bytes()).sum::<usize>());
 }
+
+#[test]
+fn what_a_pattern_excludes_comes_by_no_escape_either() {
+    let tokenizer = Tokenizer::stand_in(VOCAB).unwrap();
+    let backslash = tokenizer.id("\\").unwrap();
+    let grammars = grammars();
+    for pattern in [
+        r#"^[^"\\]{3}$"#,
+        "^[^ -~]{3}$",
+        r"^[\x00-\x1f]{3}$",
+        r"^[^\\/]{1,4}$",
+        r#"^[^\n"]{3}$"#,
+        r"^\S{3}$",
+        "^.{3}$",
+    ] {
+        let schema = json!({"type": "string", "pattern": pattern});
+        let grammar = grammars.compile(Source::of(Part::JsonSchema(schema)), 0).unwrap();
+        let regex = regex::Regex::new(pattern).unwrap();
+        for seed in 0..40u64 {
+            let (mut at, mut state, mut tokens) = (Match::begin(&grammar), seed, Vec::new());
+            loop {
+                let choices = allowed(&mut at);
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let token = match choices.contains(&backslash) {
+                    true => backslash,
+                    false => choices[(state >> 33) as usize % choices.len()],
+                };
+                tokens.extend(Some(token).filter(|token| *token != END));
+                if !at.accept(token).unwrap() {
+                    break;
+                }
+            }
+            let text: String = serde_json::from_str(&tokenizer.decode(&tokens).unwrap()).unwrap();
+            assert!(regex.is_match(&text), "{pattern}: {text:?}");
+        }
+    }
+}

@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value};
 
+use super::json_pattern::{is_unwritable, writable};
+
 /// What a schema demands that cannot be honoured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {problem}")]
@@ -185,6 +187,11 @@ fn walk(
     if map.get("pattern").and_then(Value::as_str).is_some_and(|p| p.len() > MAX_PATTERN) {
         return Err(fail("pattern", format!("at most {MAX_PATTERN} bytes of a pattern are taken")));
     }
+    if let Some(keyword) = ["const", "enum"].into_iter().find(|k| map.get(*k).is_some_and(has_unwritable)) {
+        return Err(fail(keyword, "control characters that JSON writes as \\u are not kept to".into()));
+    }
+    whole_bounds(map);
+    rewrite_patterns(map).map_err(|(keyword, problem)| fail(keyword, problem))?;
     if let Some(keyword) = lost_bound(map) {
         return Err(fail(
             keyword,
@@ -277,6 +284,47 @@ fn is_exact(value: &Value) -> bool {
         Value::Object(map) => map.values().all(is_exact),
         _ => true,
     }
+}
+
+/// Whether a text in it, or a name, has a character that no JSON string here is written with.
+fn has_unwritable(value: &Value) -> bool {
+    let is = |text: &str| text.chars().any(is_unwritable);
+    match value {
+        Value::String(text) => is(text),
+        Value::Array(all) => all.iter().any(has_unwritable),
+        Value::Object(map) => map.iter().any(|(name, value)| is(name) || has_unwritable(value)),
+        _ => false,
+    }
+}
+
+/// Bounds that are whole numbers written as 3.0.
+fn whole_bounds(map: &mut Map<String, Value>) {
+    for keyword in ["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"] {
+        let whole = map
+            .get(keyword)
+            .filter(|v| v.is_f64())
+            .and_then(|v| v.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=MOST_EXACT).contains(x)))
+            .map(|x| x as u64);
+        whole.into_iter().for_each(|whole| drop(map.insert(keyword.into(), whole.into())));
+    }
+}
+
+/// Patterns of texts and of names, each without what no text has.
+fn rewrite_patterns(map: &mut Map<String, Value>) -> Result<(), (&'static str, String)> {
+    if let Some(Value::String(pattern)) = map.get_mut("pattern")
+        && let Some(rewritten) = writable(pattern).map_err(|problem| ("pattern", problem))?
+    {
+        *pattern = rewritten;
+    }
+    if let Some(Value::Object(all)) = map.get_mut("patternProperties") {
+        let mut rewritten = Map::new();
+        for (pattern, schema) in std::mem::take(all) {
+            let changed = writable(&pattern).map_err(|problem| ("patternProperties", problem))?;
+            rewritten.insert(changed.unwrap_or(pattern), schema);
+        }
+        *all = rewritten;
+    }
+    Ok(())
 }
 
 /// An exclusive bound that the compiler takes for an inclusive one: a whole number, with the other bound between it and
@@ -390,6 +438,13 @@ mod tests {
             refused(json!({"type": "string", "format": "isbn"})).starts_with("$.format: the format \"isbn\"")
         );
         assert!(prepared(&json!({"type": "integer", "format": "int64"})).is_ok());
+        for (keyword, value) in [("const", json!("a\u{1}b")), ("enum", json!([{"\u{7f}": 1}]))] {
+            assert!(refused(json!({keyword: value})).starts_with(&format!("$.{keyword}: control")));
+        }
+        assert!(refused(json!({"pattern": "^\\x1b$"})).starts_with("$.pattern: "));
+        let whole = prepared(&json!({"maxLength": 3.0, "pattern": "^[^\"]$"})).unwrap();
+        assert_eq!(whole["maxLength"], json!(3));
+        assert_ne!(whole["pattern"], "^[^\"]$");
         assert!(refused(json!(false)).contains("false") && prepared(&json!(true)).unwrap().is_empty());
         assert!(refused(json!([1])).contains("must be an object"));
     }

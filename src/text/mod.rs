@@ -6,6 +6,7 @@ pub mod answer;
 pub mod chat_template;
 pub mod detokenizer;
 pub mod grammar;
+mod json_pattern;
 mod json_schema;
 mod masks;
 pub mod reasoning;

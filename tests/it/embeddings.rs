@@ -184,7 +184,7 @@ fn what_cannot_be_honoured_is_named_and_each_model_says_what_it_is_for() {
         ),
         (
             "/v1/rerank",
-            json!({"model": "ranker", "query": "x".repeat(128), "documents": ["a"]}),
+            json!({"model": "ranker", "query": "x".repeat(129), "documents": ["a"]}),
             400,
             "query",
             Some("context_length_exceeded"),

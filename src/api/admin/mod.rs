@@ -127,6 +127,13 @@ struct Create {
 
 async fn create(State(state): State<Arc<AdminState>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let Create { name, scopes, limits } = parse(&body)?;
+    let said: Value = parse(&body)?;
+    for list in ["models", "endpoints", "tiers"] {
+        if said["scopes"][list].as_array().is_some_and(Vec::is_empty) {
+            let message = format!("{list}: an empty list lets nothing pass; leave it out for all");
+            return Err(ApiError::invalid(message, Some(list)));
+        }
+    }
     if let Some(path) = scopes.endpoints.iter().find(|path| !openapi::is_path(path)) {
         let known = openapi::paths().join(", ");
         let message = format!("endpoints: {path:?} is none of {known}");
@@ -172,7 +179,10 @@ async fn everybodys_usage(
     State(state): State<Arc<AdminState>>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let query = usage::parse(request.uri().query().unwrap_or_default(), &Days::All)?;
+    let mut query = usage::parse(request.uri().query().unwrap_or_default(), &Days::All)?;
+    if let Some(named) = query.key.take() {
+        query.key = Some(blocking(&state.access, move |access| access.id_of(&named)).await?);
+    }
     usage::answer(&state.access, query).await
 }
 
