@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor};
 use super::LoadError;
 use super::input::StepView;
 use super::kv_cache::KvCache;
-use super::spec::{DecoderSpec, FloatType};
+use super::spec::{DecoderSpec, QkNorm};
 use super::weights::WeightSource;
 use super::workspace::Workspace;
 use crate::ops::activation::SiluMul;
@@ -19,12 +19,14 @@ use crate::ops::gemv::NormProduct;
 use crate::ops::kv_write::CacheScales;
 use crate::ops::linear::Linear;
 use crate::ops::paged_attention::{AttentionPlan, PagedAttention};
-use crate::ops::rms_norm::RmsNorm;
+use crate::ops::rms_norm::{AddNormed, AsIs, NormSides, RmsNorm};
 use crate::ops::rope::{self, Rope, RopeAngles};
 use crate::ops::weight::{Weight, WeightType};
 
 mod device;
+mod load;
 mod shard;
+pub use load::{Quantize, Reading, tensors};
 
 /// How the numbers of a checkpoint are held and computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,24 +36,6 @@ pub enum Precision {
     F32,
     F16,
     Bf16,
-}
-
-/// What becomes of the weights of products when they are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quantize {
-    /// FP8 where the checkpoint has it.
-    AsStored,
-    /// All but the embedding and the head, a scale for each output.
-    Fp8,
-}
-
-/// How a checkpoint is read.
-#[derive(Debug, Clone, Copy)]
-pub struct Reading {
-    pub precision: Precision,
-    pub quantize: Quantize,
-    /// Scan every weight for NaN, not only norms and embeddings.
-    pub scan_all: bool,
 }
 
 #[derive(Clone)]
@@ -64,18 +48,24 @@ struct Matrix {
 #[derive(Clone)]
 struct Projection(Vec<Matrix>);
 
+/// A norm is `None` where the model has none.
 #[derive(Clone)]
 struct Layer {
-    input_norm: Weight,
+    input_norm: Option<Weight>,
     qkv: Projection,
     o: Projection,
-    /// Of queries and keys.
-    head_norms: Option<[Weight; 2]>,
-    post_attention_norm: Weight,
+    /// Of queries and keys: of each head, or of all together.
+    qk_norms: Option<[Weight; 2]>,
+    /// Of what attention adds to the residual.
+    attention_out_norm: Option<Weight>,
+    mlp_norm: Option<Weight>,
     gate_up: Projection,
     down: Projection,
+    mlp_out_norm: Option<Weight>,
     /// Of what an FP8 cache stores.
     cache_scales: CacheScales,
+    /// Which positions it has, by their place among the decoder's.
+    rope: usize,
 }
 
 /// A loaded model. Immutable; replicas on one host share it.
@@ -87,199 +77,10 @@ pub struct Decoder {
     layers: Vec<Layer>,
     final_norm: Weight,
     head: Weight,
-    inverse_frequencies: Weight,
+    /// A kind of positions each: `[1, head_dim / 2]`.
+    inverse_frequencies: Vec<Weight>,
     /// Of a part of a model, whose ranks add up what they compute.
     rank: Option<Rank>,
-}
-
-/// The tensors of a decoder with their shapes, in the order they are used.
-pub fn tensors(spec: &DecoderSpec) -> Vec<(String, Vec<usize>)> {
-    let n = spec.names;
-    let mut all = vec![(n.embedding.to_string(), vec![spec.vocab, spec.hidden])];
-    for layer in 0..spec.layers {
-        let mut projection = |name: &str, bias: bool, out: usize, input: usize| {
-            let name = name.replace("{}", &layer.to_string());
-            all.push((format!("{name}.weight"), vec![out, input]));
-            if bias {
-                all.push((format!("{name}.bias"), vec![out]));
-            }
-        };
-        projection(n.q, spec.qkv_bias, spec.q_width(), spec.hidden);
-        projection(n.k, spec.qkv_bias, spec.kv_width(), spec.hidden);
-        projection(n.v, spec.qkv_bias, spec.kv_width(), spec.hidden);
-        projection(n.o, spec.o_bias, spec.hidden, spec.q_width());
-        projection(n.gate, spec.mlp_bias, spec.intermediate, spec.hidden);
-        projection(n.up, spec.mlp_bias, spec.intermediate, spec.hidden);
-        projection(n.down, spec.mlp_bias, spec.hidden, spec.intermediate);
-        let mut norm = |name: &str, width: usize| {
-            all.push((name.replace("{}", &layer.to_string()), vec![width]));
-        };
-        norm(n.input_norm, spec.hidden);
-        norm(n.post_attention_norm, spec.hidden);
-        if spec.qk_norm {
-            norm(n.q_norm, spec.head_dim);
-            norm(n.k_norm, spec.head_dim);
-        }
-    }
-    all.push((n.final_norm.to_string(), vec![spec.hidden]));
-    if !spec.tied_head {
-        all.push((n.head.to_string(), vec![spec.vocab, spec.hidden]));
-    }
-    all
-}
-
-/// Reads a decoder's tensors from a source, converting and scanning as asked.
-struct Loader<'a> {
-    spec: &'a DecoderSpec,
-    source: &'a WeightSource,
-    reading: Reading,
-    progress: &'a dyn Fn(f32),
-}
-
-impl Loader<'_> {
-    fn finite(&self, name: &str, weight: Weight) -> std::result::Result<Weight, LoadError> {
-        match weight.first_non_finite() {
-            None => Ok(weight),
-            Some(i) => {
-                let problem = format!("element {i} is {}", weight.get(i));
-                Err(LoadError::tensor(&self.source.file_of(name), name, problem))
-            }
-        }
-    }
-
-    fn matrix(&self, name: &str, shape: &[usize], scan: bool) -> std::result::Result<Weight, LoadError> {
-        let stored = self.source.weight(name, shape)?;
-        let weight = match self.reading.precision {
-            // With FP8 weights the precision is that of what they meet.
-            _ if stored.kind() == WeightType::Fp8 => stored,
-            Precision::AsStored => stored,
-            Precision::F32 => stored.to_f32(),
-            Precision::F16 => stored.to_f16(),
-            Precision::Bf16 => stored.to_bf16(),
-        };
-        if scan || self.reading.scan_all { self.finite(name, weight) } else { Ok(weight) }
-    }
-
-    fn product_weight(&self, name: &str, shape: &[usize]) -> std::result::Result<Weight, LoadError> {
-        match self.reading.quantize {
-            Quantize::AsStored => self.matrix(name, shape, false),
-            // Read in full anyway, and one number that is not finite would spoil its row's scale.
-            Quantize::Fp8 => Ok(self.finite(name, self.source.weight(name, shape)?)?.to_fp8()),
-        }
-    }
-
-    /// An embedding or a head, which are looked up or decide between tokens: never FP8.
-    fn table(&self, name: &str, scan: bool) -> std::result::Result<Weight, LoadError> {
-        let weight = self.matrix(name, &[self.spec.vocab, self.spec.hidden], scan)?;
-        match (weight.kind(), self.reading.precision, self.spec.float_type) {
-            (WeightType::Fp8, Precision::F32, _) => Ok(weight.to_f32()),
-            (WeightType::Fp8, Precision::F16, _) => Ok(weight.to_f16()),
-            (WeightType::Fp8, Precision::AsStored, FloatType::F32) => Ok(weight.to_f32()),
-            (WeightType::Fp8, Precision::AsStored, FloatType::F16) => Ok(weight.to_f16()),
-            (WeightType::Fp8, ..) => Ok(weight.to_bf16()),
-            _ => Ok(weight),
-        }
-    }
-
-    /// Of an FP8 cache, under the names that quantisers give them; 1 where there are none.
-    fn cache_scales(&self, layer: usize) -> std::result::Result<CacheScales, LoadError> {
-        let find = |projection: &str, which: &str| {
-            let projection = projection.replace("{}", &layer.to_string());
-            let attention = projection.rsplit_once('.').map_or("", |(attention, _)| attention);
-            let names = [
-                format!("{attention}.{which}_scale"),
-                format!("{attention}.attn.{which}_scale"),
-                format!("{projection}.{which}_scale"),
-                format!("{projection}.output_scale"),
-            ];
-            for name in names {
-                match self.source.scalar(&name)? {
-                    None => {}
-                    Some(scale) if scale.is_finite() && scale > 0.0 => return Ok(scale),
-                    Some(scale) => {
-                        let problem = format!("is {scale}, not a finite number above 0");
-                        return Err(LoadError::tensor(&self.source.file_of(&name), &name, problem));
-                    }
-                }
-            }
-            Ok(1.0)
-        };
-        Ok(CacheScales { k: find(self.spec.names.k, "k")?, v: find(self.spec.names.v, "v")? })
-    }
-
-    fn norm(&self, name: &str, layer: usize, width: usize) -> std::result::Result<Weight, LoadError> {
-        let name = name.replace("{}", &layer.to_string());
-        Ok(self.finite(&name, self.source.weight(&name, &[width])?)?.to_f32())
-    }
-
-    /// `parts`: names and outputs.
-    fn projection(
-        &self,
-        layer: usize,
-        parts: &[(&str, usize)],
-        input: usize,
-        bias: bool,
-    ) -> std::result::Result<Projection, LoadError> {
-        let part = |(name, out): &(&str, usize)| {
-            let name = name.replace("{}", &layer.to_string());
-            let weight = self.product_weight(&format!("{name}.weight"), &[*out, input])?;
-            let bias = match bias {
-                true => Some(self.matrix(&format!("{name}.bias"), &[*out], true)?.to_f32()),
-                false => None,
-            };
-            Ok(Matrix { weight, bias })
-        };
-        parts.iter().map(part).collect::<std::result::Result<_, _>>().map(Projection)
-    }
-
-    fn layer(&self, l: usize) -> std::result::Result<Layer, LoadError> {
-        let (s, n) = (self.spec, self.spec.names);
-        let head_norms = match s.qk_norm {
-            true => Some([self.norm(n.q_norm, l, s.head_dim)?, self.norm(n.k_norm, l, s.head_dim)?]),
-            false => None,
-        };
-        let qkv = [(n.q, s.q_width()), (n.k, s.kv_width()), (n.v, s.kv_width())];
-        let gate_up = [(n.gate, s.intermediate), (n.up, s.intermediate)];
-        Ok(Layer {
-            input_norm: self.norm(n.input_norm, l, s.hidden)?,
-            qkv: self.projection(l, &qkv, s.hidden, s.qkv_bias)?,
-            o: self.projection(l, &[(n.o, s.hidden)], s.q_width(), s.o_bias)?,
-            head_norms,
-            post_attention_norm: self.norm(n.post_attention_norm, l, s.hidden)?,
-            gate_up: self.projection(l, &gate_up, s.hidden, s.mlp_bias)?,
-            down: self.projection(l, &[(n.down, s.hidden)], s.intermediate, s.mlp_bias)?,
-            cache_scales: self.cache_scales(l)?,
-        })
-    }
-
-    fn decoder(&self) -> std::result::Result<Decoder, LoadError> {
-        let (s, n) = (self.spec, self.spec.names);
-        let embedding = self.table(n.embedding, true)?;
-        let mut layers = Vec::with_capacity(s.layers);
-        for l in 0..s.layers {
-            layers.push(self.layer(l)?);
-            (self.progress)((l + 1) as f32 / s.layers as f32);
-        }
-        let head = match s.tied_head {
-            true => embedding.clone(),
-            false => self.table(n.head, false)?,
-        };
-        let activations = match head.kind() {
-            WeightType::Bf16 => DType::BF16,
-            _ => DType::F32,
-        };
-        Ok(Decoder {
-            spec: s.clone(),
-            activations,
-            cache: None,
-            embedding,
-            layers,
-            final_norm: self.norm(n.final_norm, 0, s.hidden)?,
-            head,
-            inverse_frequencies: Weight::vector(s.rope.inverse_frequencies(s.head_dim)),
-            rank: None,
-        })
-    }
 }
 
 impl Decoder {
@@ -293,7 +94,7 @@ impl Decoder {
         reading: Reading,
         progress: &dyn Fn(f32),
     ) -> std::result::Result<Decoder, LoadError> {
-        Loader { spec, source, reading, progress }.decoder()
+        load::Loader { spec, source, reading, progress }.decoder()
     }
 
     pub fn spec(&self) -> &DecoderSpec {
@@ -378,9 +179,14 @@ impl Decoder {
     fn pass(&self, input: &StepView<'_>, ws: &Workspace, cache: &KvCache, on: &Exec) -> Result<()> {
         let rows = input.tokens.host.len();
         let (table, ids, sampled) = (&self.embedding, input.tokens, input.sampled);
-        ws.residual.inplace_op1(&Gather { table, ids, sampled, on })?;
-        let inverse_frequencies = &self.inverse_frequencies;
-        ws.angles.inplace_op1(&RopeAngles { positions: input.positions, inverse_frequencies, on })?;
+        let scale = self.spec.embedding_scale;
+        ws.residual.inplace_op1(&Gather { table, ids, sampled, scale, on })?;
+        for ((rope, inverse_frequencies), angles) in
+            self.spec.ropes.iter().zip(&self.inverse_frequencies).zip(&ws.angles)
+        {
+            let (positions, length) = (input.positions, rope.length());
+            angles.inplace_op1(&RopeAngles { positions, inverse_frequencies, length, on })?;
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(layer, input, ws, cache.layer(index), on)?;
             self.feed_forward(layer, rows, ws, on)?;
@@ -416,19 +222,22 @@ impl Decoder {
     ) -> Result<()> {
         let s = &self.spec;
         let (rows, heads, kv_heads, head_dim) = (input.tokens.host.len(), s.heads, s.kv_heads, s.head_dim);
-        let norm = || self.norm(&layer.input_norm, rows, on);
-        let at_once = layer.qkv.after(norm(), self.activations, on);
+        let norm = layer.input_norm.as_ref();
+        let at_once = self.after(norm, &layer.qkv, rows, on);
         if !at_once.map_or(Ok(false), |op| op.product(&ws.qkv, &ws.residual))? {
-            ws.normed.inplace_op2(&ws.residual, &norm())?;
+            self.enter(norm, rows, ws, on)?;
             layer.qkv.product(&ws.qkv, &ws.normed, rows, false, on)?;
         }
-        let norms = layer.head_norms.as_ref().map(|weights| (weights, s.norm_eps));
+        let mut norms = layer.qk_norms.as_ref().map(|weights| (weights, s.norm_eps));
+        if let Some((weights, eps)) = norms.take_if(|_| s.qk_norm == QkNorm::Whole) {
+            ws.qkv.inplace_op1(&NormSides { weights, eps, rows, on })?;
+        }
         let scales = match kv.dtype() {
             DType::F8E4M3 => layer.cache_scales,
             _ => CacheScales::ONE,
         };
         let turn = Rope { rows, heads, kv_heads, head_dim, norms, scales, on };
-        rope::rope_kv_write(&ws.qkv, &ws.angles, kv, &turn, input.slots)?;
+        rope::rope_kv_write(&ws.qkv, &ws.angles[layer.rope], kv, &turn, input.slots)?;
         let plan = AttentionPlan {
             spans: input.spans,
             block_tables: input.block_tables,
@@ -436,35 +245,65 @@ impl Decoder {
             split_tiles: input.split_tiles,
             rows,
         };
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let scale = s.attention_scale;
         let scratch = Some(&ws.attention_scratch);
         let attend = PagedAttention { plan, kv, scales, heads, kv_heads, head_dim, scale, scratch, on };
         ws.attention.inplace_op2(&ws.qkv, &attend)?;
-        self.add(&layer.o, &ws.residual, &ws.attention, rows, on)
+        self.add(&layer.o, layer.attention_out_norm.as_ref(), ws, &ws.attention, rows, on)
     }
 
     fn feed_forward(&self, layer: &Layer, rows: usize, ws: &Workspace, on: &Exec) -> Result<()> {
-        let norm = || self.norm(&layer.post_attention_norm, rows, on);
-        let at_once = layer.gate_up.after(norm(), self.activations, on);
+        let norm = layer.mlp_norm.as_ref();
+        let at_once = self.after(norm, &layer.gate_up, rows, on);
         if !at_once.map_or(Ok(false), |op| op.silu_mul(&ws.activated, &ws.residual))? {
-            ws.normed.inplace_op2(&ws.residual, &norm())?;
+            self.enter(norm, rows, ws, on)?;
             layer.gate_up.product(&ws.gate_up, &ws.normed, rows, false, on)?;
             let activate = SiluMul { rows, width: self.spec.intermediate, on };
             ws.activated.inplace_op2(&ws.gate_up, &activate)?;
         }
-        self.add(&layer.down, &ws.residual, &ws.activated, rows, on)
+        self.add(&layer.down, layer.mlp_out_norm.as_ref(), ws, &ws.activated, rows, on)
     }
 
-    /// Adds a product to the residual. Of ranks the first adds to it and the others put their part in its place, so
-    /// that the sum over all is the residual with every part.
+    /// A norm and the product behind it as one operation, where there is a norm and one matrix.
+    fn after<'a>(
+        &self,
+        norm: Option<&'a Weight>,
+        product: &'a Projection,
+        rows: usize,
+        on: &'a Exec,
+    ) -> Option<NormProduct<'a>> {
+        let [Matrix { weight, bias }] = product.0.as_slice() else { return None };
+        let norm = self.norm(norm?, rows, on);
+        Some(NormProduct { norm, weight, bias: bias.as_ref(), activations: self.activations, on })
+    }
+
+    /// The residual, normed where the model does, as a product takes it.
+    fn enter(&self, norm: Option<&Weight>, rows: usize, ws: &Workspace, on: &Exec) -> Result<()> {
+        match norm {
+            Some(weight) => ws.normed.inplace_op2(&ws.residual, &self.norm(weight, rows, on)),
+            None => ws.normed.inplace_op2(&ws.residual, &AsIs { width: self.spec.hidden, rows, on }),
+        }
+    }
+
+    /// Adds a product to the residual, through a norm where there is one. Of ranks the first adds to it and the others
+    /// put their part in its place, so that the sum over all is the residual with every part.
     fn add(
         &self,
         product: &Projection,
-        residual: &Tensor,
+        norm: Option<&Weight>,
+        ws: &Workspace,
         src: &Tensor,
         rows: usize,
         on: &Exec,
     ) -> Result<()> {
+        let residual = &ws.residual;
+        if let (Some(weight), Some(branch)) = (norm, &ws.branch) {
+            product.product(branch, src, rows, false, on)?;
+            if let Some(rank) = &self.rank {
+                branch.inplace_op1(&AllReduce { rank, rows })?;
+            }
+            return residual.inplace_op2(branch, &AddNormed(self.norm(weight, rows, on)));
+        }
         let Some(rank) = &self.rank else { return product.product(residual, src, rows, true, on) };
         product.product(residual, src, rows, rank.index() == 0, on)?;
         residual.inplace_op1(&AllReduce { rank, rows })
@@ -472,16 +311,6 @@ impl Decoder {
 }
 
 impl Projection {
-    /// With the norm before it, where it is one matrix.
-    fn after<'a>(&'a self, norm: RmsNorm<'a>, activations: DType, on: &'a Exec) -> Option<NormProduct<'a>> {
-        match self.0.as_slice() {
-            [Matrix { weight, bias }] => {
-                Some(NormProduct { norm, weight, bias: bias.as_ref(), activations, on })
-            }
-            _ => None,
-        }
-    }
-
     fn product(&self, dst: &Tensor, src: &Tensor, rows: usize, accumulate: bool, on: &Exec) -> Result<()> {
         let mut column = 0;
         for Matrix { weight, bias } in &self.0 {

@@ -7,81 +7,46 @@
 /// GPUs' tensor cores (200 to 300): it only weighs long contexts against short ones within a step.
 const FLOP_PER_BYTE: f64 = 100.0;
 
-/// How positions become angles.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RopeSpec {
-    pub theta: f64,
-    pub scaling: RopeScaling,
+mod rope;
+pub use rope::{RopeScaling, RopeSpec};
+
+/// Matrices over the same input: apart, or one below the other in one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts<const N: usize> {
+    Apart([&'static str; N]),
+    Together(&'static str),
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    None,
-    /// All frequencies divided by the factor.
-    Linear {
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided, high ones kept, a smooth band between.
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_positions: f64,
-    },
-}
-
-impl RopeSpec {
-    /// One frequency per pair of a head's dimensions: `[head_dim / 2]`, f32 as the peers compute it.
-    pub fn inverse_frequencies(&self, head_dim: usize) -> Vec<f32> {
-        (0..head_dim / 2)
-            .map(|i| {
-                let f = 1f32 / (self.theta as f32).powf((2 * i) as f32 / head_dim as f32);
-                self.scaling.apply(f)
-            })
-            .collect()
-    }
-}
-
-impl RopeScaling {
-    fn apply(&self, frequency: f32) -> f32 {
-        match *self {
-            RopeScaling::None => frequency,
-            RopeScaling::Linear { factor } => frequency / factor as f32,
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
-                let (factor, low, high) = (factor as f32, low_freq_factor as f32, high_freq_factor as f32);
-                let original = original_max_positions as f32;
-                let wavelength = 2.0 * std::f32::consts::PI / frequency;
-                if wavelength < original / high {
-                    frequency
-                } else if wavelength > original / low {
-                    frequency / factor
-                } else {
-                    let smooth = (original / wavelength - low) / (high - low);
-                    (1.0 - smooth) * frequency / factor + smooth * frequency
-                }
-            }
-        }
-    }
-}
-
-/// Names of a layer's tensors in its checkpoint; `{}` stands for the layer's index.
+/// Names of a layer's tensors in its checkpoint; `{}` stands for the layer's index. A norm without a name is one that
+/// the model does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorNames {
     pub embedding: &'static str,
     pub final_norm: &'static str,
     pub head: &'static str,
-    pub input_norm: &'static str,
-    pub post_attention_norm: &'static str,
-    /// Without `.weight` / `.bias`, which the loader adds.
-    pub q: &'static str,
-    pub k: &'static str,
-    pub v: &'static str,
+    /// Before attention, and of what it adds to the residual.
+    pub input_norm: Option<&'static str>,
+    pub attention_out_norm: Option<&'static str>,
+    /// The same of the feed-forward network.
+    pub mlp_norm: Option<&'static str>,
+    pub mlp_out_norm: Option<&'static str>,
+    /// Without `.weight` / `.bias`, which the loader adds; so are those below.
+    pub qkv: Parts<3>,
     pub o: &'static str,
     pub q_norm: &'static str,
     pub k_norm: &'static str,
-    pub gate: &'static str,
-    pub up: &'static str,
+    pub gate_up: Parts<2>,
     pub down: &'static str,
+}
+
+/// Norms of queries and keys, before they are turned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    None,
+    /// Of every head.
+    Head,
+    /// Of all heads together.
+    Whole,
 }
 
 /// Type a checkpoint was saved in, as its configuration says.
@@ -104,14 +69,21 @@ pub struct DecoderSpec {
     pub intermediate: usize,
     pub vocab: usize,
     pub norm_eps: f32,
-    pub rope: RopeSpec,
+    /// The kinds of positions that its layers have.
+    pub ropes: Vec<RopeSpec>,
+    /// Which of them each layer has; all the first one where nothing is said.
+    pub layer_ropes: Vec<usize>,
     pub max_positions: usize,
     pub tied_head: bool,
-    /// RMS norm of every query and key head before the rotation.
-    pub qk_norm: bool,
+    pub qk_norm: QkNorm,
     pub qkv_bias: bool,
     pub o_bias: bool,
     pub mlp_bias: bool,
+    /// What a token's embedding is multiplied by.
+    pub embedding_scale: f32,
+    /// Queries times keys, before the softmax.
+    pub attention_scale: f32,
+    pub logit_scale: f32,
     pub float_type: FloatType,
     pub names: &'static TensorNames,
 }
@@ -122,6 +94,16 @@ impl DecoderSpec {
     }
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Whether what layers add to the residual is normed first.
+    pub fn norms_outputs(&self) -> bool {
+        self.names.attention_out_norm.is_some() || self.names.mlp_out_norm.is_some()
+    }
+
+    /// The kind of positions of a layer, by its place in `ropes`.
+    pub fn rope_of(&self, layer: usize) -> usize {
+        self.layer_ropes.get(layer).copied().unwrap_or(0)
     }
 
     /// Weights of the matrix products of one layer.

@@ -24,8 +24,10 @@ pub struct Workspace {
     pub residual: Tensor,
     /// Normed residual, x `[rows, hidden]`.
     pub normed: Tensor,
-    /// f32 `[rows, head_dim]`: cosines, then sines.
-    pub angles: Tensor,
+    /// Of each kind of positions f32 `[rows, head_dim]`: cosines, then sines.
+    pub angles: Vec<Tensor>,
+    /// What is normed before it is added to the residual, f32 `[rows, hidden]`, where the model does that.
+    pub branch: Option<Tensor>,
     /// Queries, keys and values side by side, f32 `[rows, (heads + 2 × kv_heads) × head_dim]`.
     pub qkv: Tensor,
     /// x `[rows, heads × head_dim]`.
@@ -55,7 +57,8 @@ impl Workspace {
             capacity,
             residual: make(r, spec.hidden, f)?,
             normed: make(r, spec.hidden, x)?,
-            angles: make(r, spec.head_dim, f)?,
+            angles: spec.ropes.iter().map(|_| make(r, spec.head_dim, f)).collect::<Result<_>>()?,
+            branch: spec.norms_outputs().then(|| make(r, spec.hidden, f)).transpose()?,
             qkv: make(r, spec.q_width() + 2 * spec.kv_width(), f)?,
             attention: make(r, spec.q_width(), x)?,
             // Zeroed pages of the host cost memory only when first written.

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, InplaceOp2, Layout, Result};
 
+use super::cpu::Element;
 use super::exec::Exec;
 use super::launch::{self, Arguments, Launch, Launcher, Mirrored, Place};
 use super::storage;
@@ -13,13 +14,13 @@ const THREADS: u32 = 256;
 /// Instead of a token's id: that of the sample with the index in the lower bits.
 pub const PENDING: u32 = 1 << 31;
 
-/// `dst[i] = table[ids[i]]`, widened.
+/// `dst[i] = scale × table[ids[i]]`, widened.
 fn launch(
     launcher: &dyn Launcher,
     dst: Place,
     table: (u64, DType),
     (ids, sampled): (Mirrored<'_, u32>, u64),
-    width: usize,
+    (width, scale): (usize, f32),
 ) -> Result<()> {
     let dst = dst.holds(ids.host.len() * width, "gather")?.is(DType::F32, "gather")?;
     let arguments = Arguments::default()
@@ -27,7 +28,8 @@ fn launch(
         .with(table.0)
         .with(ids.address)
         .with(sampled)
-        .with(width as u32);
+        .with(width as u32)
+        .with(scale);
     let launch = Launch {
         kernel: "gather",
         types: launch::types(table.1)?,
@@ -40,12 +42,19 @@ fn launch(
     unsafe { launcher.launch(&launch) }
 }
 
-/// `dst[r] = table[ids[r]]`, widened to f32; dst `[capacity, table.cols()]`.
+fn widen<T: Element>(out: &mut [f32], row: &[T], scale: f32) {
+    for (o, x) in out.iter_mut().zip(row) {
+        *o = x.widen() * scale;
+    }
+}
+
+/// `dst[r] = scale × table[ids[r]]`, widened to f32; dst `[capacity, table.cols()]`.
 pub struct Gather<'a> {
     pub table: &'a Weight,
     pub ids: Mirrored<'a, u32>,
     /// Results of sampling (see `ops::sample`) that [`PENDING`] ids refer to; for kernels only, 0 for none.
     pub sampled: u64,
+    pub scale: f32,
     pub on: &'a Exec,
 }
 
@@ -58,7 +67,8 @@ impl InplaceOp1 for Gather<'_> {
         self.check()?;
         let table = (self.table.address(), self.table.kind().dtype());
         let ids = (self.ids, self.sampled);
-        launch(self.on.launcher(self.name())?, Place::of_cuda(dst, dl)?, table, ids, self.table.cols())
+        let width = (self.table.cols(), self.scale);
+        launch(self.on.launcher(self.name())?, Place::of_cuda(dst, dl)?, table, ids, width)
     }
 
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout) -> Result<()> {
@@ -67,7 +77,8 @@ impl InplaceOp1 for Gather<'_> {
         self.check()?;
         if let Some(launcher) = &self.on.launcher {
             let table = (self.table.address(), self.table.kind().dtype());
-            return launch(&**launcher, Place::of_cpu(dst, dl)?, table, (self.ids, self.sampled), width);
+            let ids = (self.ids, self.sampled);
+            return launch(&**launcher, Place::of_cpu(dst, dl)?, table, ids, (width, self.scale));
         }
         let dst = storage::write_f32(dst, dl, self.name())?;
         if dst.len() < ids.len() * width {
@@ -78,17 +89,9 @@ impl InplaceOp1 for Gather<'_> {
             let range = row * width..(row + 1) * width;
             match self.table.slice() {
                 WeightSlice::Fp8(_) => candle_core::bail!("gather: no table of FP8"),
-                WeightSlice::F32(t) => out.copy_from_slice(&t[range]),
-                WeightSlice::F16(t) => {
-                    for (o, x) in out.iter_mut().zip(&t[range]) {
-                        *o = x.to_f32();
-                    }
-                }
-                WeightSlice::Bf16(t) => {
-                    for (o, x) in out.iter_mut().zip(&t[range]) {
-                        *o = x.to_f32();
-                    }
-                }
+                WeightSlice::F32(t) => widen(out, &t[range], self.scale),
+                WeightSlice::F16(t) => widen(out, &t[range], self.scale),
+                WeightSlice::Bf16(t) => widen(out, &t[range], self.scale),
             }
         }
         Ok(())
@@ -148,6 +151,6 @@ impl SelectRows<'_> {
     fn launch(&self, launcher: &dyn Launcher, dst: Place, src: Place) -> Result<()> {
         let last = self.rows.host.iter().max().map_or(0, |row| *row as usize + 1);
         let src = src.holds(last * self.width, self.name())?.is(DType::F32, self.name())?;
-        launch(launcher, dst, (src.address, DType::F32), (self.rows, 0), self.width)
+        launch(launcher, dst, (src.address, DType::F32), (self.rows, 0), (self.width, 1.0))
     }
 }

@@ -16,11 +16,13 @@ use super::weight::Weight;
 /// Of the kernels' blocks: a warp turns a head at a time.
 const THREADS: u32 = 256;
 
-/// `dst[r] = [cos(p·f₀) …, sin(p·f₀) …]` for the position p of row r; `[capacity, 2 × frequencies]`.
+/// `dst[r] = [cos(p·f₀) …, sin(p·f₀) …]` for the position p of row r; `[capacity, 2 × frequencies]`. Both are multiplied by
+/// `length` but where the frequency is 0: what is not turned stays as it is.
 pub struct RopeAngles<'a> {
     pub positions: Mirrored<'a, u32>,
     /// f32 `[1, frequencies]`
     pub inverse_frequencies: &'a Weight,
+    pub length: f32,
     pub on: &'a Exec,
 }
 
@@ -46,7 +48,9 @@ impl InplaceOp1 for RopeAngles<'_> {
         for (&position, row) in positions.iter().zip(dst.chunks_exact_mut(2 * half)) {
             let (cos, sin) = row.split_at_mut(half);
             for ((c, s), f) in cos.iter_mut().zip(sin).zip(self.inverse_frequencies.f32s()) {
-                (*s, *c) = (position as f32 * f).sin_cos();
+                let length = if *f == 0.0 { 1.0 } else { self.length };
+                let (sine, cosine) = (position as f32 * f).sin_cos();
+                (*s, *c) = (sine * length, cosine * length);
             }
         }
         Ok(())
@@ -67,7 +71,8 @@ impl RopeAngles<'_> {
                 .with(dst.address)
                 .with(self.positions.address)
                 .with(self.inverse_frequencies.address())
-                .with(half as u32),
+                .with(half as u32)
+                .with(self.length),
         };
         // SAFETY: the destination holds the rows, as checked.
         unsafe { launcher.launch(&launch) }

@@ -13,7 +13,7 @@ use crate::ops::gather::{Gather, SelectRows};
 use crate::ops::gemv::NormProduct;
 use crate::ops::launch::{ArrayKind, Mirrored};
 use crate::ops::linear::Linear;
-use crate::ops::rms_norm::RmsNorm;
+use crate::ops::rms_norm::{AddNormed, AsIs, NormSides, RmsNorm};
 use crate::ops::rope::RopeAngles;
 use crate::ops::sample::{self, NONE, RESULT_WORDS, Sample, Samples, Task};
 use crate::ops::weight::Weight;
@@ -30,6 +30,9 @@ pub const OPERATIONS: &[(&str, Cases)] = &[
     ("linear", linear),
     ("norm_product", norm_product),
     ("silu_mul", silu_mul),
+    ("add_normed", add_normed),
+    ("as_is", as_is),
+    ("norm_sides", norm_sides),
     ("sample", sample_tokens),
 ];
 
@@ -64,12 +67,13 @@ fn gather(on: &Exec, size: Size) -> Vec<Outcome> {
                 let table = Weight::made(table.clone(), width, dtype, on)?;
                 let [ids] = mirrored(on, [&ids])?;
                 let dst = poison(on, rows + 1, width, DType::F32)?;
-                dst.inplace_op1(&Gather { table: &table, ids, sampled: 0, on })?;
+                let scale = if rows == 1 { 1.0 } else { 1.5 };
+                dst.inplace_op1(&Gather { table: &table, ids, sampled: 0, scale, on })?;
                 read(&dst)
             };
-            let held = rounded(&table, dtype);
+            let (held, scale) = (rounded(&table, dtype), if rows == 1 { 1.0 } else { 1.5 });
             let row = |id: &u32| &held[*id as usize * width..][..width];
-            let numbers = ids.iter().flat_map(row).map(|x| f64::from(*x)).collect();
+            let numbers = ids.iter().flat_map(row).map(|x| f64::from(*x * scale)).collect();
             let want = Want { numbers, tolerance: (0.0, f64::MIN_POSITIVE) };
             all.push(compare("gather", format!("{rows} rows of {width}, {dtype:?}"), run(), &want));
         }
@@ -124,28 +128,89 @@ fn rms_norm(on: &Exec, size: Size) -> Vec<Outcome> {
     all
 }
 
+/// What stands behind a layer's branches, or in place of a norm: rows of f32 in, f32 rows out.
+fn add_normed(on: &Exec, size: Size) -> Vec<Outcome> {
+    let case = |width: usize| {
+        let rows = 5;
+        let (src, scale, before) = (random(31, rows * width), random(32, width), random(33, rows * width));
+        let run = || -> Result<Vec<f32>> {
+            let weight = Weight::made(scale.clone(), width, DType::F32, on)?;
+            let dst = tensor(on, before.clone(), width, DType::F32)?;
+            let norm = RmsNorm { weight: &weight, eps: 1e-5, rows, on };
+            dst.inplace_op2(&tensor(on, src.clone(), width, DType::F32)?, &AddNormed(norm))?;
+            read(&dst)
+        };
+        let added = normed(&src, &scale, 1e-5);
+        let numbers = added.iter().zip(&before).map(|(x, y)| x + f64::from(*y)).collect();
+        let want = Want { numbers, tolerance: (4.0 * ulp(DType::F32), 1e-6) };
+        compare("add_normed", format!("{rows} rows of {width}"), run(), &want)
+    };
+    widths(size).iter().map(|w| case(*w)).collect()
+}
+
+fn as_is(on: &Exec, size: Size) -> Vec<Outcome> {
+    let case = |(width, dtype): (usize, DType)| {
+        let (rows, src) = (3, random(34, 3 * width));
+        let run = || -> Result<Vec<f32>> {
+            let dst = poison(on, rows + 1, width, dtype)?;
+            dst.inplace_op2(&tensor(on, src.clone(), width, DType::F32)?, &AsIs { width, rows, on })?;
+            read(&dst)
+        };
+        let numbers = rounded(&src, dtype).iter().map(|x| f64::from(*x)).collect();
+        let want = Want { numbers, tolerance: (0.0, f64::MIN_POSITIVE) };
+        compare("as_is", format!("{rows} rows of {width}, {dtype:?}"), run(), &want)
+    };
+    widths(size).iter().flat_map(|w| types(on).iter().map(|t| (*w, *t))).map(case).collect()
+}
+
+fn norm_sides(on: &Exec, size: Size) -> Vec<Outcome> {
+    let case = |width: usize| {
+        // A wide part, one of 7, and what is left alone behind them.
+        let (rows, stride, widths) = (4, width + 10, [width, 7]);
+        let (src, scales) = (random(35, rows * stride), widths.map(|w| random(36, w)));
+        let run = || -> Result<Vec<f32>> {
+            let [first, second] = [0, 1].map(|i| Weight::made(scales[i].clone(), widths[i], DType::F32, on));
+            let dst = tensor(on, src.clone(), stride, DType::F32)?;
+            dst.inplace_op1(&NormSides { weights: &[first?, second?], eps: 1e-5, rows, on })?;
+            read(&dst)
+        };
+        let row = |row: &[f32]| {
+            let sides = [&row[..width], &row[width..width + 7]];
+            let both = sides.iter().zip(&scales).flat_map(|(side, scale)| normed(side, scale, 1e-5));
+            both.chain(row[width + 7..].iter().map(|x| f64::from(*x))).collect::<Vec<_>>()
+        };
+        let numbers = src.chunks(stride).flat_map(row).collect();
+        let want = Want { numbers, tolerance: (4.0 * ulp(DType::F32), 1e-6) };
+        compare("norm_sides", format!("{rows} rows of {width} and 7"), run(), &want)
+    };
+    widths(size).iter().map(|w| case(*w)).collect()
+}
+
 fn rope_angles(on: &Exec, _: Size) -> Vec<Outcome> {
-    let case = |half: usize| {
-        let frequencies: Vec<f32> =
+    let case = |(half, length): (usize, f32)| {
+        let mut frequencies: Vec<f32> =
             (0..half).map(|i| (-(i as f32) / half as f32 * 500_000f32.ln()).exp()).collect();
+        // A pair that is not turned keeps its length.
+        frequencies[half - 1] = 0.0;
         let positions = [0u32, 1, 17, 4097, 131_071];
         let run = || -> Result<Vec<f32>> {
             let inverse_frequencies = &Weight::made(frequencies.clone(), half, DType::F32, on)?;
             let [positions] = mirrored(on, [&positions])?;
             let dst = poison(on, positions.host.len() + 1, 2 * half, DType::F32)?;
-            dst.inplace_op1(&RopeAngles { positions, inverse_frequencies, on })?;
+            dst.inplace_op1(&RopeAngles { positions, inverse_frequencies, length, on })?;
             read(&dst)
         };
         let row = |p: &u32| {
             // The angle is an f32 by definition; its sine and cosine are not.
             let angle = |f: &f32| f64::from(*p as f32 * f);
-            let cosines = frequencies.iter().map(move |f| angle(f).cos());
-            cosines.chain(frequencies.iter().map(move |f| angle(f).sin())).collect::<Vec<_>>()
+            let by = |f: &f32| if *f == 0.0 { 1.0 } else { f64::from(length) };
+            let cosines = frequencies.iter().map(move |f| angle(f).cos() * by(f));
+            cosines.chain(frequencies.iter().map(move |f| angle(f).sin() * by(f))).collect::<Vec<_>>()
         };
         let want = Want { numbers: positions.iter().flat_map(row).collect(), tolerance: (0.0, 2e-6) };
         compare("rope_angles", format!("heads of {}", 2 * half), run(), &want)
     };
-    [32, 48, 64, 128].map(case).into()
+    [(32, 1.0), (48, 1.25), (64, 1.0), (128, 1.0)].map(case).into()
 }
 
 /// `src · weightᵀ`, rows after rows.

@@ -5,6 +5,7 @@
 
 mod ahead;
 mod allocation;
+mod architectures;
 mod bench;
 mod checkpoint;
 mod demo;

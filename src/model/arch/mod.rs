@@ -2,36 +2,60 @@
 //!
 //! One file and one line here per architecture. This is the only folder that knows a model's name.
 
+mod glm4;
+mod granite;
 mod llama;
+mod mistral;
+mod olmo2;
+mod phi3;
+mod qwen2;
 mod qwen3;
 pub mod reader;
+mod smollm3;
 
 use reader::ConfigReader;
 
 use crate::model::LoadError;
-use crate::model::spec::{DecoderSpec, TensorNames};
+use crate::model::spec::{DecoderSpec, Parts, RopeScaling, TensorNames};
 
 type Build = fn(&ConfigReader) -> Result<DecoderSpec, LoadError>;
 
 /// (name in `architectures`, `model_type`, builder).
-const REGISTRY: &[(&str, &str, Build)] =
-    &[("LlamaForCausalLM", "llama", llama::spec), ("Qwen3ForCausalLM", "qwen3", qwen3::spec)];
+const REGISTRY: &[(&str, &str, Build)] = &[
+    ("Glm4ForCausalLM", "glm4", glm4::spec),
+    ("GraniteForCausalLM", "granite", granite::spec),
+    ("LlamaForCausalLM", "llama", llama::spec),
+    ("MistralForCausalLM", "mistral", mistral::spec),
+    ("Olmo2ForCausalLM", "olmo2", olmo2::spec),
+    ("Phi3ForCausalLM", "phi3", phi3::spec),
+    ("Qwen2ForCausalLM", "qwen2", qwen2::spec),
+    ("Qwen3ForCausalLM", "qwen3", qwen3::spec),
+    ("SmolLM3ForCausalLM", "smollm3", smollm3::spec),
+];
+
+/// What `architectures` of a `config.json` may say.
+pub fn known() -> impl Iterator<Item = &'static str> {
+    REGISTRY.iter().map(|(name, _, _)| *name)
+}
 
 /// Names most decoders use.
 pub(crate) const HF_NAMES: TensorNames = TensorNames {
     embedding: "model.embed_tokens.weight",
     final_norm: "model.norm.weight",
     head: "lm_head.weight",
-    input_norm: "model.layers.{}.input_layernorm.weight",
-    post_attention_norm: "model.layers.{}.post_attention_layernorm.weight",
-    q: "model.layers.{}.self_attn.q_proj",
-    k: "model.layers.{}.self_attn.k_proj",
-    v: "model.layers.{}.self_attn.v_proj",
+    input_norm: Some("model.layers.{}.input_layernorm.weight"),
+    attention_out_norm: None,
+    mlp_norm: Some("model.layers.{}.post_attention_layernorm.weight"),
+    mlp_out_norm: None,
+    qkv: Parts::Apart([
+        "model.layers.{}.self_attn.q_proj",
+        "model.layers.{}.self_attn.k_proj",
+        "model.layers.{}.self_attn.v_proj",
+    ]),
     o: "model.layers.{}.self_attn.o_proj",
     q_norm: "model.layers.{}.self_attn.q_norm.weight",
     k_norm: "model.layers.{}.self_attn.k_norm.weight",
-    gate: "model.layers.{}.mlp.gate_proj",
-    up: "model.layers.{}.mlp.up_proj",
+    gate_up: Parts::Apart(["model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"]),
     down: "model.layers.{}.mlp.down_proj",
 };
 
@@ -40,18 +64,24 @@ pub(crate) const BARE_NAMES: TensorNames = TensorNames {
     embedding: "embed_tokens.weight",
     final_norm: "norm.weight",
     head: "lm_head.weight",
-    input_norm: "layers.{}.input_layernorm.weight",
-    post_attention_norm: "layers.{}.post_attention_layernorm.weight",
-    q: "layers.{}.self_attn.q_proj",
-    k: "layers.{}.self_attn.k_proj",
-    v: "layers.{}.self_attn.v_proj",
+    input_norm: Some("layers.{}.input_layernorm.weight"),
+    attention_out_norm: None,
+    mlp_norm: Some("layers.{}.post_attention_layernorm.weight"),
+    mlp_out_norm: None,
+    qkv: Parts::Apart([
+        "layers.{}.self_attn.q_proj",
+        "layers.{}.self_attn.k_proj",
+        "layers.{}.self_attn.v_proj",
+    ]),
     o: "layers.{}.self_attn.o_proj",
     q_norm: "layers.{}.self_attn.q_norm.weight",
     k_norm: "layers.{}.self_attn.k_norm.weight",
-    gate: "layers.{}.mlp.gate_proj",
-    up: "layers.{}.mlp.up_proj",
+    gate_up: Parts::Apart(["layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj"]),
     down: "layers.{}.mlp.down_proj",
 };
+
+/// Gate and up in one tensor.
+const FUSED_GATE_UP: Parts<2> = Parts::Together("model.layers.{}.mlp.gate_up_proj");
 
 /// The spec of a `config.json`.
 ///
@@ -67,7 +97,7 @@ pub fn spec_of(file: &str, config: &serde_json::Value) -> Result<DecoderSpec, Lo
         None => model_type == Some(*kind),
     });
     let Some((_, _, build)) = found else {
-        let known: Vec<&str> = REGISTRY.iter().map(|r| r.0).collect();
+        let known: Vec<&str> = known().collect();
         let name = declared.or(model_type).unwrap_or("none");
         return Err(reader.error(
             "architectures",
@@ -106,13 +136,33 @@ fn check(reader: &ConfigReader, s: &DecoderSpec) -> Result<(), LoadError> {
     if !s.head_dim.is_multiple_of(8) || s.head_dim > 256 {
         return Err(reader.error("head_dim", format!("{} is not a multiple of 8 up to 256", s.head_dim)));
     }
+    for rope in &s.ropes {
+        if !rope.turned.is_multiple_of(2) || rope.turned > s.head_dim {
+            let problem = format!("turns {} numbers of heads of {}", rope.turned, s.head_dim);
+            return Err(reader.error("partial_rotary_factor", problem));
+        }
+        if let RopeScaling::Each { factors, .. } = &rope.scaling
+            && (factors.len() != rope.turned / 2 || factors.iter().any(|f| *f <= 0.0))
+        {
+            let problem = format!("{} factors for {} pairs, each above 0", factors.len(), rope.turned / 2);
+            return Err(reader.error("rope_scaling.short_factor", problem));
+        }
+    }
+    for (key, scale) in [
+        ("embedding_multiplier", s.embedding_scale),
+        ("attention_multiplier", s.attention_scale),
+        ("logits_scaling", s.logit_scale),
+    ] {
+        if !scale.is_finite() || scale <= 0.0 {
+            return Err(reader.error(key, format!("comes to {scale}, which is no finite number above 0")));
+        }
+    }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::spec::RopeScaling;
 
     fn llama() -> serde_json::Value {
         serde_json::json!({
@@ -129,7 +179,7 @@ mod tests {
     fn a_llama_configuration_becomes_a_spec() {
         let spec = spec_of("config.json", &llama()).unwrap();
         assert_eq!((spec.hidden, spec.kv_heads, spec.head_dim), (2048, 8, 64));
-        assert!(matches!(spec.rope.scaling, RopeScaling::Llama3 { .. }));
+        assert!(matches!(spec.ropes[0].scaling, RopeScaling::Llama3 { .. }));
         assert_eq!(spec.parameters(), 1_235_746_816);
     }
 
@@ -140,7 +190,7 @@ mod tests {
             ("num_key_value_heads", serde_json::json!(5)),
             ("hidden_size", serde_json::json!(-3)),
             ("vocab_size", serde_json::json!(1e300)),
-            ("rope_scaling", serde_json::json!({"rope_type": "yarn", "factor": 2.0})),
+            ("rope_scaling", serde_json::json!({"rope_type": "dynamic", "factor": 2.0})),
             ("architectures", serde_json::json!(["MambaForCausalLM"])),
         ] {
             let mut config = llama();

@@ -1,33 +1,12 @@
 //! Qwen3, dense: as Llama, with an RMS norm on every query and key head.
 
-use super::HF_NAMES;
+use super::llama;
 use super::reader::ConfigReader;
 use crate::model::LoadError;
-use crate::model::spec::DecoderSpec;
+use crate::model::spec::{DecoderSpec, QkNorm};
 
 pub(super) fn spec(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
-    c.require("hidden_act", &"silu".into())?;
     c.require("use_sliding_window", &false.into())?;
-    let (hidden, heads) = (c.usize("hidden_size")?, c.usize("num_attention_heads")?);
-    let bias = c.bool_or("attention_bias", false)?;
-    Ok(DecoderSpec {
-        architecture: "qwen3",
-        hidden,
-        layers: c.usize("num_hidden_layers")?,
-        heads,
-        kv_heads: c.optional_usize("num_key_value_heads")?.unwrap_or(heads),
-        head_dim: c.optional_usize("head_dim")?.unwrap_or(128),
-        intermediate: c.usize("intermediate_size")?,
-        vocab: c.usize("vocab_size")?,
-        norm_eps: c.optional_f64("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        rope: c.rope()?,
-        max_positions: c.optional_usize("max_position_embeddings")?.unwrap_or(32_768),
-        tied_head: c.bool_or("tie_word_embeddings", false)?,
-        qk_norm: true,
-        qkv_bias: bias,
-        o_bias: bias,
-        mlp_bias: false,
-        float_type: c.float_type()?,
-        names: &HF_NAMES,
-    })
+    let c = &c.or("head_dim", 128).or("max_position_embeddings", 32_768);
+    Ok(DecoderSpec { architecture: "qwen3", qk_norm: QkNorm::Head, mlp_bias: false, ..llama::spec(c)? })
 }

@@ -4,9 +4,12 @@ use crate::model::LoadError;
 use crate::model::spec::{FloatType, RopeScaling, RopeSpec};
 
 /// A `config.json` that is known to be an object.
+#[derive(Clone)]
 pub struct ConfigReader<'a> {
     file: &'a str,
     map: &'a serde_json::Map<String, serde_json::Value>,
+    /// What an architecture has for keys that are not there.
+    defaults: Vec<(&'static str, serde_json::Number)>,
 }
 
 impl<'a> ConfigReader<'a> {
@@ -14,11 +17,25 @@ impl<'a> ConfigReader<'a> {
         let map = value
             .as_object()
             .ok_or_else(|| LoadError::File { file: file.into(), problem: "is not a JSON object".into() })?;
-        Ok(ConfigReader { file, map })
+        Ok(ConfigReader { file, map, defaults: Vec::new() })
     }
 
     pub fn error(&self, key: &str, problem: impl ToString) -> LoadError {
         LoadError::Config { file: self.file.into(), key: key.into(), problem: problem.to_string() }
+    }
+
+    /// The same with a number for a key that is not there.
+    #[must_use]
+    pub fn or(&self, key: &'static str, default: impl Into<serde_json::Value>) -> Self {
+        let mut with = self.clone();
+        if let serde_json::Value::Number(number) = default.into() {
+            with.defaults.push((key, number));
+        }
+        with
+    }
+
+    fn default(&self, key: &str) -> Option<&serde_json::Number> {
+        self.defaults.iter().find(|(name, _)| *name == key).map(|(_, number)| number)
     }
 
     fn get(&self, key: &str) -> Option<&'a serde_json::Value> {
@@ -26,13 +43,14 @@ impl<'a> ConfigReader<'a> {
     }
 
     pub fn optional_usize(&self, key: &str) -> Result<Option<usize>, LoadError> {
-        self.get(key)
-            .map(|v| {
-                v.as_u64()
-                    .and_then(|n| usize::try_from(n).ok())
-                    .ok_or_else(|| self.error(key, format!("{v} is not a whole number ≥ 0")))
-            })
-            .transpose()
+        let whole = |n: u64| usize::try_from(n).ok();
+        match self.get(key) {
+            None => Ok(self.default(key).and_then(serde_json::Number::as_u64).and_then(whole)),
+            Some(v) => {
+                let found = v.as_u64().and_then(whole);
+                found.map(Some).ok_or_else(|| self.error(key, format!("{v} is not a whole number ≥ 0")))
+            }
+        }
     }
 
     pub fn usize(&self, key: &str) -> Result<usize, LoadError> {
@@ -40,9 +58,30 @@ impl<'a> ConfigReader<'a> {
     }
 
     pub fn optional_f64(&self, key: &str) -> Result<Option<f64>, LoadError> {
-        self.get(key)
-            .map(|v| v.as_f64().ok_or_else(|| self.error(key, format!("{v} is not a number"))))
-            .transpose()
+        match self.get(key) {
+            None => Ok(self.default(key).and_then(serde_json::Number::as_f64)),
+            Some(v) => v.as_f64().map(Some).ok_or_else(|| self.error(key, format!("{v} is not a number"))),
+        }
+    }
+
+    /// A list of numbers.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, LoadError> {
+        let list = |v: &serde_json::Value| {
+            v.as_array()?.iter().map(serde_json::Value::as_f64).collect::<Option<Vec<f64>>>()
+        };
+        self.get(key).map(|v| list(v).ok_or_else(|| self.error(key, "is not a list of numbers"))).transpose()
+    }
+
+    /// The longest context of a model whose every layer sees so many positions: as long as no more are taken the window
+    /// changes nothing.
+    pub fn within_window(&self, max_positions: usize) -> Result<usize, LoadError> {
+        match self.optional_usize("sliding_window")? {
+            Some(window) if window < max_positions => {
+                tracing::warn!(file = self.file, window, "sliding_window: contexts are cut to it");
+                Ok(window)
+            }
+            _ => Ok(max_positions),
+        }
     }
 
     pub fn bool_or(&self, key: &str, default: bool) -> Result<bool, LoadError> {
@@ -80,27 +119,39 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// `rope_theta` and `rope_scaling`, or both inside `rope_parameters` as newer files have them.
-    pub fn rope(&self) -> Result<RopeSpec, LoadError> {
+    /// `rope_theta`, `partial_rotary_factor` and `rope_scaling`, or all inside `rope_parameters` as newer files have them.
+    pub fn rope(&self, head_dim: usize) -> Result<RopeSpec, LoadError> {
         let key = if self.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
         let inner = match self.get(key) {
             None => None,
             Some(v) => Some(
                 v.as_object()
-                    .map(|map| ConfigReader { file: self.file, map })
+                    .map(|map| ConfigReader { map, ..self.clone() })
                     .ok_or_else(|| self.error(key, "is not an object"))?,
             ),
         };
-        let inner_theta = inner.as_ref().map_or(Ok(None), |r| r.optional_f64("rope_theta"))?;
+        let inner_theta = inner.as_ref().map_or(Ok(None), |r| r.only_own().optional_f64("rope_theta"))?;
         let theta = inner_theta.or(self.optional_f64("rope_theta")?).unwrap_or(10_000.0);
         if theta.is_nan() || theta <= 1.0 {
             return Err(self.error("rope_theta", format!("{theta} is not greater than 1")));
         }
-        let scaling = inner.map_or(Ok(RopeScaling::None), |r| r.scaling(key))?;
-        Ok(RopeSpec { theta, scaling })
+        let inner_part =
+            inner.as_ref().map_or(Ok(None), |r| r.only_own().optional_f64("partial_rotary_factor"))?;
+        let part = inner_part.or(self.optional_f64("partial_rotary_factor")?).unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&part) {
+            return Err(self.error("partial_rotary_factor", format!("{part} is not between 0 and 1")));
+        }
+        let scaling = inner.map_or(Ok(RopeScaling::None), |r| r.scaling(key, self))?;
+        let turned = (head_dim as f64 * part) as usize;
+        Ok(RopeSpec { scaling, turned, ..RopeSpec::plain(theta, head_dim) })
     }
 
-    fn scaling(&self, parent: &str) -> Result<RopeScaling, LoadError> {
+    fn only_own(&self) -> Self {
+        ConfigReader { defaults: Vec::new(), ..self.clone() }
+    }
+
+    /// `whole`: the file that this is a part of.
+    fn scaling(&self, parent: &str, whole: &ConfigReader) -> Result<RopeScaling, LoadError> {
         let kind = match self.optional_str("rope_type")? {
             Some(kind) => Some(kind),
             None => self.optional_str("type")?,
@@ -119,10 +170,58 @@ impl<'a> ConfigReader<'a> {
                 high_freq_factor: number("high_freq_factor")?,
                 original_max_positions: number("original_max_position_embeddings")?,
             }),
+            Some("yarn") => {
+                let factor = number("factor")?;
+                let or =
+                    |key: &str, default: f64| Ok::<_, LoadError>(self.optional_f64(key)?.unwrap_or(default));
+                let scale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
+                let length = match (self.optional_f64("mscale")?, self.optional_f64("mscale_all_dim")?) {
+                    (Some(of), Some(all)) if of != 0.0 && all != 0.0 => scale(of) / scale(all),
+                    _ => scale(1.0),
+                };
+                Ok(RopeScaling::Yarn {
+                    factor,
+                    beta_fast: or("beta_fast", 32.0)?,
+                    beta_slow: or("beta_slow", 1.0)?,
+                    original_max_positions: original(self, whole)?,
+                    truncate: self.bool_or("truncate", true)?,
+                    length: or("attention_factor", length)?,
+                })
+            }
+            Some("longrope" | "su") => {
+                let factors = self.numbers("short_factor")?;
+                let factors = factors
+                    .ok_or_else(|| self.error(&format!("{parent}.short_factor"), "is missing"))?
+                    .into_iter()
+                    .map(|f| f as f32)
+                    .collect();
+                let original = original(self, whole)?;
+                let factor = whole.optional_f64("max_position_embeddings")?.unwrap_or(original) / original;
+                let longer = (1.0 + factor.ln() / original.ln()).sqrt();
+                let length = if factor <= 1.0 { 1.0 } else { longer };
+                Ok(RopeScaling::Each {
+                    factors,
+                    length: self.optional_f64("attention_factor")?.unwrap_or(length),
+                })
+            }
             Some(other) => {
-                Err(self
-                    .error(parent, format!("type `{other}` is not supported (default, linear, llama3 are)")))
+                let known = "default, linear, llama3, yarn, longrope are";
+                Err(self.error(parent, format!("type `{other}` is not supported ({known})")))
             }
         }
     }
+}
+
+/// The context that a model was trained with first.
+fn original(scaling: &ConfigReader, whole: &ConfigReader) -> Result<f64, LoadError> {
+    const KEY: &str = "original_max_position_embeddings";
+    let found = match scaling.optional_f64(KEY)? {
+        None => whole.optional_f64(KEY)?,
+        found => found,
+    };
+    let found = match found {
+        None => whole.optional_f64("max_position_embeddings")?,
+        found => found,
+    };
+    found.filter(|v| *v > 1.0).ok_or_else(|| whole.error(KEY, "is missing or not greater than 1"))
 }

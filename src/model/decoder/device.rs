@@ -32,18 +32,20 @@ impl Decoder {
             alike.map(together).collect::<Result<_>>().map(Projection)
         };
         let layer = |layer: &Layer| {
-            let norms = layer.head_norms.as_ref();
+            let norms = layer.qk_norms.as_ref();
+            let some = |norm: &Option<Weight>| norm.as_ref().map(one).transpose();
             Ok::<_, candle_core::Error>(Layer {
-                input_norm: one(&layer.input_norm)?,
+                input_norm: some(&layer.input_norm)?,
                 qkv: projection(&layer.qkv)?,
                 o: projection(&layer.o)?,
-                head_norms: norms
-                    .map(|[q, k]| Ok::<_, candle_core::Error>([one(q)?, one(k)?]))
-                    .transpose()?,
-                post_attention_norm: one(&layer.post_attention_norm)?,
+                qk_norms: norms.map(|[q, k]| Ok::<_, candle_core::Error>([one(q)?, one(k)?])).transpose()?,
+                attention_out_norm: some(&layer.attention_out_norm)?,
+                mlp_norm: some(&layer.mlp_norm)?,
                 gate_up: projection(&layer.gate_up)?,
                 down: projection(&layer.down)?,
+                mlp_out_norm: some(&layer.mlp_out_norm)?,
                 cache_scales: layer.cache_scales,
+                rope: layer.rope,
             })
         };
         let embedding = one(&self.embedding)?;
@@ -56,7 +58,7 @@ impl Decoder {
             embedding,
             layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
             final_norm: one(&self.final_norm)?,
-            inverse_frequencies: one(&self.inverse_frequencies)?,
+            inverse_frequencies: self.inverse_frequencies.iter().map(one).collect::<Result<_>>()?,
             rank: None,
         })
     }

@@ -10,6 +10,7 @@ use std::ops::Range;
 use candle_core::{Result, bail};
 
 use super::{Decoder, Layer, Matrix, Projection};
+use crate::model::spec::QkNorm;
 use crate::ops::all_reduce::Rank;
 use crate::ops::weight::Weight;
 
@@ -32,6 +33,9 @@ impl Decoder {
         if !s.kv_heads.is_multiple_of(ranks) && !ranks.is_multiple_of(s.kv_heads) {
             bail!("{ranks} ranks cannot share {} K/V heads", s.kv_heads)
         }
+        if s.qk_norm == QkNorm::Whole {
+            bail!("ranks cannot share queries and keys that are normed together")
+        }
         let mut spec = s.clone();
         (spec.heads, spec.intermediate) = (s.heads / ranks, s.intermediate / ranks);
         spec.kv_heads = (s.kv_heads / ranks).max(1);
@@ -43,11 +47,14 @@ impl Decoder {
             input_norm: layer.input_norm.clone(),
             qkv: layer.qkv.rows(&[q.clone(), kv.clone(), kv.clone()]),
             o: layer.o.columns(&q, index),
-            head_norms: layer.head_norms.clone(),
-            post_attention_norm: layer.post_attention_norm.clone(),
+            qk_norms: layer.qk_norms.clone(),
+            attention_out_norm: layer.attention_out_norm.clone(),
+            mlp_norm: layer.mlp_norm.clone(),
             gate_up: layer.gate_up.rows(&[inner.clone(), inner.clone()]),
             down: layer.down.columns(&inner, index),
+            mlp_out_norm: layer.mlp_out_norm.clone(),
             cache_scales: layer.cache_scales,
+            rope: layer.rope,
         });
         Ok(Decoder {
             layers: layers.collect(),
@@ -63,14 +70,30 @@ impl Decoder {
     }
 }
 
+impl Matrix {
+    /// Those outputs.
+    fn rows(&self, rows: &Range<usize>) -> Matrix {
+        Matrix {
+            weight: self.weight.shard_rows(rows.clone()),
+            bias: self.bias.as_ref().map(|b| Weight::vector(b.f32s()[rows.clone()].to_vec())),
+        }
+    }
+}
+
 impl Projection {
     /// Those outputs of each matrix.
     fn rows(&self, outputs: &[Range<usize>]) -> Projection {
-        let one = |(m, rows): (&Matrix, &Range<usize>)| Matrix {
-            weight: m.weight.shard_rows(rows.clone()),
-            bias: m.bias.as_ref().map(|b| Weight::vector(b.f32s()[rows.clone()].to_vec())),
+        Projection(self.0.iter().zip(outputs).map(|(matrix, rows)| matrix.rows(rows)).collect())
+    }
+
+    /// One matrix as several, which have so many outputs each.
+    pub(super) fn cut(&self, outputs: &[usize]) -> Projection {
+        let mut first = 0;
+        let mut part = |n: &usize| {
+            first += n;
+            self.0[0].rows(&(first - n..first))
         };
-        Projection(self.0.iter().zip(outputs).map(one).collect())
+        Projection(outputs.iter().map(&mut part).collect())
     }
 
     /// Those inputs. A bias is added once: by the first rank.

@@ -4,16 +4,18 @@
 
 constexpr u32 BLOCK_SIZE = 16; // positions of a cache block, as in ops/paged_attention.rs
 
-// dst[row] = [cos(p * f_0) ..., sin(p * f_0) ...]; f32 [rows, 2 * half]. A block a row.
-KERNEL(rope_angles, float *dst, const u32 *positions, const float *inverse_frequencies, u32 half) {
+// dst[row] = [cos(p * f_0) ..., sin(p * f_0) ...]; f32 [rows, 2 * half]. A block a row. Both are multiplied by `length`
+// but where the frequency is 0: what is not turned stays as it is.
+KERNEL(rope_angles, float *dst, const u32 *positions, const float *inverse_frequencies, u32 half, float length) {
   follow();
   const float position = (float)positions[blockIdx.x];
   float *row = dst + size_t(blockIdx.x) * 2 * half;
   for (u32 i = threadIdx.x; i < half; i += blockDim.x) {
     float sine, cosine;
-    sincosf(position * inverse_frequencies[i], &sine, &cosine);
-    row[i] = cosine;
-    row[half + i] = sine;
+    const float frequency = inverse_frequencies[i], by = frequency == 0.0f ? 1.0f : length;
+    sincosf(position * frequency, &sine, &cosine);
+    row[i] = cosine * by;
+    row[half + i] = sine * by;
   }
 }
 

@@ -24,6 +24,24 @@ impl Weight {
         weight.with_scales_of(self, rows, 0..self.cols)
     }
 
+    /// Those rows in that order, copied.
+    ///
+    /// # Panics
+    /// Of rows that are not there, of a weight on a device.
+    #[must_use]
+    pub fn picked_rows(&self, rows: &[usize]) -> Weight {
+        let store = self.picked(rows.iter().flat_map(|r| r * self.cols..(r + 1) * self.cols));
+        let weight = Weight { rows: rows.len(), cols: self.cols, kind: self.kind, store, scales: None };
+        let Some(scales) = self.scales() else { return weight };
+        let each = scales.block().1;
+        let of_row = |row: &usize| {
+            let all = scales.of_row(*row, self.cols);
+            (0..self.cols).step_by(each).map(move |col| all[col / each])
+        };
+        let data = rows.iter().flat_map(of_row).collect();
+        weight.with_scales(data, (1, each)).expect("scales of rows of a matrix that has them")
+    }
+
     /// Those columns, copied.
     ///
     /// # Panics

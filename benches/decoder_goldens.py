@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""Logits of small decoders by HuggingFace transformers: `tests/it/cases/decoders.json`.
+
+    python3 benches/decoder_goldens.py > tests/it/cases/decoders.json
+
+The weights are those of `synthetic:`, so only configurations and results are kept: of each prompt the logits behind its
+last token.
+"""
+import json
+import sys
+
+try:
+    import torch
+    import transformers
+except ImportError as missing:
+    print(f"{missing}: pip install numpy torch transformers", file=sys.stderr)
+    sys.exit(2)
+from synthetic import weight
+
+VOCAB = 96
+BASE = {
+    "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 80, "vocab_size": VOCAB, "hidden_act": "silu", "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "pad_token_id": 0, "torch_dtype": "float32",
+}
+
+
+def rope(theta, kind="default", **more):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **more}}
+
+
+def configurations():
+    yarn = rope(1e4, "yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=8.0, beta_slow=1.0)
+    long = rope(1e4, "longrope", short_factor=[1.0, 1.1, 1.3, 1.7, 2.0, 3.0], long_factor=[4.0] * 6,
+                original_max_position_embeddings=64, partial_rotary_factor=0.75)
+    llama3 = rope(5e5, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                  original_max_position_embeddings=32)
+    for name, kind, more in [
+        ("Llama", "llama", {**llama3, "attention_bias": True, "mlp_bias": True}),
+        ("Llama", "llama", rope(1e4, "linear", factor=4.0)),
+        ("Llama", "llama", {**yarn, "num_key_value_heads": 4}),
+        ("Mistral", "mistral", {**rope(1e6), "head_dim": 24, "sliding_window": None}),
+        ("Qwen2", "qwen2", {**rope(1e6), "tie_word_embeddings": True, "use_sliding_window": False}),
+        ("Qwen2", "qwen2", {**yarn, "use_sliding_window": False}),
+        ("Qwen3", "qwen3", {**rope(1e6), "head_dim": 16, "use_sliding_window": False}),
+        ("Phi3", "phi3", {**rope(1e4), "sliding_window": None, "hidden_size": 64}),
+        ("Phi3", "phi3", {**long, "sliding_window": None, "hidden_size": 64, "original_max_position_embeddings": 64}),
+        ("Granite", "granite", {**rope(1e4), "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+                                "attention_multiplier": 0.08, "logits_scaling": 8.0, "tie_word_embeddings": True}),
+        ("Olmo2", "olmo2", {**rope(5e5), "hidden_size": 64}),
+        ("SmolLM3", "smollm3", {**rope(2e6), "hidden_size": 64, "no_rope_layers": [1, 1, 0, 1],
+                                "use_sliding_window": False, "layer_types": ["full_attention"] * 4}),
+        ("Glm4", "glm4", {**rope(1e4, partial_rotary_factor=0.5), "head_dim": 16, "attention_bias": True}),
+    ]:
+        config = {**BASE, **more}
+        config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+        if config["head_dim"] % 8:
+            config["hidden_size"], config["head_dim"] = 64, 16
+        yield f"{name}ForCausalLM", {"model_type": kind, **config}
+
+
+def prompts():
+    for length in (1, 7, 40, 60):
+        yield [1 + (i * i * 31 + i * 17 + length) % (VOCAB - 2) for i in range(length)]
+
+
+def model_of(architecture, config):
+    of_kind = dict(config)
+    made = transformers.AutoConfig.for_model(of_kind.pop("model_type"), **of_kind)
+    made._attn_implementation = "eager"
+    model = getattr(transformers, architecture)(made).eval().float()
+    tied = config["tie_word_embeddings"]
+    names = [(name, t) for name, t in model.state_dict().items() if not (tied and name == "lm_head.weight")]
+    layers = config["num_hidden_layers"]
+    model.load_state_dict({name: weight(name, tuple(t.shape), layers) for name, t in names}, strict=not tied)
+    return model
+
+
+def main():
+    cases = []
+    for architecture, config in configurations():
+        model, results = model_of(architecture, config), []
+        for ids in prompts():
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double()
+            results.append([round(x, 6) for x in logits.tolist()])
+        cases.append({"config": {"architectures": [architecture], **config}, "results": results})
+    made = {"transformers": transformers.__version__, "torch": torch.__version__}
+    print(json.dumps({"made_by": made, "prompts": list(prompts()), "cases": cases}))
+
+
+main()

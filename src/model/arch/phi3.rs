@@ -1,0 +1,24 @@
+//! Phi-3 and Phi-4: as Llama, with matrices in one tensor, and heads of which only a part is turned.
+
+use super::llama;
+use super::reader::ConfigReader;
+use super::{FUSED_GATE_UP, HF_NAMES};
+use crate::model::LoadError;
+use crate::model::spec::{DecoderSpec, Parts, RopeScaling, TensorNames};
+
+const NAMES: TensorNames = TensorNames {
+    qkv: Parts::Together("model.layers.{}.self_attn.qkv_proj"),
+    gate_up: FUSED_GATE_UP,
+    ..HF_NAMES
+};
+
+pub(super) fn spec(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
+    let c = &c.or("rms_norm_eps", 1e-5).or("max_position_embeddings", 4096);
+    let spec = llama::spec(c)?;
+    let mut max_positions = c.within_window(spec.max_positions)?;
+    if matches!(spec.ropes[0].scaling, RopeScaling::Each { .. }) {
+        // Beyond, other factors hold, for the whole text: that is another model.
+        max_positions = max_positions.min(c.usize("original_max_position_embeddings")?);
+    }
+    Ok(DecoderSpec { architecture: "phi3", max_positions, names: &NAMES, ..spec })
+}

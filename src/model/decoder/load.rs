@@ -1,0 +1,290 @@
+//! Reading a decoder's weights: names, shapes and types are checked, norms and tables scanned for what is no number.
+
+use candle_core::DType;
+
+use super::{Decoder, Layer, Matrix, Precision, Projection};
+use crate::model::LoadError;
+use crate::model::spec::{DecoderSpec, FloatType, Parts, QkNorm};
+use crate::model::weights::WeightSource;
+use crate::ops::kv_write::CacheScales;
+use crate::ops::weight::{Weight, WeightType};
+
+/// What becomes of the weights of products when they are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantize {
+    /// FP8 where the checkpoint has it.
+    AsStored,
+    /// All but the embedding and the head, a scale for each output.
+    Fp8,
+}
+
+/// How a checkpoint is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    pub precision: Precision,
+    pub quantize: Quantize,
+    /// Scan every weight for NaN, not only norms and embeddings.
+    pub scan_all: bool,
+}
+
+/// The tensors of a decoder with their shapes, in the order they are used.
+pub fn tensors(spec: &DecoderSpec) -> Vec<(String, Vec<usize>)> {
+    let n = spec.names;
+    let mut all = vec![(n.embedding.to_string(), vec![spec.vocab, spec.hidden])];
+    for layer in 0..spec.layers {
+        let named = |name: &str| name.replace("{}", &layer.to_string());
+        let mut projection = |name: &str, bias: bool, out: usize, input: usize| {
+            let name = named(name);
+            all.push((format!("{name}.weight"), vec![out, input]));
+            if bias {
+                all.push((format!("{name}.bias"), vec![out]));
+            }
+        };
+        for (name, out) in named_outputs(n.qkv, [spec.q_width(), spec.kv_width(), spec.kv_width()]) {
+            projection(name, spec.qkv_bias, out, spec.hidden);
+        }
+        projection(n.o, spec.o_bias, spec.hidden, spec.q_width());
+        for (name, out) in named_outputs(n.gate_up, [spec.intermediate; 2]) {
+            projection(name, spec.mlp_bias, out, spec.hidden);
+        }
+        projection(n.down, spec.mlp_bias, spec.hidden, spec.intermediate);
+        let of_residual = [n.input_norm, n.attention_out_norm, n.mlp_norm, n.mlp_out_norm];
+        all.extend(of_residual.into_iter().flatten().map(|name| (named(name), vec![spec.hidden])));
+        let widths = match spec.qk_norm {
+            QkNorm::None => continue,
+            QkNorm::Head => [spec.head_dim; 2],
+            QkNorm::Whole => [spec.q_width(), spec.kv_width()],
+        };
+        all.extend([n.q_norm, n.k_norm].into_iter().zip(widths).map(|(name, n)| (named(name), vec![n])));
+    }
+    all.push((n.final_norm.to_string(), vec![spec.hidden]));
+    if !spec.tied_head {
+        all.push((n.head.to_string(), vec![spec.vocab, spec.hidden]));
+    }
+    all
+}
+
+/// The tensors of matrices over the same input, and how many outputs each has.
+fn named_outputs<const N: usize>(parts: Parts<N>, outputs: [usize; N]) -> Vec<(&'static str, usize)> {
+    match parts {
+        Parts::Apart(names) => names.into_iter().zip(outputs).collect(),
+        Parts::Together(name) => vec![(name, outputs.iter().sum())],
+    }
+}
+
+/// Reads a decoder's tensors from a source, converting and scanning as asked.
+pub(super) struct Loader<'a> {
+    pub spec: &'a DecoderSpec,
+    pub source: &'a WeightSource,
+    pub reading: Reading,
+    pub progress: &'a dyn Fn(f32),
+}
+
+impl Loader<'_> {
+    fn finite(&self, name: &str, weight: Weight) -> std::result::Result<Weight, LoadError> {
+        match weight.first_non_finite() {
+            None => Ok(weight),
+            Some(i) => {
+                let problem = format!("element {i} is {}", weight.get(i));
+                Err(LoadError::tensor(&self.source.file_of(name), name, problem))
+            }
+        }
+    }
+
+    fn matrix(&self, name: &str, shape: &[usize], scan: bool) -> std::result::Result<Weight, LoadError> {
+        let stored = self.source.weight(name, shape)?;
+        let weight = match self.reading.precision {
+            // With FP8 weights the precision is that of what they meet.
+            _ if stored.kind() == WeightType::Fp8 => stored,
+            Precision::AsStored => stored,
+            Precision::F32 => stored.to_f32(),
+            Precision::F16 => stored.to_f16(),
+            Precision::Bf16 => stored.to_bf16(),
+        };
+        if scan || self.reading.scan_all { self.finite(name, weight) } else { Ok(weight) }
+    }
+
+    fn product_weight(&self, name: &str, shape: &[usize]) -> std::result::Result<Weight, LoadError> {
+        match self.reading.quantize {
+            Quantize::AsStored => self.matrix(name, shape, false),
+            // Read in full anyway, and one number that is not finite would spoil its row's scale.
+            Quantize::Fp8 => Ok(self.finite(name, self.source.weight(name, shape)?)?.to_fp8()),
+        }
+    }
+
+    /// An embedding or a head, which are looked up or decide between tokens: never FP8.
+    fn table(&self, name: &str, scan: bool) -> std::result::Result<Weight, LoadError> {
+        let weight = self.matrix(name, &[self.spec.vocab, self.spec.hidden], scan)?;
+        match (weight.kind(), self.reading.precision, self.spec.float_type) {
+            (WeightType::Fp8, Precision::F32, _) => Ok(weight.to_f32()),
+            (WeightType::Fp8, Precision::F16, _) => Ok(weight.to_f16()),
+            (WeightType::Fp8, Precision::AsStored, FloatType::F32) => Ok(weight.to_f32()),
+            (WeightType::Fp8, Precision::AsStored, FloatType::F16) => Ok(weight.to_f16()),
+            (WeightType::Fp8, ..) => Ok(weight.to_bf16()),
+            _ => Ok(weight),
+        }
+    }
+
+    /// Of an FP8 cache, under the names that quantisers give them; 1 where there are none.
+    fn cache_scales(&self, layer: usize) -> std::result::Result<CacheScales, LoadError> {
+        let o = self.spec.names.o.replace("{}", &layer.to_string());
+        let attention = o.rsplit_once('.').map_or("", |(attention, _)| attention);
+        let find = |which: &str| {
+            let names = [
+                format!("{attention}.{which}_scale"),
+                format!("{attention}.attn.{which}_scale"),
+                format!("{attention}.{which}_proj.{which}_scale"),
+                format!("{attention}.{which}_proj.output_scale"),
+            ];
+            for name in names {
+                match self.source.scalar(&name)? {
+                    None => {}
+                    Some(scale) if scale.is_finite() && scale > 0.0 => return Ok(scale),
+                    Some(scale) => {
+                        let problem = format!("is {scale}, not a finite number above 0");
+                        return Err(LoadError::tensor(&self.source.file_of(&name), &name, problem));
+                    }
+                }
+            }
+            Ok(1.0)
+        };
+        Ok(CacheScales { k: find("k")?, v: find("v")? })
+    }
+
+    fn norm(&self, name: &str, layer: usize, width: usize) -> std::result::Result<Weight, LoadError> {
+        let name = name.replace("{}", &layer.to_string());
+        Ok(self.finite(&name, self.source.weight(&name, &[width])?)?.to_f32())
+    }
+
+    /// A norm that not every model has.
+    fn some_norm(&self, name: Option<&str>, layer: usize) -> std::result::Result<Option<Weight>, LoadError> {
+        name.map(|name| self.norm(name, layer, self.spec.hidden)).transpose()
+    }
+
+    /// The same numbers of each head in the order that turning wants, where the checkpoint has another.
+    fn in_order(&self, layer: usize, weight: Weight) -> Weight {
+        let s = self.spec;
+        let Some(order) = s.ropes[s.rope_of(layer)].order(s.head_dim) else { return weight };
+        let of = |numbers: usize| {
+            let of_head = |head: usize| order.iter().map(move |i| head * s.head_dim + i);
+            (0..numbers / s.head_dim).flat_map(of_head).collect::<Vec<_>>()
+        };
+        match weight.rows() {
+            1 => {
+                let numbers = weight.to_f32();
+                Weight::vector(of(weight.cols()).into_iter().map(|i| numbers.get(i)).collect())
+            }
+            rows => weight.picked_rows(&of(rows)),
+        }
+    }
+
+    /// Matrices over the same input, from a tensor each or one below the other in one.
+    fn parts<const N: usize>(
+        &self,
+        layer: usize,
+        parts: Parts<N>,
+        outputs: [usize; N],
+        bias: bool,
+    ) -> std::result::Result<Projection, LoadError> {
+        let read = self.projection(layer, &named_outputs(parts, outputs), self.spec.hidden, bias)?;
+        Ok(match parts {
+            Parts::Apart(_) => read,
+            Parts::Together(_) => read.cut(&outputs),
+        })
+    }
+
+    /// `parts`: names and outputs.
+    fn projection(
+        &self,
+        layer: usize,
+        parts: &[(&str, usize)],
+        input: usize,
+        bias: bool,
+    ) -> std::result::Result<Projection, LoadError> {
+        let part = |(name, out): &(&str, usize)| {
+            let name = name.replace("{}", &layer.to_string());
+            let weight = self.product_weight(&format!("{name}.weight"), &[*out, input])?;
+            let bias = match bias {
+                true => Some(self.matrix(&format!("{name}.bias"), &[*out], true)?.to_f32()),
+                false => None,
+            };
+            Ok(Matrix { weight, bias })
+        };
+        parts.iter().map(part).collect::<std::result::Result<_, _>>().map(Projection)
+    }
+
+    fn layer(&self, l: usize) -> std::result::Result<Layer, LoadError> {
+        let (s, n) = (self.spec, self.spec.names);
+        let (q_width, k_width) = match s.qk_norm {
+            QkNorm::Whole => (s.q_width(), s.kv_width()),
+            QkNorm::None | QkNorm::Head => (s.head_dim, s.head_dim),
+        };
+        let qk_norms = match s.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Head | QkNorm::Whole => Some([
+                self.in_order(l, self.norm(n.q_norm, l, q_width)?),
+                self.in_order(l, self.norm(n.k_norm, l, k_width)?),
+            ]),
+        };
+        let mut qkv = self.parts(l, n.qkv, [s.q_width(), s.kv_width(), s.kv_width()], s.qkv_bias)?;
+        for Matrix { weight, bias } in &mut qkv.0[..2] {
+            *weight = self.in_order(l, weight.clone());
+            *bias = bias.take().map(|bias| self.in_order(l, bias));
+        }
+        Ok(Layer {
+            input_norm: self.some_norm(n.input_norm, l)?,
+            qkv,
+            o: self.projection(l, &[(n.o, s.hidden)], s.q_width(), s.o_bias)?,
+            qk_norms,
+            attention_out_norm: self.some_norm(n.attention_out_norm, l)?,
+            mlp_norm: self.some_norm(n.mlp_norm, l)?,
+            gate_up: self.parts(l, n.gate_up, [s.intermediate; 2], s.mlp_bias)?,
+            down: self.projection(l, &[(n.down, s.hidden)], s.intermediate, s.mlp_bias)?,
+            mlp_out_norm: self.some_norm(n.mlp_out_norm, l)?,
+            cache_scales: self.cache_scales(l)?,
+            rope: s.rope_of(l),
+        })
+    }
+
+    /// The last norm: logits that the model multiplies are made of a norm that is.
+    fn final_norm(&self) -> std::result::Result<Weight, LoadError> {
+        let norm = self.norm(self.spec.names.final_norm, 0, self.spec.hidden)?;
+        Ok(match self.spec.logit_scale {
+            1.0 => norm,
+            scale => Weight::vector(norm.f32s().iter().map(|w| w * scale).collect()),
+        })
+    }
+
+    pub fn decoder(&self) -> std::result::Result<Decoder, LoadError> {
+        let (s, n) = (self.spec, self.spec.names);
+        let embedding = self.table(n.embedding, true)?;
+        let mut layers = Vec::with_capacity(s.layers);
+        for l in 0..s.layers {
+            layers.push(self.layer(l)?);
+            (self.progress)((l + 1) as f32 / s.layers as f32);
+        }
+        let head = match s.tied_head {
+            true => embedding.clone(),
+            false => self.table(n.head, false)?,
+        };
+        let activations = match head.kind() {
+            WeightType::Bf16 => DType::BF16,
+            _ => DType::F32,
+        };
+        Ok(Decoder {
+            spec: s.clone(),
+            activations,
+            cache: None,
+            embedding,
+            layers,
+            final_norm: self.final_norm()?,
+            head,
+            inverse_frequencies: s
+                .ropes
+                .iter()
+                .map(|rope| Weight::vector(rope.inverse_frequencies(s.head_dim)))
+                .collect(),
+            rank: None,
+        })
+    }
+}
