@@ -9,7 +9,7 @@ use hashwatt::ops::exec::Exec;
 use hashwatt::ops::sample::{self, NONE, Outcome, RESULT_WORDS, Sample, Samples, Task};
 
 use crate::host_kernels::kernels;
-use crate::support::{Shape, Steps, checkpoint, decoder, llama, prompt, qwen3};
+use crate::support::{Shape, Steps, checkpoint, decoder, llama, others, prompt, qwen3};
 
 mod attention;
 mod gemv;
@@ -74,6 +74,21 @@ fn a_decoder_of_kernels_is_the_decoder() {
             let worst = difference(&want, &got);
             assert!(worst <= tolerance, "{name}, {precision:?}: {worst} of the largest logit");
         }
+    }
+}
+
+/// The same of each other shape: what stands behind branches or in place of norms, orders of rows, multipliers.
+#[test]
+fn other_shapes_of_kernels_are_the_decoder() {
+    let Some(on) = kernels() else { return };
+    let prompts = [1, 33].map(|n| prompt(n, 517, n as u64));
+    for (name, config) in others() {
+        let decoder = decoder(&config, Precision::F32);
+        let want = Steps::new(&decoder, Shape::default()).run(&prompts, 2);
+        let there = Arc::new(decoder.on_device(&on.device).unwrap());
+        let got = Steps::on(&there, on.clone(), Shape::default()).run(&prompts, 2);
+        let worst = difference(&want, &got);
+        assert!(worst <= 1e-4, "{name}: {worst} of the largest logit");
     }
 }
 

@@ -5,9 +5,9 @@ use std::collections::HashSet;
 use candle_core::{DType, Device};
 use hashwatt::measure::baseline::Baseline;
 use hashwatt::model::decoder::Precision;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::support::{Shape, Steps, checkpoint, decoder, llama, prompt, qwen3};
+use crate::support::{Shape, Steps, checkpoint, decoder, llama, others, prompt, qwen3};
 
 const VOCAB: usize = 517;
 
@@ -17,28 +17,6 @@ fn models() -> Vec<(&'static str, Value)> {
         ("llama, GQA 1", llama(4)),
         ("qwen3, GQA 4", qwen3(1)),
         ("qwen3, GQA 1", qwen3(4)),
-    ]
-}
-
-/// Each other shape that a decoder can have, by the architecture that has it.
-fn others() -> Vec<(&'static str, Value)> {
-    let of = |architecture: &'static str, more: Value| {
-        let mut config = llama(2);
-        config["num_hidden_layers"] = 2.into();
-        config["architectures"] = json!([architecture]);
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        (architecture, config)
-    };
-    let scaled = json!({"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1,
-                        "logits_scaling": 8.0});
-    vec![
-        of("Glm4ForCausalLM", json!({"head_dim": 64, "attention_bias": true})),
-        of("GraniteForCausalLM", scaled),
-        of("MistralForCausalLM", json!({})),
-        of("Olmo2ForCausalLM", json!({})),
-        of("Phi3ForCausalLM", json!({"partial_rotary_factor": 0.75})),
-        of("Qwen2ForCausalLM", json!({})),
-        of("SmolLM3ForCausalLM", json!({"no_rope_layers": [1, 0]})),
     ]
 }
 

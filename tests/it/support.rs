@@ -47,6 +47,28 @@ pub fn qwen3(kv_heads: usize) -> Value {
     })
 }
 
+/// Each other shape that a decoder can have, by the architecture that has it.
+pub fn others() -> Vec<(&'static str, Value)> {
+    let of = |architecture: &'static str, more: Value| {
+        let mut config = llama(2);
+        config["num_hidden_layers"] = 2.into();
+        config["architectures"] = json!([architecture]);
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        (architecture, config)
+    };
+    let scaled = json!({"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1,
+                        "logits_scaling": 8.0});
+    vec![
+        of("Glm4ForCausalLM", json!({"head_dim": 64, "attention_bias": true})),
+        of("GraniteForCausalLM", scaled),
+        of("MistralForCausalLM", json!({})),
+        of("Olmo2ForCausalLM", json!({})),
+        of("Phi3ForCausalLM", json!({"partial_rotary_factor": 0.75})),
+        of("Qwen2ForCausalLM", json!({})),
+        of("SmolLM3ForCausalLM", json!({"no_rope_layers": [1, 0]})),
+    ]
+}
+
 pub fn checkpoint(config: Value) -> Checkpoint {
     Checkpoint::synthetic("test", "config.json", config, &pool(1)).unwrap()
 }
