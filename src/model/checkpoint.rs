@@ -23,9 +23,13 @@ const SYNTHETIC: &str = "synthetic:";
 
 /// The cards of `models/` that can be built without a download, by name.
 pub const PRESETS: &[(&str, &str)] = &[
+    ("glm-4-9b", include_str!("../../models/glm-4-9b.toml")),
     ("llama-3.1-8b", include_str!("../../models/llama-3.1-8b.toml")),
     ("llama-3.2-1b", include_str!("../../models/llama-3.2-1b.toml")),
     ("llama-3.3-70b", include_str!("../../models/llama-3.3-70b.toml")),
+    ("mistral-7b", include_str!("../../models/mistral-7b.toml")),
+    ("phi-4", include_str!("../../models/phi-4.toml")),
+    ("qwen2.5-7b", include_str!("../../models/qwen2.5-7b.toml")),
     ("qwen3-0.6b", include_str!("../../models/qwen3-0.6b.toml")),
     ("qwen3-1.7b", include_str!("../../models/qwen3-1.7b.toml")),
     ("qwen3-14b", include_str!("../../models/qwen3-14b.toml")),
@@ -33,6 +37,7 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("qwen3-4b", include_str!("../../models/qwen3-4b.toml")),
     ("qwen3-8b", include_str!("../../models/qwen3-8b.toml")),
     ("smollm2-135m", include_str!("../../models/smollm2-135m.toml")),
+    ("smollm3-3b", include_str!("../../models/smollm3-3b.toml")),
 ];
 
 /// The demo model's files, compiled in.

@@ -199,4 +199,32 @@ mod tests {
             assert!(error.contains("config.json") && error.contains(key), "{error}");
         }
     }
+
+    #[test]
+    fn presets_have_the_parameters_that_their_models_are_said_to_have() {
+        use crate::model::checkpoint::{PRESETS, preset_config};
+        let billions = [
+            ("glm-4-9b", 9.4),
+            ("llama-3.1-8b", 8.03),
+            ("llama-3.2-1b", 1.24),
+            ("llama-3.3-70b", 70.6),
+            ("mistral-7b", 7.25),
+            ("phi-4", 14.7),
+            ("qwen2.5-7b", 7.62),
+            ("qwen3-0.6b", 0.596),
+            ("qwen3-1.7b", 1.72),
+            ("qwen3-14b", 14.8),
+            ("qwen3-32b", 32.8),
+            ("qwen3-4b", 4.02),
+            ("qwen3-8b", 8.19),
+            ("smollm2-135m", 0.135),
+            ("smollm3-3b", 3.08),
+        ];
+        assert_eq!(billions.map(|(name, _)| name).to_vec(), PRESETS.iter().map(|p| p.0).collect::<Vec<_>>());
+        for (name, billions) in billions {
+            let spec = spec_of(name, &preset_config(name).unwrap()).unwrap();
+            let ratio = spec.parameters() as f64 / (billions * 1e9);
+            assert!((0.99..1.01).contains(&ratio), "{name}: {} parameters", spec.parameters());
+        }
+    }
 }
