@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{llama, qwen3};
+use candle_transformers::models::smol::smollm3;
+use candle_transformers::models::{glm4_new, llama, mistral, olmo2, phi3, qwen2, qwen3};
 use serde_json::Value;
 
 use crate::model::Checkpoint;
@@ -16,9 +17,42 @@ use crate::ops::weight::Weight;
 
 #[allow(clippy::large_enum_variant)] // one exists at a time
 enum Model {
-    Llama { model: llama::Llama, cache: llama::Cache, config: llama::Config },
-    Qwen3(qwen3::ModelForCausalLM),
+    Llama {
+        model: llama::Llama,
+        cache: llama::Cache,
+        config: llama::Config,
+    },
+    /// Those that have their cache in them.
+    Other(Box<dyn Sequence>),
 }
+
+/// A model with one sequence.
+trait Sequence: Send {
+    fn forward(&mut self, ids: &Tensor, position: usize) -> Result<Tensor>;
+    fn clear(&mut self);
+}
+
+macro_rules! sequences {
+    ($($model:ty),*) => {$(
+        impl Sequence for $model {
+            fn forward(&mut self, ids: &Tensor, position: usize) -> Result<Tensor> {
+                <$model>::forward(self, ids, position)
+            }
+            fn clear(&mut self) {
+                self.clear_kv_cache();
+            }
+        }
+    )*};
+}
+sequences!(
+    glm4_new::ModelForCausalLM,
+    mistral::Model,
+    olmo2::Model,
+    phi3::Model,
+    qwen2::ModelForCausalLM,
+    qwen3::ModelForCausalLM,
+    smollm3::ModelForCausalLM
+);
 
 /// A candle-transformers model with its own cache.
 pub struct Baseline {
@@ -44,6 +78,23 @@ fn with_defaults(config: &Value, defaults: &[(&str, Value)]) -> Value {
     config
 }
 
+/// Granite is none of them: candle's knows no multipliers.
+fn other_model(architecture: &str, config: Value, vb: VarBuilder) -> Result<Box<dyn Sequence>> {
+    fn read<T: serde::de::DeserializeOwned>(config: Value) -> Result<T> {
+        serde_json::from_value(config).map_err(candle_core::Error::wrap)
+    }
+    Ok(match architecture {
+        "glm4" => Box::new(glm4_new::ModelForCausalLM::new(&read(config)?, vb)?),
+        "mistral" => Box::new(mistral::Model::new(&read(config)?, vb)?),
+        "olmo2" => Box::new(olmo2::Model::new(&read(config)?, vb)?),
+        "phi3" => Box::new(phi3::Model::new(&read(config)?, vb)?),
+        "qwen2" => Box::new(qwen2::ModelForCausalLM::new(&read(config)?, vb)?),
+        "qwen3" => Box::new(qwen3::ModelForCausalLM::new(&read(config)?, vb)?),
+        "smollm3" => Box::new(smollm3::ModelForCausalLM::new(&read(config)?, vb)?),
+        other => candle_core::bail!("no candle-transformers baseline for `{other}`"),
+    })
+}
+
 impl Baseline {
     /// Builds the model on a device, with all weights converted to `dtype`.
     ///
@@ -64,19 +115,19 @@ impl Baseline {
                 let cache = llama::Cache::new(true, dtype, &config, device)?;
                 Model::Llama { model: llama::Llama::load(vb, &config)?, cache, config }
             }
-            "qwen3" => {
-                let json = with_defaults(
-                    &checkpoint.config,
-                    &[
-                        ("attention_bias", false.into()),
-                        ("max_window_layers", checkpoint.spec.layers.into()),
-                        ("use_sliding_window", false.into()),
-                    ],
-                );
-                let config = serde_json::from_value(json).map_err(candle_core::Error::wrap)?;
-                Model::Qwen3(qwen3::ModelForCausalLM::new(&config, vb)?)
+            other => {
+                let defaults = [
+                    ("attention_bias", false.into()),
+                    ("head_dim", checkpoint.spec.head_dim.into()),
+                    ("max_window_layers", checkpoint.spec.layers.into()),
+                    ("use_sliding_window", false.into()),
+                    ("partial_rotary_factor", if other == "glm4" { 0.5.into() } else { Value::Null }),
+                    // Of use only where the window is.
+                    ("sliding_window", if other == "qwen2" { 4096.into() } else { Value::Null }),
+                ];
+                let json = with_defaults(&checkpoint.config, &defaults);
+                Model::Other(other_model(other, json, vb)?)
             }
-            other => candle_core::bail!("no candle-transformers baseline for `{other}`"),
         };
         Ok(Baseline { model, dtype, device: device.clone(), position: 0 })
     }
@@ -88,7 +139,7 @@ impl Baseline {
             Model::Llama { cache, config, .. } => {
                 *cache = llama::Cache::new(true, self.dtype, config, &self.device)?;
             }
-            Model::Qwen3(model) => model.clear_kv_cache(),
+            Model::Other(model) => model.clear(),
         }
         Ok(())
     }
@@ -98,7 +149,7 @@ impl Baseline {
         let ids = Tensor::new(tokens, &self.device)?.unsqueeze(0)?;
         let logits = match &mut self.model {
             Model::Llama { model, cache, .. } => model.forward(&ids, self.position, cache)?,
-            Model::Qwen3(model) => model.forward(&ids, self.position)?,
+            Model::Other(model) => model.forward(&ids, self.position)?,
         };
         self.position += tokens.len();
         logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
