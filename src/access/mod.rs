@@ -47,6 +47,29 @@ struct Way {
     account: Arc<Account>,
 }
 
+/// What a token cost at most of late, in joules: the bits of an f64, 0 while nothing is known. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Costs(Arc<AtomicU64>);
+
+impl Costs {
+    /// `None` while nothing is known.
+    pub fn dearest(&self) -> Option<f64> {
+        let dearest = f64::from_bits(self.0.load(Ordering::Relaxed));
+        (dearest > 0.0).then_some(dearest)
+    }
+
+    /// Many at once are cheaper than one alone, and a limit must hold for both: so the dearest counts, and is forgotten
+    /// slowly.
+    pub fn note(&self, joules: f64, tokens: u64) {
+        const FORGOTTEN: f64 = 0.01;
+        if joules > 0.0 && tokens > 0 {
+            let this = joules / tokens as f64;
+            let dearest = self.dearest().map_or(this, |old| this.max(old - FORGOTTEN * (old - this)));
+            self.0.store(dearest.to_bits(), Ordering::Relaxed);
+        }
+    }
+}
+
 /// All keys as they stand.
 #[derive(Default)]
 struct Table {
@@ -86,8 +109,7 @@ pub struct Access {
     open: bool,
     /// A store that another process holds, which may get keys: then nobody is let in here.
     beside: Option<Beside>,
-    /// Joules a token of late, as the bits of an f64; 0 while nothing is known.
-    joules_per_token: Arc<AtomicU64>,
+    costs: Costs,
     /// Questions about usage that are being answered.
     asked: AtomicUsize,
 }
@@ -197,10 +219,10 @@ impl Access {
         if let Some(digest) = given {
             table.add_given(digest, &clock);
         }
-        let joules_per_token = Arc::default();
+        let costs = Costs::default();
         let (table, reading) = (RwLock::new(table), Mutex::new(()));
         let (beside, asked) = (None, AtomicUsize::new(0));
-        Access { clock, table, reading, store, given, open, beside, joules_per_token, asked }
+        Access { clock, table, reading, store, given, open, beside, costs, asked }
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Table> {
@@ -299,7 +321,7 @@ impl Access {
         }
         for sum in since(today.saturating_sub(6 * DAY), Vec::new())? {
             let (joules, tokens) = used(&sum);
-            self.cost(joules, tokens);
+            self.costs.note(joules, tokens);
         }
         Ok(())
     }
@@ -388,22 +410,9 @@ impl Access {
         Ok(Made { key: self.find(&key.id)?, secret: text.to_owned() })
     }
 
-    /// What a token cost at most of late, in joules; `None` while nothing is known.
-    pub fn joules_per_token(&self) -> Option<f64> {
-        let of_late = f64::from_bits(self.joules_per_token.load(Ordering::Relaxed));
-        (of_late > 0.0).then_some(of_late)
-    }
-
-    /// Notes what tokens cost. Many at once are cheaper than one alone, and a limit must hold for both: so the dearest
-    /// counts, and is forgotten slowly.
-    pub fn cost(&self, joules: f64, tokens: u64) {
-        const FORGOTTEN: f64 = 0.01;
-        if joules > 0.0 && tokens > 0 {
-            let this = joules / tokens as f64;
-            let dearest =
-                self.joules_per_token().map_or(this, |old| this.max(old - FORGOTTEN * (old - this)));
-            self.joules_per_token.store(dearest.to_bits(), Ordering::Relaxed);
-        }
+    /// What tokens cost of late.
+    pub fn costs(&self) -> &Costs {
+        &self.costs
     }
 
     /// Notes what a request came to, where there is a store.

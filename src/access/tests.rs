@@ -125,7 +125,7 @@ fn a_day_goes_on_after_a_restart() {
     let access = open();
     let account = access.identify(Some(format!("Bearer {}", made.secret).as_bytes())).unwrap().unwrap();
     assert_eq!(account.today().0, 90);
-    assert_eq!(access.joules_per_token(), Some(0.1), "what tokens cost is remembered");
+    assert_eq!(access.costs().dearest(), Some(0.1), "what tokens cost is remembered");
     assert!(matches!(account.reserve(size(5, 6), None), Err(Refusal::Quota { .. })));
     account.reserve(size(5, 5), None).unwrap();
 }

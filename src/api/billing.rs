@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::access::Account;
+use crate::access::{Account, Costs};
 use crate::api::auth::Caller;
 use crate::api::tally::Source;
 use crate::clock::{Clock, Tick};
@@ -85,10 +85,17 @@ fn noted(energy: &RequestEnergy) -> Energy {
     }
 }
 
-/// Asks the meters until they know, and tells the caller's account what it was told too little or too much.
-fn later(meters: Arc<AccountHandle>, who: Option<(Arc<Account>, u64)>, estimate: f64) -> Later {
+/// Asks the meters until they know, and tells the caller's account what it was told too little or too much; and everybody
+/// what tokens cost: the estimate at a request's end knows nothing of a load that has just begun.
+fn later(
+    meters: Arc<AccountHandle>,
+    who: Option<(Arc<Account>, u64)>,
+    estimate: f64,
+    (costs, tokens): (Costs, u64),
+) -> Later {
     Box::new(move || match meters.energy().filter(|energy| energy.settled) {
         Some(energy) => {
+            costs.note(energy.total().0, tokens);
             if let Some((account, day)) = &who {
                 account.correct(*day, energy.total().0 - estimate);
             }
@@ -189,7 +196,7 @@ impl Bill<'_> {
         let joules = self.energy.map_or(0.0, |energy| energy.total().0);
         let tokens = (self.usage.prompt_tokens + self.usage.completion_tokens) as u64;
         let access = self.caller.access();
-        access.cost(joules, tokens);
+        access.costs().note(joules, tokens);
         // What fails by our fault is not counted.
         let counted = if self.finish == "error" { 0 } else { tokens };
         let day = self.caller.take_reservation().map(|reserved| reserved.settle(counted, joules));
@@ -211,6 +218,7 @@ impl Bill<'_> {
             seconds: self.seconds,
             finish: self.finish,
         };
-        access.record(record, meters.map(|meters| later(meters, who, joules)));
+        let costs = (access.costs().clone(), tokens);
+        access.record(record, meters.map(|meters| later(meters, who, joules, costs)));
     }
 }
