@@ -43,7 +43,7 @@ mod kernels {
     /// Ampere (A100, consumer), Ada, Hopper, Blackwell (data centre, consumer).
     const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100a", "120a"];
     /// Fewer of them, as `80 90a`, for a build that is used at home only: the code for what lies between covers the rest.
-    const ARCHITECTURES_SET: &str = "HASHWATT_CUDA_ARCHITECTURES";
+    const ARCHITECTURES_SET: &str = "CUDA_KERNEL_ARCHITECTURES";
     const SOURCES: &str = "src/ops/cuda";
 
     /// Writes `kernels.rs`: a list of fatbins, one a source.

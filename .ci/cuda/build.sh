@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 eval "$(bash .ci/cuda/setup.sh)"
 # compile.sh has compiled every kernel for every architecture; here what counts is that all of it fits together.
-export HASHWATT_CUDA_ARCHITECTURES=80
+export CUDA_KERNEL_ARCHITECTURES=80
 build=(--locked --release --features cuda --config 'profile.release.package.hashwatt.opt-level=1' "$@")
 cargo build "${build[@]}"
 libraries=$(mktemp -d)
