@@ -320,7 +320,9 @@ fn rewrite_patterns(map: &mut Map<String, Value>) -> Result<(), (&'static str, S
         let mut rewritten = Map::new();
         for (pattern, schema) in std::mem::take(all) {
             let changed = writable(&pattern).map_err(|problem| ("patternProperties", problem))?;
-            rewritten.insert(changed.unwrap_or(pattern), schema);
+            if rewritten.insert(changed.unwrap_or(pattern), schema).is_some() {
+                return Err(("patternProperties", "two patterns match the same names".into()));
+            }
         }
         *all = rewritten;
     }
@@ -442,6 +444,8 @@ mod tests {
             assert!(refused(json!({keyword: value})).starts_with(&format!("$.{keyword}: control")));
         }
         assert!(refused(json!({"pattern": "^\\x1b$"})).starts_with("$.pattern: "));
+        let alike = json!({"patternProperties": {"^[^\"]$": {}, "^[^\"\\x01]$": {}}});
+        assert!(refused(alike).starts_with("$.patternProperties: "));
         let whole = prepared(&json!({"maxLength": 3.0, "pattern": "^[^\"]$"})).unwrap();
         assert_eq!(whole["maxLength"], json!(3));
         assert_ne!(whole["pattern"], "^[^\"]$");

@@ -126,17 +126,16 @@ impl<'a> ConfigReader<'a> {
             None => None,
             Some(v) => Some(
                 v.as_object()
-                    .map(|map| ConfigReader { map, ..self.clone() })
+                    .map(|map| ConfigReader { file: self.file, map, defaults: Vec::new() })
                     .ok_or_else(|| self.error(key, "is not an object"))?,
             ),
         };
-        let inner_theta = inner.as_ref().map_or(Ok(None), |r| r.only_own().optional_f64("rope_theta"))?;
+        let inner_theta = inner.as_ref().map_or(Ok(None), |r| r.optional_f64("rope_theta"))?;
         let theta = inner_theta.or(self.optional_f64("rope_theta")?).unwrap_or(10_000.0);
         if theta.is_nan() || theta <= 1.0 {
             return Err(self.error("rope_theta", format!("{theta} is not greater than 1")));
         }
-        let inner_part =
-            inner.as_ref().map_or(Ok(None), |r| r.only_own().optional_f64("partial_rotary_factor"))?;
+        let inner_part = inner.as_ref().map_or(Ok(None), |r| r.optional_f64("partial_rotary_factor"))?;
         let part = inner_part.or(self.optional_f64("partial_rotary_factor")?).unwrap_or(1.0);
         if !(0.0..=1.0).contains(&part) {
             return Err(self.error("partial_rotary_factor", format!("{part} is not between 0 and 1")));
@@ -144,10 +143,6 @@ impl<'a> ConfigReader<'a> {
         let scaling = inner.map_or(Ok(RopeScaling::None), |r| r.scaling(key, self))?;
         let turned = (head_dim as f64 * part) as usize;
         Ok(RopeSpec { scaling, turned, ..RopeSpec::plain(theta, head_dim) })
-    }
-
-    fn only_own(&self) -> Self {
-        ConfigReader { defaults: Vec::new(), ..self.clone() }
     }
 
     /// `whole`: the file that this is a part of.

@@ -1,15 +1,20 @@
 // RMS normalisation (arXiv 1910.07467), a block a row; a row's result depends on the row alone.
 #include "device.cuh"
 
+// 1 / rms of a row, for every thread of its block.
+__device__ float inverse_rms(const float *row, u32 width, float eps) {
+  float sum = 0.0f;
+  for (u32 i = threadIdx.x; i < width; i += blockDim.x) sum += row[i] * row[i];
+  return rsqrtf(block_sum(sum, (float *)shared()) / width + eps);
+}
+
 // dst[row] = src[row] / rms(src[row]) * weight. src: f32 [rows, width], weight: f32 [width], dst: T [rows, width].
 template <typename T>
 __device__ void rms_norm(T *dst, const float *src, const float *weight, u32 width, float eps) {
   follow();
   const float *row = src + size_t(blockIdx.x) * width;
   T *out = dst + size_t(blockIdx.x) * width;
-  float sum = 0.0f;
-  for (u32 i = threadIdx.x; i < width; i += blockDim.x) sum += row[i] * row[i];
-  const float scale = rsqrtf(block_sum(sum, (float *)shared()) / width + eps);
+  const float scale = inverse_rms(row, width, eps);
   for (u32 i = threadIdx.x; i < width; i += blockDim.x) out[i] = narrow<T>(row[i] * scale * weight[i]);
 }
 
@@ -28,9 +33,7 @@ KERNEL(add_normed_f32, float *dst, const float *src, const float *weight, u32 wi
   follow();
   const float *row = src + size_t(blockIdx.x) * width;
   float *out = dst + size_t(blockIdx.x) * width;
-  float sum = 0.0f;
-  for (u32 i = threadIdx.x; i < width; i += blockDim.x) sum += row[i] * row[i];
-  const float scale = rsqrtf(block_sum(sum, (float *)shared()) / width + eps);
+  const float scale = inverse_rms(row, width, eps);
   for (u32 i = threadIdx.x; i < width; i += blockDim.x) out[i] += row[i] * scale * weight[i];
 }
 
@@ -54,8 +57,6 @@ KERNEL(norm_sides, float *rows, const float *first, const float *second, u32 fir
   const u32 width = is_second ? second_width : first_width;
   const float *weight = is_second ? second : first;
   float *row = rows + size_t(blockIdx.x) * stride + (is_second ? first_width : 0);
-  float sum = 0.0f;
-  for (u32 i = threadIdx.x; i < width; i += blockDim.x) sum += row[i] * row[i];
-  const float scale = rsqrtf(block_sum(sum, (float *)shared()) / width + eps);
+  const float scale = inverse_rms(row, width, eps);
   for (u32 i = threadIdx.x; i < width; i += blockDim.x) row[i] = row[i] * scale * weight[i];
 }
