@@ -300,7 +300,7 @@ fn a_failed_step_ends_its_requests_and_no_others() {
 fn who_is_gone_is_not_computed_and_a_full_queue_says_so() {
     let checkpoints = [checkpoint(&networks()[0])];
     // The first step takes its time, so that all others queue.
-    let slow = Fault::Hang(std::time::Duration::from_millis(300));
+    let slow = Fault::Hang(std::time::Duration::from_secs(3));
     let handle = engine(&checkpoints, 1, 64, Faults::new([(0, slow)]));
     let first = handle.encode(request(0, texts(1))).unwrap();
     let mut others: Vec<_> = (0..15).map(|_| handle.encode(request(0, texts(4))).unwrap()).collect();
