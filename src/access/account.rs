@@ -1,7 +1,8 @@
 //! One key's account: what it may do, and what it has used, in memory.
 //!
 //! A request is counted when it comes, its tokens and joules are reserved when its size is known and settled when it
-//! has ended, so that many at once cannot pass a limit together. Where a request does not say how long its answer may
+//! has ended, so that many at once cannot pass a limit together. Its joules are known a window of the meter later only:
+//! until then what was set aside for them stays set aside. Where a request does not say how long its answer may
 //! be, it reserves what its limit has left, no more than the answer can have: then the others wait for it, and a limit
 //! is passed by one request at most. Days are UTC's.
 
@@ -66,7 +67,18 @@ struct Used {
     day_tokens: u64,
     reserved_tokens: u64,
     day_joules: f64,
+    /// Of requests whose joules are not known yet, which are this many.
     reserved_joules: f64,
+    unsettled: u64,
+}
+
+impl Used {
+    /// A request that had this set aside has none any more.
+    fn settled(&mut self, joules: f64) {
+        self.unsettled -= 1;
+        // Of many f64 a remainder would stay.
+        self.reserved_joules = if self.unsettled == 0 { 0.0 } else { self.reserved_joules - joules };
+    }
 }
 
 /// A key in force.
@@ -97,8 +109,18 @@ pub struct Reservation {
     slot: Tick,
     tokens: u64,
     joules: f64,
-    day: u64,
     open: bool,
+}
+
+/// Joules of a request that has ended, until its meters know them. Dropped unsettled, the estimate of its end stands.
+#[derive(Debug)]
+pub struct Unsettled {
+    account: Arc<Account>,
+    /// The day it counts for, in days since 1970.
+    day: u64,
+    estimate: f64,
+    /// Set aside beyond the estimate.
+    reserved: f64,
 }
 
 fn allowed(list: &[String], name: &str) -> bool {
@@ -140,6 +162,7 @@ impl Account {
                 // What is under way will be counted today.
                 reserved_tokens: used.reserved_tokens,
                 reserved_joules: used.reserved_joules,
+                unsettled: used.unsettled,
                 day: today,
                 ..Used::default()
             };
@@ -193,15 +216,11 @@ impl Account {
         Ok(Running(self.clone()))
     }
 
-    /// Sets aside what a request of this size may use. `joules_per_token` is what tokens cost of late.
+    /// Sets aside what a request of this size may use. `joules`: what it may cost, `None` where nothing is known of it.
     ///
     /// # Errors
     /// A limit that has no room for it.
-    pub fn reserve(
-        self: &Arc<Account>,
-        size: Size,
-        joules_per_token: Option<f64>,
-    ) -> Result<Reservation, Refusal> {
+    pub fn reserve(self: &Arc<Account>, size: Size, joules: Option<f64>) -> Result<Reservation, Refusal> {
         let now = self.clock.now();
         let mut used = self.used();
         // The least it can be: an unsaid length is no reason to be refused while there is room for some answer.
@@ -232,7 +251,7 @@ impl Account {
             }
             tokens = tokens.min(free);
         }
-        let mut joules = 0.0;
+        let mut set_aside = 0.0;
         if let Some(limit) = self.limits.joules_per_day {
             let (what, shown) = ("joules per day", limit as u64);
             let left = limit - used.day_joules;
@@ -240,20 +259,20 @@ impl Account {
                 return Err(Refusal::Quota { what, limit: shown, retry_after: self.until_tomorrow() });
             }
             let free = left - used.reserved_joules;
-            if free <= 0.0 {
+            // What may not fit runs alone, and so does everything as long as nothing is known of its cost.
+            if used.unsettled > 0 && joules.is_none_or(|joules| joules > free) {
                 return Err(Refusal::Rate { what, limit: shown, retry_after: SOON });
             }
-            // As long as nothing is known of their cost, one at a time.
-            let asked = size.prompt_tokens + size.most_tokens;
-            joules = joules_per_token.map_or(free, |each| (each * asked as f64).min(free));
+            set_aside = joules.map_or(free, |joules| joules.min(free));
         }
         let slot = match self.limits.tokens_per_minute {
             Some(_) => used.tokens.take(now, tokens),
             None => now,
         };
         used.reserved_tokens += tokens;
-        used.reserved_joules += joules;
-        Ok(Reservation { account: self.clone(), slot, tokens, joules, day: used.day, open: true })
+        used.unsettled += 1;
+        used.reserved_joules += set_aside;
+        Ok(Reservation { account: self.clone(), slot, tokens, joules: set_aside, open: true })
     }
 
     fn until_tomorrow(&self) -> Duration {
@@ -275,15 +294,7 @@ impl Account {
         [of(requests, self.limits.requests_per_minute), of(tokens, self.limits.tokens_per_minute)]
     }
 
-    /// The joules of a request were other than was said when it ended.
-    pub fn correct(&self, day: u64, joules: f64) {
-        let mut used = self.used();
-        if used.day == day {
-            used.day_joules = (used.day_joules + joules).max(0.0);
-        }
-    }
-
-    /// Tokens and joules of today.
+    /// Tokens and joules of today, the joules of who has just ended as estimated.
     pub fn today(&self) -> (u64, f64) {
         let used = self.used();
         (used.day_tokens, used.day_joules)
@@ -291,32 +302,52 @@ impl Account {
 }
 
 impl Reservation {
-    /// The request has ended and used this. The day it counts for, in days since 1970.
-    pub fn settle(mut self, tokens: u64, joules: f64) -> u64 {
-        self.close(tokens, joules);
-        self.day
+    /// The request has ended and used these tokens, and about these joules.
+    pub fn settle(mut self, tokens: u64, estimate: f64) -> Unsettled {
+        self.open = false;
+        let reserved = (self.joules - estimate).max(0.0);
+        let day = self.close(tokens, estimate);
+        // What it is known to have taken is not set aside too.
+        self.account.used().reserved_joules -= self.joules - reserved;
+        Unsettled { account: self.account.clone(), day, estimate, reserved }
     }
 
-    fn close(&mut self, tokens: u64, joules: f64) {
-        if !std::mem::take(&mut self.open) {
-            return;
-        }
+    /// The day it counts for.
+    fn close(&self, tokens: u64, estimate: f64) -> u64 {
         let mut used = self.account.used();
         match tokens.checked_sub(self.tokens) {
             Some(more) => used.tokens.add(self.slot, more),
             None => used.tokens.give_back(self.slot, self.tokens - tokens),
         }
         used.reserved_tokens = used.reserved_tokens.saturating_sub(self.tokens);
-        used.reserved_joules = (used.reserved_joules - self.joules).max(0.0);
         // Of a request that ran over midnight, too: what it used is today's.
-        self.day = used.day;
         used.day_tokens += tokens;
-        used.day_joules += joules;
+        used.day_joules += estimate;
+        used.day
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.close(0, 0.0);
+        if self.open {
+            self.close(0, 0.0);
+            self.account.used().settled(self.joules);
+        }
+    }
+}
+
+impl Unsettled {
+    /// The meters say it took this.
+    pub fn settle(self, joules: f64) {
+        let mut used = self.account.used();
+        if used.day == self.day {
+            used.day_joules = (used.day_joules + joules - self.estimate).max(0.0);
+        }
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        self.account.used().settled(self.reserved);
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use subtle::ConstantTimeEq;
 
-pub use account::{Account, Allowance, Refusal, Reservation, Running, Size};
+pub use account::{Account, Allowance, Refusal, Reservation, Running, Size, Unsettled};
 pub use key::{Secret, bearer, digest, shown};
 
 use crate::clock::{Clock, Tick};
@@ -47,25 +47,51 @@ struct Way {
     account: Arc<Account>,
 }
 
-/// What a token cost at most of late, in joules: the bits of an f64, 0 while nothing is known. Clones share it.
+/// What tokens cost at most of late, by what the meters said when they had settled. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Costs(Arc<AtomicU64>);
+pub struct Costs(Arc<[Dearest; 2]>);
 
 impl Costs {
-    /// `None` while nothing is known.
-    pub fn dearest(&self) -> Option<f64> {
-        let dearest = f64::from_bits(self.0.load(Ordering::Relaxed));
-        (dearest > 0.0).then_some(dearest)
+    /// Joules that a request of this size may take; `None` while nothing is known of its tokens.
+    ///
+    /// Much more than its tokens cost at most of late, since who comes into a crowd may take many times as long as who
+    /// was measured alone. It costs nobody anything until a limit is nearly reached: then fewer run at a time, at last
+    /// one.
+    pub fn of(&self, size: Size) -> Option<f64> {
+        const MARGIN: f64 = 16.0;
+        let [prompt, answer] = &*self.0;
+        Some(MARGIN * (prompt.of(size.prompt_tokens)? + answer.of(size.most_tokens)?))
+    }
+
+    /// The joules of computed tokens of prompts, and of tokens of answers.
+    pub fn note(&self, prompt: (f64, u64), answer: (f64, u64)) {
+        for (dearest, (joules, tokens)) in self.0.iter().zip([prompt, answer]) {
+            dearest.note(joules, tokens);
+        }
+    }
+}
+
+/// Joules a token: the bits of an f64, 0 while nothing is known.
+#[derive(Debug, Default)]
+struct Dearest(AtomicU64);
+
+impl Dearest {
+    fn each(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+
+    fn of(&self, tokens: u64) -> Option<f64> {
+        let each = self.each();
+        (tokens == 0 || each > 0.0).then_some(each * tokens as f64)
     }
 
     /// Many at once are cheaper than one alone, and a limit must hold for both: so the dearest counts, and is forgotten
     /// slowly.
-    pub fn note(&self, joules: f64, tokens: u64) {
+    fn note(&self, joules: f64, tokens: u64) {
         const FORGOTTEN: f64 = 0.01;
         if joules > 0.0 && tokens > 0 {
-            let this = joules / tokens as f64;
-            let dearest = self.dearest().map_or(this, |old| this.max(old - FORGOTTEN * (old - this)));
-            self.0.store(dearest.to_bits(), Ordering::Relaxed);
+            let (this, old) = (joules / tokens as f64, self.each());
+            self.0.store(this.max(old - FORGOTTEN * (old - this)).to_bits(), Ordering::Relaxed);
         }
     }
 }
@@ -310,18 +336,16 @@ impl Access {
         let since = |since: u64, by: Vec<By>| {
             store.usage(&UsageQuery { by, since: Some(since), ..UsageQuery::default() })
         };
-        let used =
-            |sum: &Sum| (sum.prefill_joules + sum.decode_joules, sum.prompt_tokens + sum.completion_tokens);
         let table = self.read();
         for sum in since(today, vec![By::Key])? {
             if let Some(account) = table.accounts.get(sum.key.as_deref().unwrap_or_default()) {
-                let (joules, tokens) = used(&sum);
-                account.used_before(tokens, joules);
+                let joules = sum.prefill_joules + sum.decode_joules;
+                account.used_before(sum.prompt_tokens + sum.completion_tokens, joules);
             }
         }
         for sum in since(today.saturating_sub(6 * DAY), Vec::new())? {
-            let (joules, tokens) = used(&sum);
-            self.costs.note(joules, tokens);
+            let computed = sum.prompt_tokens.saturating_sub(sum.cached_tokens);
+            self.costs.note((sum.prefill_joules, computed), (sum.decode_joules, sum.completion_tokens));
         }
         Ok(())
     }

@@ -125,7 +125,8 @@ fn a_day_goes_on_after_a_restart() {
     let access = open();
     let account = access.identify(Some(format!("Bearer {}", made.secret).as_bytes())).unwrap().unwrap();
     assert_eq!(account.today().0, 90);
-    assert_eq!(access.costs().dearest(), Some(0.1), "what tokens cost is remembered");
+    let cost = access.costs().of(size(60, 30));
+    assert!(cost.is_some_and(|joules| joules > 9.0), "what tokens cost is remembered: {cost:?}");
     assert!(matches!(account.reserve(size(5, 6), None), Err(Refusal::Quota { .. })));
     account.reserve(size(5, 5), None).unwrap();
 }
@@ -194,25 +195,66 @@ fn days_end_at_midnight() {
     // Nothing is known of joules yet: one at a time.
     let first = account.reserve(size(10, 10), None).unwrap();
     assert_eq!(wait(account.reserve(size(10, 10), None)), Duration::from_secs(1));
-    let day = first.settle(20, 4.0);
-    let second = account.reserve(size(10, 10), Some(0.2)).unwrap();
-    account.reserve(size(10, 10), Some(0.2)).unwrap();
-    second.settle(20, 7.0);
+    let first = first.settle(20, 1.0);
+    assert_eq!(account.today().1, 1.0, "an estimate");
+    wait(account.reserve(size(10, 10), Some(4.0)));
+    first.settle(4.0);
+    let second = account.reserve(size(10, 10), Some(4.0)).unwrap();
+    wait(account.reserve(size(10, 10), Some(2.1)));
+    let third = account.reserve(size(10, 10), Some(2.0)).unwrap();
+    second.settle(20, 7.0).settle(7.0);
+    drop(third);
     assert_eq!(account.today(), (40, 11.0));
-    let over = account.reserve(size(10, 10), Some(0.2)).unwrap_err();
+    let over = account.reserve(size(10, 10), Some(4.0)).unwrap_err();
     assert!(
         matches!(&over, Refusal::Quota { what: "joules per day", retry_after, .. } if retry_after.as_secs() == 400)
     );
-    account.correct(day, -3.0);
-    let over = account.reserve(size(30, 31), Some(0.02)).unwrap_err();
-    assert!(matches!(over, Refusal::Quota { what: "tokens per day", .. }), "{over}");
-    let late = account.reserve(size(30, 30), Some(0.01)).unwrap();
     clock.advance(Duration::from_secs(400));
     assert_eq!(account.today(), (0, 0.0));
-    late.settle(50, 1.0);
+    let over = account.reserve(size(70, 31), Some(0.02)).unwrap_err();
+    assert!(matches!(over, Refusal::TooLarge { what: "tokens per day", .. }), "{over}");
+    let late = account.reserve(size(30, 30), Some(1.0)).unwrap();
+    let ended = account.reserve(size(5, 5), Some(8.0)).unwrap().settle(10, 0.5);
+    clock.advance(Duration::from_secs(86_400));
+    late.settle(50, 1.0).settle(1.0);
     assert_eq!(account.today(), (50, 1.0), "it ended today");
-    account.correct(day, 5.0);
+    ended.settle(6.0);
     assert_eq!(account.today().1, 1.0, "yesterday's joules are yesterday's");
+    account.reserve(size(5, 5), Some(9.0)).unwrap();
+}
+
+proptest::proptest! {
+    /// A meter tells the truth a while after a request has ended, and until then a third of it. Some requests
+    /// are ten times as dear as others.
+    #[test]
+    fn joules_that_settle_late_pass_a_limit_by_one_request_at_most(
+        moves in proptest::collection::vec((0..3, 0..100_usize, 1..=10), 2000),
+    ) {
+        const DEAREST: f64 = 0.3;
+        let (account, _clock) = account(Limits { joules_per_day: Some(5.0), ..Limits::default() });
+        let costs = Costs::default();
+        let (mut running, mut ended) = (Vec::new(), Vec::new());
+        let mut spent = 0.0;
+        for (what, which, tenths) in moves {
+            let joules = DEAREST * f64::from(tenths) / 10.0;
+            match what {
+                0 => running.extend(account.reserve(size(10, 10), costs.of(size(10, 10)))),
+                1 if !running.is_empty() => {
+                    let reserved = running.swap_remove(which % running.len());
+                    spent += joules;
+                    ended.push((reserved.settle(20, joules / 3.0), joules));
+                }
+                2 if !ended.is_empty() => {
+                    let (unsettled, joules) = ended.swap_remove(which % ended.len());
+                    costs.note((joules / 2.0, 10), (joules / 2.0, 10));
+                    unsettled.settle(joules);
+                }
+                _ => {}
+            }
+        }
+        spent += DEAREST * running.len() as f64;
+        proptest::prop_assert!(spent < 5.0 + DEAREST, "{spent} J");
+    }
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl Caller {
     /// A limit of the key that has no room for it.
     pub fn reserve(&self, size: Size) -> Result<(), Refusal> {
         let Some(account) = self.account() else { return Ok(()) };
-        let reservation = account.reserve(size, self.0.access.costs().dearest())?;
+        let reservation = account.reserve(size, self.0.access.costs().of(size))?;
         *self.0.reserved.lock().unwrap_or_else(PoisonError::into_inner) = Some(reservation);
         Ok(())
     }

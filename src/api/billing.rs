@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 
-use crate::access::{Account, Costs};
+use crate::access::{Costs, Unsettled};
 use crate::api::auth::Caller;
 use crate::api::tally::Source;
 use crate::clock::{Clock, Tick};
@@ -87,17 +87,14 @@ fn noted(energy: &RequestEnergy) -> Energy {
 
 /// Asks the meters until they know, and tells the caller's account what it was told too little or too much; and everybody
 /// what tokens cost: the estimate at a request's end knows nothing of a load that has just begun.
-fn later(
-    meters: Arc<AccountHandle>,
-    who: Option<(Arc<Account>, u64)>,
-    estimate: f64,
-    (costs, tokens): (Costs, u64),
-) -> Later {
+fn later(meters: Arc<AccountHandle>, mut unsettled: Option<Unsettled>, costs: Costs, usage: Usage) -> Later {
+    let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
+    let (prompt, answer) = (computed as u64, usage.completion_tokens as u64);
     Box::new(move || match meters.energy().filter(|energy| energy.settled) {
         Some(energy) => {
-            costs.note(energy.total().0, tokens);
-            if let Some((account, day)) = &who {
-                account.correct(*day, energy.total().0 - estimate);
+            costs.note((energy.prefill.0, prompt), (energy.decode.0, answer));
+            if let Some(unsettled) = unsettled.take() {
+                unsettled.settle(energy.total().0);
             }
             Settled::Now(noted(&energy))
         }
@@ -196,14 +193,12 @@ impl Bill<'_> {
         let joules = self.energy.map_or(0.0, |energy| energy.total().0);
         let tokens = (self.usage.prompt_tokens + self.usage.completion_tokens) as u64;
         let access = self.caller.access();
-        access.costs().note(joules, tokens);
         // What fails by our fault is not counted.
         let counted = if self.finish == "error" { 0 } else { tokens };
-        let day = self.caller.take_reservation().map(|reserved| reserved.settle(counted, joules));
+        let unsettled = self.caller.take_reservation().map(|reserved| reserved.settle(counted, joules));
         if access.store().is_none() {
             return;
         }
-        let who = self.caller.account().cloned().zip(day);
         let record = UsageRecord {
             ended: access.clock().unix_seconds(),
             key: self.caller.id().to_owned(),
@@ -218,7 +213,7 @@ impl Bill<'_> {
             seconds: self.seconds,
             finish: self.finish,
         };
-        let costs = (access.costs().clone(), tokens);
-        access.record(record, meters.map(|meters| later(meters, who, joules, costs)));
+        let costs = access.costs().clone();
+        access.record(record, meters.map(|meters| later(meters, unsettled, costs, self.usage)));
     }
 }
