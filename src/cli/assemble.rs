@@ -29,9 +29,11 @@ use crate::model::runner::Runner;
 use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
 use crate::model::workspace::Capacity;
+use crate::ops::blocks::Format;
 use crate::ops::exec::{Exec, cuda};
 use crate::ops::paged_attention::kernels;
 use crate::ops::pool::Pool;
+use crate::ops::weight::WeightType;
 use crate::power::monitor::{Monitor, MonitorConfig};
 use crate::power::spec::{self, MeterContext, MeterSpec};
 use crate::service::Service;
@@ -129,8 +131,8 @@ fn is_fp8(config: &Config, checkpoint: &Checkpoint) -> bool {
 #[derive(Debug, Clone, Copy)]
 pub struct Held {
     pub activations: DType,
-    pub layers: DType,
-    pub head: DType,
+    pub layers: WeightType,
+    pub head: WeightType,
     pub cache: DType,
 }
 
@@ -138,24 +140,31 @@ pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
     let activations = activations(config, checkpoint);
     // Weights stay as they are stored unless they were asked for in another type, or a GPU wants them in one.
     let head = match (config.precision, checkpoint.spec.float_type) {
-        (Precision::AsStored, FloatType::F16) => DType::F16,
-        (Precision::F16, _) => DType::F16,
-        _ => activations,
+        (Precision::AsStored, FloatType::F16) | (Precision::F16, _) => WeightType::F16,
+        _ => WeightType::of(activations).unwrap_or(WeightType::F32),
     };
-    Held {
-        activations,
-        layers: if is_fp8(config, checkpoint) { DType::F8E4M3 } else { head },
-        head,
-        cache: if config.fp8_cache { DType::F8E4M3 } else { activations },
-    }
+    let (layers, head) = match (config.quantize, &checkpoint.source) {
+        (Quantize::AsStored, WeightSource::Gguf(table)) => table.kinds(),
+        (Quantize::Blocks(format), _) => {
+            let table = format.of_tables();
+            let fits = |format: Format| format.for_width(checkpoint.spec.hidden).map(WeightType::Blocks);
+            (fits(format).unwrap_or(head), fits(table).unwrap_or(head))
+        }
+        _ if is_fp8(config, checkpoint) => (WeightType::Fp8, head),
+        _ => (head, head),
+    };
+    Held { activations, layers, head, cache: if config.fp8_cache { DType::F8E4M3 } else { activations } }
 }
 
 /// Bytes of the weights on a device.
 fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> u64 {
+    if let WeightSource::Gguf(table) = &checkpoint.source {
+        return table.held_bytes().0;
+    }
     let (spec, held) = (&checkpoint.spec, held(config, checkpoint));
     let (layers, table) = spec.step_parameters();
     let tables = if spec.tied_head { table } else { 2 * table };
-    (layers * held.layers.size_in_bytes() + tables * held.head.size_in_bytes()) as u64
+    (held.layers.size(layers) + held.head.size(tables)) as u64
 }
 
 /// Whether any engine is a GPU's.
@@ -199,6 +208,14 @@ fn gpu_room(config: &Config, checkpoint: &Checkpoint, beside: u64, ordinal: usiz
 
 /// Weights that are made or rounded when they are loaded must lie in memory; those of a file may stay there.
 fn check_fits(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    if let WeightType::Blocks(format) = held(config, checkpoint).layers
+        && on_gpus(config)
+    {
+        bail!(
+            "weights of type {} have products on processors only, as yet: take --device cpu",
+            format.name()
+        );
+    }
     let made = matches!(checkpoint.source, WeightSource::Synthetic(_))
         || config.quantize != Quantize::AsStored
         || config.precision != Precision::AsStored;
@@ -281,10 +298,8 @@ fn with_bar<R>(message: &'static str, work: impl FnOnce(&dyn Fn(f32)) -> R) -> a
 /// # Errors
 /// A tensor that is not what the configuration says, or holds numbers that are not finite.
 pub fn load(config: &Config, checkpoint: &Checkpoint, scan_all: bool) -> anyhow::Result<Decoder> {
-    let load = |progress: &dyn Fn(f32)| match config.quantize {
-        Quantize::AsStored => checkpoint.load(config.precision, scan_all, progress),
-        Quantize::Fp8 => checkpoint.load_fp8(config.precision, scan_all, progress),
-    };
+    let load =
+        |progress: &dyn Fn(f32)| checkpoint.load_as(config.quantize, config.precision, scan_all, progress);
     let decoder = with_bar("loading weights", load)??;
     Ok(if config.fp8_cache { decoder.with_cache(DType::F8E4M3) } else { decoder })
 }

@@ -177,6 +177,7 @@ fn write_weights(
             WeightType::F16 => "F16",
             WeightType::Bf16 => "BF16",
             WeightType::Fp8 => "F8_E4M3",
+            WeightType::Blocks(format) => bail!("safetensors has no {}", format.name()),
         };
         header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}));
         offset = end;
@@ -204,5 +205,6 @@ fn write_tensor(weight: &Weight, out: &mut impl Write) -> std::io::Result<()> {
         WeightSlice::F16(s) => s.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
         WeightSlice::Bf16(s) => s.iter().try_for_each(|x| out.write_all(&x.to_le_bytes())),
         WeightSlice::Fp8(s) => out.write_all(F8E4M3::bytes(s)),
+        WeightSlice::Blocks(_) => Err(std::io::Error::other("safetensors has no blocks")),
     }
 }

@@ -193,22 +193,19 @@ impl<'a> Tries<'a> {
     fn new(name: &str, on: &'a Exec, device: &'a DeviceKind, config: &Config) -> anyhow::Result<Tries<'a>> {
         let checkpoint = Checkpoint::open(name, &on.pool)?;
         let load = |precision| -> anyhow::Result<Decoder> {
-            let decoder = match config.quantize {
-                Quantize::AsStored => checkpoint.load(precision, false, &|_| {})?,
-                Quantize::Fp8 => checkpoint.load_fp8(precision, false, &|_| {})?,
-            };
+            let decoder = checkpoint.load_as(config.quantize, precision, false, &|_| {})?;
             Ok(if config.fp8_cache { decoder.with_cache(DType::F8E4M3) } else { decoder })
         };
         let coarse = if config.precision == Precision::AsStored { Precision::Bf16 } else { config.precision };
         let (cpu, there) = (Arc::new(load(Precision::F32)?), load(coarse)?);
         let there = Arc::new(if on.launcher.is_some() { there.on_device(&on.device)? } else { there });
-        let types = match (config.quantize, config.fp8_cache) {
-            (Quantize::AsStored, false) => "",
-            (Quantize::Fp8, false) => ", FP8 weights",
-            (Quantize::AsStored, true) => ", FP8 cache",
-            (Quantize::Fp8, true) => ", FP8 weights and cache",
+        let weights = match config.quantize {
+            Quantize::AsStored => String::new(),
+            Quantize::Fp8 => ", FP8 weights".into(),
+            Quantize::Blocks(format) => format!(", {} weights", format.name()),
         };
-        Ok(Tries { name: format!("{name}{types}"), cpu, there, on, device })
+        let cache = if config.fp8_cache { ", FP8 cache" } else { "" };
+        Ok(Tries { name: format!("{name}{weights}{cache}"), cpu, there, on, device })
     }
 
     fn run(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<Outcome> {

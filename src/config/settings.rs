@@ -34,7 +34,7 @@ pub static SETTINGS: &[Setting] = &[
             "model",
             "demo",
             "[NAME=]MODEL",
-            "demo, synthetic:PRESET, or a folder with config.json and safetensors; more than once for encoders beside it",
+            "demo, synthetic:PRESET, a GGUF file, or a folder with config.json and safetensors; more than once for encoders beside it",
         )
     },
     setting(
@@ -65,8 +65,8 @@ pub static SETTINGS: &[Setting] = &[
     setting(
         "quantization",
         "",
-        "fp8",
-        "fp8: matrices of layers are rounded to FP8 when they are loaded; as stored by default",
+        "TYPE",
+        "Weights are rounded when they are loaded: fp8 (matrices of layers), or q8_0, q6_k, q5_k, q4_k and GGUF's others (all matrices, on processors); as stored by default",
     ),
     setting(
         "kv-cache-dtype",

@@ -91,7 +91,12 @@ pub fn parse_quantization(text: &str) -> Result<Quantize, String> {
     match text {
         "" | "none" => Ok(Quantize::AsStored),
         "fp8" => Ok(Quantize::Fp8),
-        _ => Err("is not fp8; checkpoints that are quantised already need no setting".into()),
+        _ => Quantize::blocks(text).ok_or_else(|| {
+            let formats = Quantize::block_names().join(", ");
+            format!(
+                "is not fp8, nor one of {formats}; checkpoints that are quantised already need no setting"
+            )
+        }),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Opening a model: a HuggingFace-style folder, `synthetic:PRESET`, or the demo in the binary.
+//! Opening a model: a HuggingFace-style folder, a GGUF file, `synthetic:PRESET`, or the demo in the binary.
 //!
 //! Opening is cheap and complete: configuration, tensor table, shapes and file sizes are checked before
 //! a number is read. The text files are handed on as they are; reading them is `text`'s work.
@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::LoadError;
 use super::arch;
 use super::decoder::{self, Decoder, Precision, Quantize, Reading};
+use super::gguf;
 use super::spec::DecoderSpec;
 use super::weights::safetensors::TensorTable;
 use super::weights::synthetic::Generator;
@@ -82,7 +83,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens `demo`, `synthetic:PRESET` or a folder. `pool` makes synthetic weights.
+    /// Opens `demo`, `synthetic:PRESET`, a GGUF file or a folder. `pool` makes synthetic weights, and lays out blocks.
     ///
     /// # Errors
     /// Everything that can be known without reading weights; each names file and tensor or key.
@@ -91,6 +92,8 @@ impl Checkpoint {
             open_demo()?
         } else if let Some(preset) = model.strip_prefix(SYNTHETIC) {
             open_synthetic(preset, pool)?
+        } else if Path::new(model).is_file() {
+            open_file(Path::new(model), pool)?
         } else {
             open_folder(Path::new(model), model)?
         };
@@ -131,18 +134,17 @@ impl Checkpoint {
         scan_all: bool,
         progress: &dyn Fn(f32),
     ) -> Result<Decoder, LoadError> {
-        let quantize = Quantize::AsStored;
-        Decoder::load(&self.spec, &self.source, Reading { precision, quantize, scan_all }, progress)
+        self.load_as(Quantize::AsStored, precision, scan_all, progress)
     }
 
-    /// Reads the weights, those of products as FP8.
-    pub fn load_fp8(
+    /// Reads the weights, those of products rounded.
+    pub fn load_as(
         &self,
+        quantize: Quantize,
         precision: Precision,
         scan_all: bool,
         progress: &dyn Fn(f32),
     ) -> Result<Decoder, LoadError> {
-        let quantize = Quantize::Fp8;
         Decoder::load(&self.spec, &self.source, Reading { precision, quantize, scan_all }, progress)
     }
 
@@ -217,6 +219,20 @@ pub(super) fn card_config(preset: &str, card: &str) -> Result<Value, LoadError> 
 fn open_synthetic(preset: &str, pool: &Arc<Pool>) -> Result<Checkpoint, LoadError> {
     let file = format!("models/{preset}.toml");
     Checkpoint::synthetic(&format!("{SYNTHETIC}{preset}"), &file, preset_config(preset)?, pool)
+}
+
+/// A model of one file. A pickle is a program, and never read.
+fn open_file(file: &Path, pool: &Arc<Pool>) -> Result<Checkpoint, LoadError> {
+    match file.extension().and_then(|e| e.to_str()) {
+        Some("gguf") => gguf::open(file, pool),
+        Some("safetensors") => {
+            Err(LoadError::file(file, "is weights alone: name the folder with its config.json"))
+        }
+        Some("bin" | "pt" | "pth" | "pkl") => {
+            Err(LoadError::file(file, "is a pickle, which is a program; safetensors and GGUF are read"))
+        }
+        _ => Err(LoadError::file(file, "is a file, and none of GGUF (.gguf); folders are read, too")),
+    }
 }
 
 fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {

@@ -3,6 +3,8 @@
 //! Step input → logits in the workspace. It reads flags of the spec, never a model's name, and never
 //! asks a weight's type. One forward serves prefill, decode and anything between.
 
+use std::sync::OnceLock;
+
 use candle_core::{DType, Result, Tensor};
 
 use super::LoadError;
@@ -94,7 +96,7 @@ impl Decoder {
         reading: Reading,
         progress: &dyn Fn(f32),
     ) -> std::result::Result<Decoder, LoadError> {
-        load::Loader { spec, source, reading, progress }.decoder()
+        load::Loader { spec, source, reading, progress, pool: OnceLock::new() }.decoder()
     }
 
     pub fn spec(&self) -> &DecoderSpec {

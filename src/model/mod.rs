@@ -8,6 +8,7 @@ pub mod arch;
 pub mod checkpoint;
 pub mod decoder;
 pub mod encoder;
+pub mod gguf;
 pub mod graphs;
 pub mod input;
 pub mod kv_cache;
@@ -31,7 +32,7 @@ pub enum LoadError {
     #[error("{file}: tensor `{tensor}`: {problem}")]
     Tensor { file: String, tensor: String, problem: String },
     #[error(
-        "no model `{0}`: not a folder with a config.json, not `demo`, not a preset (see `hashwatt models`)"
+        "no model `{0}`: not a folder with a config.json, no GGUF file, not `demo`, not a preset (see `hashwatt models`)"
     )]
     Unknown(String),
     #[error("the device could not hold the model: {0}")]

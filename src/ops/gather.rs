@@ -92,6 +92,10 @@ impl InplaceOp1 for Gather<'_> {
                 WeightSlice::F32(t) => widen(out, &t[range], self.scale),
                 WeightSlice::F16(t) => widen(out, &t[range], self.scale),
                 WeightSlice::Bf16(t) => widen(out, &t[range], self.scale),
+                WeightSlice::Blocks(t) => {
+                    t.widen_row(row, out);
+                    out.iter_mut().for_each(|x| *x *= self.scale);
+                }
             }
         }
         Ok(())

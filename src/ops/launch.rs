@@ -119,11 +119,8 @@ impl Product {
     /// # Errors
     /// Activations of a type that no product takes.
     pub fn dequantised(&self, scales: PlaceOfScales, room: u64) -> Result<(Launch, Product)> {
-        let weight_type = match self.src_type {
-            DType::F32 => WeightType::F32,
-            DType::F16 => WeightType::F16,
-            DType::BF16 => WeightType::Bf16,
-            other => bail!("linear: no product of FP8 weights with {other:?} activations"),
+        let Some(weight_type) = WeightType::of(self.src_type) else {
+            bail!("linear: no product of FP8 weights with {:?} activations", self.src_type)
         };
         let launch = Launch {
             kernel: "dequantise",

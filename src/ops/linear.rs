@@ -3,19 +3,23 @@
 //! One product serves every row count. An output's value depends on its weight row, its activation
 //! row and the instruction set, not on how many rows come along, which they are, or how many threads
 //! share the work: threads take panels of weight rows, and K is never split. The weight is read where
-//! it lies (it may be a mapped file), without repacking; FP8 is made f32 panel by panel.
+//! it lies (it may be a mapped file), without repacking; FP8 is made f32 panel by panel. Blocks meet bf16 activations as
+//! whole numbers, f32 activations as f32.
 
 use std::ops::Range;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp2, Layout, Result, bail};
 
+use super::blocks::{Blocks, GROUP, TILE};
+use super::cpu::blocks::{self as block_kernels, BlockPanel, Rounded, Rounding};
 use super::cpu::dot::{PANEL_ROWS, Pair, Panel, panel};
 use super::cpu::fp8::{self, F8E4M3};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
 use super::gemv;
 use super::launch::{Launcher, Place, Product};
+use super::storage::{RowsMut, for_rows};
 use super::weight::{Weight, WeightSlice, WeightType};
 
 /// Multiply-adds below which waking the pool costs more than it saves.
@@ -31,7 +35,7 @@ const PANELS_OF_TASK: usize = 8;
 ///
 /// dst: f32 `[capacity, ≥ column + N]`, src: f32 or bf16 `[capacity, K]`, both contiguous; only the first
 /// `rows` rows are read, and nothing else is written. Weight and src may be bf16·bf16, f32·f32, f16·f32, bf16·f32,
-/// f32·bf16, FP8·f32, FP8·bf16.
+/// f32·bf16, FP8·f32, FP8·bf16, blocks·f32, blocks·bf16.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     /// `[N, K]`
@@ -105,6 +109,10 @@ impl InplaceOp2 for LinearOn<'_> {
             (WeightSlice::F32(w), CpuStorage::BF16(x)) => self.product(w, &x[s], dst),
             (WeightSlice::Fp8(w), CpuStorage::F32(x)) => self.product_of_fp8(w, &x[s], dst),
             (WeightSlice::Fp8(w), CpuStorage::BF16(x)) => self.product_of_fp8(w, &x[s], dst),
+            (WeightSlice::Blocks(w), CpuStorage::F32(x)) => {
+                self.product_widened(&x[s], dst, &|row, to| w.widen_row(row, to))
+            }
+            (WeightSlice::Blocks(w), CpuStorage::BF16(x)) => self.product_of_blocks(w, &x[s], dst),
             (_, x) => return unsupported(op.weight.kind(), x.dtype()),
         }
         Ok(())
@@ -190,32 +198,107 @@ impl LinearOn<'_> {
         });
     }
 
-    /// The same of FP8 weights: a panel is made f32 once, scales and all, for all rows of activations.
+    /// The same of FP8 weights, with their scales.
     fn product_of_fp8<X: Element>(&self, w: &[F8E4M3], x: &[X], dst: Outputs<'_>)
     where
         f32: Pair<X>,
     {
         let weight = self.op.weight;
         let k = weight.cols();
+        self.product_widened(x, dst, &|row, to| {
+            let (from, whole) = (&w[row * k..][..k], [1.0]);
+            let (scales, width) = match weight.scales() {
+                Some(scales) => (scales.of_row(row, k), scales.block().1),
+                None => (&whole[..], k),
+            };
+            for ((from, to), scale) in from.chunks(width).zip(to.chunks_mut(width)).zip(scales) {
+                // SAFETY: cpu_fwd checked that the machine has the instruction set.
+                unsafe { fp8::scaled(self.isa, from, *scale, to) };
+            }
+        });
+    }
+
+    /// The same of weights whose rows `widen` makes f32: a panel once for all rows of activations.
+    fn product_widened<X: Element>(
+        &self,
+        x: &[X],
+        dst: Outputs<'_>,
+        widen: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) where
+        f32: Pair<X>,
+    {
+        let k = self.op.weight.cols();
         let (out, stride) = (SharedMut::new(dst.data), dst.stride);
         self.panels(k * size_of::<f32>(), &|this, _| {
             self.op.on.pool.with_scratch(|panel| {
                 let length = this.len() * k;
                 panel.resize(panel.len().max(length), 0.0);
                 for (row, to) in this.clone().zip(panel.chunks_exact_mut(k)) {
-                    let (from, whole) = (&w[row * k..][..k], [1.0]);
-                    let (scales, width) = match weight.scales() {
-                        Some(scales) => (scales.of_row(row, k), scales.block().1),
-                        None => (&whole[..], k),
-                    };
-                    for ((from, to), scale) in from.chunks(width).zip(to.chunks_mut(width)).zip(scales) {
-                        // SAFETY: cpu_fwd checked that the machine has the instruction set.
-                        unsafe { fp8::scaled(self.isa, from, *scale, to) };
-                    }
+                    widen(row, to);
                 }
                 self.one(this.start, &panel[..length], &[], x, out, stride);
             });
         });
+    }
+
+    /// The same of blocks, with activations rounded to bytes.
+    fn product_of_blocks<X: Element>(&self, weights: &Blocks, x: &[X], dst: Outputs<'_>) {
+        let Linear { weight, bias, rows, column, accumulate, on } = self.op;
+        let (n, k) = (weight.rows(), weight.cols());
+        on.pool.with_scratch(|room| {
+            let rounded = self.rounded(x, room);
+            let (out, stride) = (SharedMut::new(dst.data), dst.stride);
+            self.panels(weights.bytes() / n.max(1), &|this, _| {
+                let mut widened = [0.0; PANEL_ROWS];
+                if let Some(bias) = bias {
+                    for (to, row) in widened.iter_mut().zip(this.clone()) {
+                        *to = bias.get(row);
+                    }
+                }
+                let p = BlockPanel {
+                    weights,
+                    group: this.start / GROUP,
+                    outputs: this.len(),
+                    x: rounded,
+                    rows,
+                    bias: &widened,
+                    accumulate,
+                    dst: out,
+                    stride,
+                    column: column + this.start,
+                };
+                // SAFETY: as in `one`.
+                unsafe { block_kernels::panel(self.isa, &p) }
+            });
+        });
+        debug_assert!(k.is_multiple_of(TILE));
+    }
+
+    /// Rounds the rows of activations, into `room`.
+    fn rounded<'r, X: Element>(&self, x: &[X], room: &'r mut Vec<f32>) -> Rounded<'r> {
+        let (rows, k, pool) = (self.op.rows, self.op.weight.cols(), &self.op.on.pool);
+        let (tiles, codes) = (rows * (k / TILE), rows * k / 4);
+        room.resize(room.len().max(3 * tiles + codes), 0.0);
+        let (scales, rest) = room.split_at_mut(tiles);
+        let (sums, rest) = rest.split_at_mut(2 * tiles);
+        // SAFETY: numbers of as many bytes; any bytes are numbers of these types.
+        let (sums, codes): (&mut [i32], &mut [i8]) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), 2 * tiles),
+                std::slice::from_raw_parts_mut(rest.as_mut_ptr().cast(), rows * k),
+            )
+        };
+        let of_row = k / TILE;
+        let places = (RowsMut::new(codes, k), RowsMut::new(scales, of_row), RowsMut::new(sums, 2 * of_row));
+        for_rows(pool, rows, k, &|row| {
+            // SAFETY: each row is written by one task; cpu_fwd checked that the machine has the instruction set.
+            unsafe {
+                let to =
+                    Rounding { codes: places.0.row(row), scales: places.1.row(row), sums: places.2.row(row) };
+                block_kernels::round(self.isa, &x[row * k..][..k], to);
+            }
+        });
+        Rounded { k, codes, scales, sums }
     }
 
     /// Calls `each` with the weight rows of every panel, and those that the same thread turns to next.

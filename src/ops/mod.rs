@@ -6,6 +6,7 @@
 
 pub mod activation;
 pub mod all_reduce;
+pub mod blocks;
 pub mod copy;
 pub mod cpu;
 #[cfg(feature = "cuda")]

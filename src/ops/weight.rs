@@ -9,43 +9,17 @@ use candle_core::{DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+use super::blocks::Blocks;
 use super::cpu::Element;
 use super::cpu::fp8::F8E4M3;
 use super::exec::Exec;
 use super::launch::PlaceOfScales;
 
 mod fp8;
+mod kind;
 mod shard;
 pub use fp8::{ScaleError, Scales};
-
-/// Element type a weight is stored in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WeightType {
-    F32,
-    F16,
-    Bf16,
-    /// e4m3, with scales beside it.
-    Fp8,
-}
-
-impl WeightType {
-    pub fn dtype(self) -> DType {
-        match self {
-            WeightType::F32 => DType::F32,
-            WeightType::F16 => DType::F16,
-            WeightType::Bf16 => DType::BF16,
-            WeightType::Fp8 => DType::F8E4M3,
-        }
-    }
-
-    pub fn bytes(self) -> usize {
-        match self {
-            WeightType::F32 => 4,
-            WeightType::F16 | WeightType::Bf16 => 2,
-            WeightType::Fp8 => 1,
-        }
-    }
-}
+pub use kind::WeightType;
 
 #[derive(Debug, thiserror::Error)]
 #[error("weight of shape [{rows}, {cols}] needs {needed} bytes and {found} were given")]
@@ -66,6 +40,7 @@ enum Store {
     F16(Arc<Vec<f16>>),
     Bf16(Arc<Vec<bf16>>),
     Fp8(Arc<Vec<F8E4M3>>),
+    Blocks(Arc<Blocks>),
     /// In a device's memory: a tensor of bytes that is kept, and its address.
     Device {
         address: u64,
@@ -95,6 +70,7 @@ pub enum WeightSlice<'a> {
     Bf16(&'a [bf16]),
     /// To be multiplied by their scales.
     Fp8(&'a [F8E4M3]),
+    Blocks(&'a Blocks),
 }
 
 #[cfg(feature = "cuda")]
@@ -155,6 +131,7 @@ impl Weight {
                 bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect(),
             )),
             WeightType::Fp8 => Store::Fp8(Arc::new(F8E4M3::from_bytes(bytes).to_vec())),
+            WeightType::Blocks(format) => panic!("{} is read by its own module", format.name()),
         };
         Weight { rows, cols, kind, store, scales: None }
     }
@@ -164,6 +141,11 @@ impl Weight {
     pub fn from_f32(data: Vec<f32>, rows: usize, cols: usize) -> Weight {
         assert_eq!(data.len(), rows * cols, "an owned weight is made with its own shape");
         Weight { rows, cols, kind: WeightType::F32, store: Store::F32(Arc::new(data)), scales: None }
+    }
+
+    pub fn from_blocks(blocks: Blocks) -> Weight {
+        let (rows, cols, kind) = (blocks.rows(), blocks.cols(), WeightType::Blocks(blocks.format()));
+        Weight { rows, cols, kind, store: Store::Blocks(Arc::new(blocks)), scales: None }
     }
 
     /// f32 `[1, n]`.
@@ -199,7 +181,13 @@ impl Weight {
     }
     /// Of all numbers and scales.
     pub fn bytes(&self) -> usize {
-        self.rows * self.cols * self.kind.bytes() + self.scales.as_ref().map_or(0, |s| size_of_val(s.data()))
+        match &self.store {
+            Store::Blocks(blocks) => blocks.bytes(),
+            _ => {
+                let scales = self.scales.as_ref().map_or(0, |s| size_of_val(s.data()));
+                self.rows * self.cols * self.kind.bytes() + scales
+            }
+        }
     }
     pub fn is_mapped(&self) -> bool {
         matches!(self.store, Store::Mapped { .. })
@@ -211,6 +199,7 @@ impl Weight {
             WeightSlice::F16(s) => (s.as_ptr().cast(), size_of_val(s)),
             WeightSlice::Bf16(s) => (s.as_ptr().cast(), size_of_val(s)),
             WeightSlice::Fp8(s) => return F8E4M3::bytes(s),
+            WeightSlice::Blocks(_) => panic!("blocks are read by their products alone"),
         };
         // SAFETY: numbers are bytes; the slice borrows self.
         unsafe { std::slice::from_raw_parts(pointer, length) }
@@ -226,6 +215,9 @@ impl Weight {
     pub fn on_device(parts: &[&Weight], device: &Device) -> candle_core::Result<Weight> {
         let (cols, kind) = (parts[0].cols, parts[0].kind);
         assert!(parts.iter().all(|p| p.cols == cols && p.kind == kind), "parts of one matrix are alike");
+        if let WeightType::Blocks(format) = kind {
+            candle_core::bail!("weights of type {} have products on the CPU only", format.name())
+        }
         let rows = parts.iter().map(|p| p.rows).sum();
         let copy = |p: &&Weight| {
             let copied = Tensor::from_slice(p.bytes_slice(), p.bytes_slice().len(), device);
@@ -274,6 +266,7 @@ impl Weight {
             Store::F16(v) => WeightSlice::F16(v),
             Store::Bf16(v) => WeightSlice::Bf16(v),
             Store::Fp8(v) => WeightSlice::Fp8(v),
+            Store::Blocks(blocks) => WeightSlice::Blocks(blocks),
             Store::Device { .. } => panic!("a weight on a device is read by its kernels alone"),
             Store::Mapped { map, offset } => {
                 let p = map[*offset..].as_ptr();
@@ -285,6 +278,7 @@ impl Weight {
                         WeightType::F16 => WeightSlice::F16(std::slice::from_raw_parts(p.cast(), n)),
                         WeightType::Bf16 => WeightSlice::Bf16(std::slice::from_raw_parts(p.cast(), n)),
                         WeightType::Fp8 => WeightSlice::Fp8(std::slice::from_raw_parts(p.cast(), n)),
+                        WeightType::Blocks(_) => unreachable!("blocks are never mapped"),
                     }
                 }
             }
@@ -301,6 +295,7 @@ impl Weight {
             WeightSlice::F16(s) => s.as_ptr() as u64,
             WeightSlice::Bf16(s) => s.as_ptr() as u64,
             WeightSlice::Fp8(s) => s.as_ptr() as u64,
+            WeightSlice::Blocks(_) => panic!("no kernel of a device reads blocks"),
         }
     }
 
@@ -326,6 +321,29 @@ impl Weight {
         }
     }
 
+    /// Row `row` as f32.
+    ///
+    /// # Panics
+    /// When `to` is not as long as a row.
+    pub fn widen_row(&self, row: usize, to: &mut [f32]) {
+        assert_eq!(to.len(), self.cols, "a place for each number of the row");
+        fn widen<T: Element>(row: &[T], to: &mut [f32]) {
+            to.iter_mut().zip(row).for_each(|(to, x)| *to = x.widen());
+        }
+        let numbers = row * self.cols..(row + 1) * self.cols;
+        match self.slice() {
+            WeightSlice::F32(s) => to.copy_from_slice(&s[numbers]),
+            WeightSlice::F16(s) => widen(&s[numbers], to),
+            WeightSlice::Bf16(s) => widen(&s[numbers], to),
+            WeightSlice::Fp8(s) => {
+                for (col, (to, x)) in to.iter_mut().zip(&s[numbers]).enumerate() {
+                    *to = x.widen() * self.scale_at(row, col);
+                }
+            }
+            WeightSlice::Blocks(blocks) => blocks.widen_row(row, to),
+        }
+    }
+
     /// Element `i` of the row-major storage, widened.
     pub fn get(&self, i: usize) -> f32 {
         match self.slice() {
@@ -333,6 +351,7 @@ impl Weight {
             WeightSlice::F16(s) => s[i].to_f32(),
             WeightSlice::Bf16(s) => s[i].to_f32(),
             WeightSlice::Fp8(s) => s[i].widen() * self.scale_at(i / self.cols, i % self.cols),
+            WeightSlice::Blocks(blocks) => blocks.get(i / self.cols, i % self.cols),
         }
     }
 
@@ -347,6 +366,7 @@ impl Weight {
                 self.for_each_scaled(s, |x| all.push(x));
                 all
             }
+            WeightSlice::Blocks(blocks) => blocks.to_f32(),
         };
         Weight::from_f32(data, self.rows, self.cols)
     }
@@ -362,6 +382,7 @@ impl Weight {
                 self.for_each_scaled(s, |x| all.push(f16::from_f32(x)));
                 all
             }
+            WeightSlice::Blocks(blocks) => blocks.to_f32().into_iter().map(f16::from_f32).collect(),
         };
         Weight::from_f16(data, self.rows, self.cols)
     }
@@ -397,6 +418,7 @@ impl Weight {
                 self.for_each_scaled(s, |x| all.push(bf16::from_f32(x)));
                 all
             }
+            WeightSlice::Blocks(blocks) => blocks.to_f32().into_iter().map(bf16::from_f32).collect(),
         };
         Weight::from_bf16(data, self.rows, self.cols)
     }
@@ -408,6 +430,8 @@ impl Weight {
             WeightSlice::F16(s) => s.iter().position(|x| !x.is_finite()),
             WeightSlice::Bf16(s) => s.iter().position(|x| !x.is_finite()),
             WeightSlice::Fp8(s) => s.iter().position(|x| x.is_nan()),
+            // Their scales are finite, or they were not made.
+            WeightSlice::Blocks(_) => None,
         }
     }
 }

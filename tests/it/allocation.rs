@@ -13,7 +13,7 @@ use hashwatt::clock::Clock;
 use hashwatt::engine::constraint::{ConstraintError, TokenConstraint};
 use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{EngineConfig, Limits, spawn};
-use hashwatt::model::decoder::{Decoder, Precision};
+use hashwatt::model::decoder::{Decoder, Precision, Quantize};
 use hashwatt::model::runner::Runner;
 use hashwatt::model::workspace::Capacity;
 use hashwatt::ops::pool::Pool;
@@ -86,7 +86,7 @@ impl TokenConstraint for Watch {
 #[test]
 fn a_hundred_decode_steps_make_no_large_allocation() {
     count_decode_steps(decoder(&qwen3(1), Precision::Bf16));
-    let fp8 = checkpoint(qwen3(1)).load_fp8(Precision::Bf16, true, &|_| {}).unwrap();
+    let fp8 = checkpoint(qwen3(1)).load_as(Quantize::Fp8, Precision::Bf16, true, &|_| {}).unwrap();
     count_decode_steps(Arc::new(fp8.with_cache(DType::F8E4M3)));
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use hashwatt::model::Checkpoint;
-use hashwatt::model::decoder::{Decoder, Precision, tensors};
+use hashwatt::model::decoder::{Decoder, Precision, Quantize, tensors};
 use hashwatt::ops::cpu::Element;
 use hashwatt::ops::cpu::fp8::F8E4M3;
 use safetensors::tensor::{Dtype, TensorView};
@@ -209,7 +209,7 @@ fn a_method_that_is_not_read_is_named() {
 fn rounding_at_load_keeps_the_demo_near() {
     let demo = Checkpoint::open("demo", &pool(2)).unwrap();
     let whole = demo.load(Precision::AsStored, false, &|_| {}).unwrap();
-    let fp8 = demo.load_fp8(Precision::AsStored, false, &|_| {}).unwrap();
+    let fp8 = demo.load_as(Quantize::Fp8, Precision::AsStored, false, &|_| {}).unwrap();
     assert!(fp8.weight_bytes() < whole.weight_bytes());
     let vocab = demo.spec.vocab;
     // Tokens of the demo's text, and the same tokens for both, so that one difference does not hide the rest.

@@ -85,6 +85,7 @@ unsafe fn product(p: &Product) {
         WeightType::F16 => DType::F16,
         WeightType::Bf16 => DType::BF16,
         WeightType::Fp8 => panic!("FP8 without scales"),
+        WeightType::Blocks(_) => panic!("blocks have no kernels"),
     };
     for row in 0..p.rows {
         for out in 0..p.n {

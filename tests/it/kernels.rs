@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use hashwatt::model::decoder::Precision;
+use hashwatt::model::decoder::{Precision, Quantize};
 use hashwatt::ops::exec::Exec;
 use hashwatt::ops::sample::{self, NONE, Outcome, RESULT_WORDS, Sample, Samples, Task};
 
@@ -34,7 +34,7 @@ fn a_decoder_of_fp8_kernels_is_the_decoder() {
         for (fp8_weights, fp8_cache) in [(true, false), (false, true)] {
             let checkpoint = checkpoint(qwen3(1));
             let decoder = match fp8_weights {
-                true => checkpoint.load_fp8(precision, true, &|_| {}).unwrap(),
+                true => checkpoint.load_as(Quantize::Fp8, precision, true, &|_| {}).unwrap(),
                 false => checkpoint.load(precision, true, &|_| {}).unwrap(),
             };
             let decoder = Arc::new(if fp8_cache { decoder.with_cache(DType::F8E4M3) } else { decoder });

@@ -16,6 +16,7 @@ mod engine;
 mod failover;
 mod failover_http;
 mod fp8;
+mod gguf;
 mod host_kernels;
 mod kernels;
 mod keys;

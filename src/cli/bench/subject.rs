@@ -25,11 +25,12 @@ use crate::measure::sweep::Controls;
 use crate::measure::target::{MOST_OF_A_NAME, Sequential, Server, Target, check_meter_sees, is_here};
 use crate::model::Checkpoint;
 use crate::model::checkpoint::SYNTHETIC_SEED;
-use crate::model::decoder::Precision;
+use crate::model::decoder::{Precision, Quantize};
 use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
 use crate::ops::exec::Exec;
 use crate::ops::pool::Pool;
+use crate::ops::weight::WeightType;
 use crate::power::caps::{self, Cap};
 use crate::power::monitor::Monitor;
 use crate::power::nvml;
@@ -113,8 +114,8 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
                 ("max-model-len", opened.sizes.max_model_len.to_string()),
                 ("kv-memory-bytes", opened.sizes.kv_bytes.to_string()),
                 ("enable-prefix-caching", config.prefix_caching.to_string()),
-                ("weights", text(held.layers)),
-                ("head", text(held.head)),
+                ("weights", held.layers.name().into()),
+                ("head", held.head.name().into()),
                 ("activations", text(held.activations)),
                 ("kv-cache", text(held.cache)),
                 ("batch-invariant", config.batch_invariant.to_string()),
@@ -150,9 +151,13 @@ fn ceilings(
         devices.map_err(|e| format!("no copy bandwidth and no GEMM rate beside the figures: {e}"))?;
     let spec = &checkpoint.spec;
     let (layers, head) = spec.step_parameters();
+    let step_weight_bytes = match &checkpoint.source {
+        WeightSource::Gguf(table) if config.quantize == Quantize::AsStored => table.held_bytes().1,
+        _ => (held.layers.size(layers) + held.head.size(head)) as u64,
+    };
     Ok(report::Ceilings {
         devices,
-        step_weight_bytes: (layers * held.layers.size_in_bytes() + head * held.head.size_in_bytes()) as u64,
+        step_weight_bytes,
         kv_bytes_per_token: spec.kv_bytes_per_token(held.cache.size_in_bytes()) as u64,
         flops_per_token: spec.row_flops(0, false) - spec.flops_per_key(),
         flops_per_key: spec.flops_per_key(),
@@ -183,7 +188,8 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         _ => DType::F32,
     };
     // All weights are of this one type.
-    let held = Held { activations: dtype, layers: dtype, head: dtype, cache: dtype };
+    let weights = WeightType::of(dtype).unwrap_or(WeightType::F32);
+    let held = Held { activations: dtype, layers: weights, head: weights, cache: dtype };
     let mut notes = notes;
     let ceilings =
         ceilings(config, &checkpoint, held, pool.threads(), clock).map_err(|why| notes.push(why)).ok();
@@ -192,7 +198,7 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         busy,
         clock: clock.clone(),
     };
-    let model = model(&checkpoint, config, dtype);
+    let model = model(&checkpoint, config, weights);
     Ok(Subject {
         target: Arc::new(Target::Baseline(rival)),
         takes: Takes { most_at_once: 1, context: Some(checkpoint.spec.max_positions), duty: false },
@@ -261,13 +267,13 @@ fn text(dtype: DType) -> String {
 }
 
 /// `layers`: what the matrices of its layers are held in.
-fn model(checkpoint: &Checkpoint, config: &Config, layers: DType) -> report::Model {
+fn model(checkpoint: &Checkpoint, config: &Config, layers: WeightType) -> report::Model {
     let (sha256, of) = weights_hash(checkpoint);
     report::Model {
         id: config.served_model_names.first().unwrap_or(&checkpoint.name).clone(),
         architecture: Some(checkpoint.spec.architecture.into()),
         parameters: Some(checkpoint.spec.parameters() as u64),
-        dtype: Some(text(layers)),
+        dtype: Some(layers.name().into()),
         sha256: Some(sha256),
         sha256_of: Some(of.into()),
     }
@@ -281,6 +287,7 @@ fn weights_hash(checkpoint: &Checkpoint) -> (String, &'static str) {
             let files: Vec<&[u8]> = table.files().collect();
             (sha256(&files), if checkpoint.folder.is_some() { "safetensors" } else { "demo" })
         }
+        WeightSource::Gguf(table) => (sha256(&[table.bytes()]), "gguf"),
         WeightSource::Synthetic(_) => {
             let seed = SYNTHETIC_SEED.to_string();
             let specification = format!("{}\n{}\n{seed}", checkpoint.name, checkpoint.config);

@@ -1,12 +1,16 @@
 //! Reading a decoder's weights: names, shapes and types are checked, norms and tables scanned for what is no number.
 
+use std::sync::OnceLock;
+
 use candle_core::DType;
 
 use super::{Decoder, Layer, Matrix, Precision, Projection};
 use crate::model::LoadError;
 use crate::model::spec::{DecoderSpec, FloatType, Parts, QkNorm};
 use crate::model::weights::WeightSource;
+use crate::ops::blocks::{Blocks, Format};
 use crate::ops::kv_write::CacheScales;
+use crate::ops::pool::Pool;
 use crate::ops::weight::{Weight, WeightType};
 
 /// What becomes of the weights of products when they are read.
@@ -16,6 +20,20 @@ pub enum Quantize {
     AsStored,
     /// All but the embedding and the head, a scale for each output.
     Fp8,
+    /// All, the embedding and the head no coarser than Q6_K. Rows that are no whole blocks are rounded to what fits.
+    Blocks(Format),
+}
+
+impl Quantize {
+    /// To blocks of the type of this name.
+    pub fn blocks(name: &str) -> Option<Quantize> {
+        Format::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name)).map(Quantize::Blocks)
+    }
+
+    /// What [`Quantize::blocks`] knows.
+    pub fn block_names() -> Vec<String> {
+        Format::ALL.iter().map(|format| format.name().to_lowercase()).collect()
+    }
 }
 
 /// How a checkpoint is read.
@@ -78,6 +96,8 @@ pub(super) struct Loader<'a> {
     pub source: &'a WeightSource,
     pub reading: Reading,
     pub progress: &'a dyn Fn(f32),
+    /// Rounds to blocks.
+    pub pool: OnceLock<Pool>,
 }
 
 impl Loader<'_> {
@@ -94,8 +114,8 @@ impl Loader<'_> {
     fn matrix(&self, name: &str, shape: &[usize], scan: bool) -> std::result::Result<Weight, LoadError> {
         let stored = self.source.weight(name, shape)?;
         let weight = match self.reading.precision {
-            // With FP8 weights the precision is that of what they meet.
-            _ if stored.kind() == WeightType::Fp8 => stored,
+            // With FP8 weights and blocks the precision is that of what they meet.
+            _ if matches!(stored.kind(), WeightType::Fp8 | WeightType::Blocks(_)) => stored,
             Precision::AsStored => stored,
             Precision::F32 => stored.to_f32(),
             Precision::F16 => stored.to_f16(),
@@ -109,11 +129,35 @@ impl Loader<'_> {
             Quantize::AsStored => self.matrix(name, shape, false),
             // Read in full anyway, and one number that is not finite would spoil its row's scale.
             Quantize::Fp8 => Ok(self.finite(name, self.source.weight(name, shape)?)?.to_fp8()),
+            Quantize::Blocks(format) => self.in_blocks(name, shape, format),
         }
     }
 
-    /// An embedding or a head, which are looked up or decide between tokens: never FP8.
+    /// A matrix rounded to a format, or to what fits its width.
+    fn in_blocks(
+        &self,
+        name: &str,
+        shape: &[usize],
+        format: Format,
+    ) -> std::result::Result<Weight, LoadError> {
+        let weight = self.finite(name, self.source.weight(name, shape)?)?;
+        let Some(format) = format.for_width(weight.cols()) else { return self.matrix(name, shape, false) };
+        if let WeightType::Blocks(_) = weight.kind() {
+            return Ok(weight);
+        }
+        let pool =
+            self.pool.get_or_init(|| Pool::new(std::thread::available_parallelism().map_or(1, usize::from)));
+        let widen = |row: usize, to: &mut [f32]| weight.widen_row(row, to);
+        let blocks = Blocks::quantised(format, (weight.rows(), weight.cols()), pool, &widen);
+        let blocks = blocks.map_err(|e| LoadError::tensor(&self.source.file_of(name), name, e))?;
+        Ok(Weight::from_blocks(blocks))
+    }
+
+    /// An embedding or a head, which are looked up or decide between tokens: never FP8, no coarser than Q6_K.
     fn table(&self, name: &str, scan: bool) -> std::result::Result<Weight, LoadError> {
+        if let Quantize::Blocks(format) = self.reading.quantize {
+            return self.in_blocks(name, &[self.spec.vocab, self.spec.hidden], format.of_tables());
+        }
         let weight = self.matrix(name, &[self.spec.vocab, self.spec.hidden], scan)?;
         match (weight.kind(), self.reading.precision, self.spec.float_type) {
             (WeightType::Fp8, Precision::F32, _) => Ok(weight.to_f32()),
@@ -267,8 +311,10 @@ impl Loader<'_> {
             true => embedding.clone(),
             false => self.table(n.head, false)?,
         };
-        let activations = match head.kind() {
-            WeightType::Bf16 => DType::BF16,
+        let activations = match (head.kind(), self.reading.precision, s.float_type) {
+            (WeightType::Bf16, ..) => DType::BF16,
+            (WeightType::Blocks(_), Precision::Bf16, _) => DType::BF16,
+            (WeightType::Blocks(_), Precision::AsStored, FloatType::Bf16) => DType::BF16,
             _ => DType::F32,
         };
         Ok(Decoder {

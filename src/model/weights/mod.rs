@@ -1,4 +1,4 @@
-//! Where a decoder's numbers come from: safetensors files, bytes in the binary, or a seed.
+//! Where a decoder's numbers come from: safetensors or GGUF files, bytes in the binary, or a seed.
 //!
 //! A source answers by tensor name; it checks name, shape and type before it reads a number.
 
@@ -7,11 +7,13 @@ pub mod safetensors;
 pub mod synthetic;
 
 use crate::model::LoadError;
+use crate::model::gguf::GgufTable;
 use crate::ops::weight::Weight;
 
 /// One of the places weights come from.
 pub enum WeightSource {
     Safetensors(safetensors::TensorTable),
+    Gguf(GgufTable),
     Synthetic(synthetic::Generator),
 }
 
@@ -20,6 +22,7 @@ impl WeightSource {
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
         match self {
             WeightSource::Safetensors(table) => table.check(name, shape).map(|_| ()),
+            WeightSource::Gguf(table) => table.check(name, shape),
             WeightSource::Synthetic(_) => Ok(()),
         }
     }
@@ -28,6 +31,7 @@ impl WeightSource {
     pub fn has(&self, name: &str) -> bool {
         match self {
             WeightSource::Safetensors(table) => table.has(name),
+            WeightSource::Gguf(table) => table.has(name),
             WeightSource::Synthetic(_) => false,
         }
     }
@@ -36,6 +40,7 @@ impl WeightSource {
     pub fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
         match self {
             WeightSource::Safetensors(table) => table.weight(name, shape),
+            WeightSource::Gguf(table) => table.weight(name, shape),
             WeightSource::Synthetic(generator) => Ok(generator.weight(name, shape)),
         }
     }
@@ -44,7 +49,7 @@ impl WeightSource {
     pub fn scalar(&self, name: &str) -> Result<Option<f32>, LoadError> {
         match self {
             WeightSource::Safetensors(table) => table.scalar(name),
-            WeightSource::Synthetic(_) => Ok(None),
+            WeightSource::Gguf(_) | WeightSource::Synthetic(_) => Ok(None),
         }
     }
 
@@ -52,6 +57,7 @@ impl WeightSource {
     pub fn file_of(&self, name: &str) -> String {
         match self {
             WeightSource::Safetensors(table) => table.file_of(name),
+            WeightSource::Gguf(table) => table.file().into(),
             WeightSource::Synthetic(_) => "synthetic weights".into(),
         }
     }

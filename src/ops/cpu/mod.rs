@@ -20,6 +20,11 @@ mod attention_scalar;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod blocks_avx2;
+#[cfg(target_arch = "x86_64")]
+mod blocks_avx512;
 pub mod dot;
 #[cfg(target_arch = "x86_64")]
 mod dot_avx2;
@@ -32,7 +37,7 @@ pub mod pick;
 /// An instruction set that the kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// AVX-512 F, BW, DQ, VL and BF16.
+    /// AVX-512 F, BW, DQ, VL, VNNI and BF16.
     Avx512,
     /// AVX2, FMA and F16C.
     Avx2,
@@ -59,6 +64,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {

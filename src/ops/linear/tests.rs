@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 
 use super::*;
+use crate::ops::blocks::Format;
 
 /// Numbers in −1..1 that depend on the seed alone.
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
@@ -34,6 +35,11 @@ fn weight(kind: WeightType, data: Vec<f32>, rows: usize, cols: usize) -> Weight 
         WeightType::F16 => Weight::from_f16(data.into_iter().map(f16::from_f32).collect(), rows, cols),
         WeightType::Bf16 => Weight::from_bf16(data.into_iter().map(bf16::from_f32).collect(), rows, cols),
         WeightType::Fp8 => Weight::from_f32(data, rows, cols).to_fp8(),
+        WeightType::Blocks(format) => {
+            let widen = |row: usize, to: &mut [f32]| to.copy_from_slice(&data[row * cols..][..cols]);
+            let pool = crate::ops::pool::Pool::new(1);
+            Weight::from_blocks(Blocks::quantised(format, (rows, cols), &pool, &widen).unwrap())
+        }
     }
 }
 
@@ -134,6 +140,80 @@ fn fp8_weights_are_their_numbers_times_their_scales() {
                         assert!(same, "{what}: row {row} alone differs");
                     }
                 }
+            }
+        }
+    }
+}
+
+/// As products of blocks see activations: of every 32 the largest is 127.
+fn rounded(x: &[f32]) -> Vec<f32> {
+    let tile = |x: &[f32]| {
+        let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let round = |x: &f32| (x * (127.0 / largest)).round_ties_even() * (largest / 127.0);
+        x.iter().map(|x| if largest < 1e-30 { 0.0 } else { round(x) }).collect::<Vec<_>>()
+    };
+    x.chunks(TILE).flat_map(tile).collect()
+}
+
+#[test]
+fn blocks_are_their_numbers_and_meet_activations_as_bytes() {
+    let pools = [Exec::cpu(1), Exec::cpu(3)];
+    for format in Format::ALL {
+        for isa in isas() {
+            for (n, k) in [(1, 256), (70, 512)] {
+                let w = weight(WeightType::Blocks(format), numbers(1, n * k), n, k);
+                let bias = Weight::vector(numbers(3, n));
+                for rows in [1, 2, 3, 5, 7, 8, 10] {
+                    for kind in [DType::F32, DType::BF16] {
+                        let mut x = numbers(2, rows * k);
+                        // A tile of zeros, and one of very small numbers.
+                        x[..TILE].fill(0.0);
+                        x[TILE..2 * TILE].iter_mut().for_each(|x| *x *= 1e-39);
+                        let x = input(x, rows, k, kind);
+                        let op = Linear {
+                            weight: &w,
+                            bias: Some(&bias),
+                            rows,
+                            column: 0,
+                            accumulate: false,
+                            on: &pools[0],
+                        };
+                        let what = format!("{isa:?} {format:?}·{kind:?} rows {rows} n {n} k {k}");
+                        let got = apply(op, isa, &x);
+                        let seen = match kind {
+                            DType::F32 => values(&x),
+                            _ => rounded(&values(&x)),
+                        };
+                        check_against_oracle(&got, &w, &seen, Some(&bias), 0.0, &what);
+                        let again = apply(Linear { on: &pools[1], ..op }, isa, &x);
+                        assert!(again == got, "{what}: other threads, other numbers");
+                        let all = values(&x);
+                        for row in [0, rows - 1] {
+                            let alone = input(all[row * k..][..k].to_vec(), 1, k, kind);
+                            let alone = apply(Linear { rows: 1, ..op }, isa, &alone);
+                            assert!(alone == got[row * n..][..n], "{what}: row {row} alone differs");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_spoils_its_own_row_of_a_product_of_blocks() {
+    let pool = Exec::cpu(1);
+    let (n, k) = (20, 256);
+    for isa in isas() {
+        for format in Format::ALL {
+            let w = weight(WeightType::Blocks(format), numbers(1, n * k), n, k);
+            for poison in [f32::NAN, f32::INFINITY] {
+                let mut x = numbers(2, 3 * k);
+                x[k + 77] = poison;
+                let op = Linear { weight: &w, bias: None, rows: 3, column: 0, accumulate: false, on: &pool };
+                let got = apply(op, isa, &input(x, 3, k, DType::BF16));
+                assert!(got[..n].iter().chain(&got[2 * n..]).all(|x| x.is_finite()), "{isa:?} {format:?}");
+                assert!(got[n..2 * n].iter().all(|x| !x.is_finite()), "{isa:?} {format:?} {poison}");
             }
         }
     }

@@ -89,6 +89,7 @@ impl Weight {
             WeightSlice::F32(s) => self.quantised(s),
             WeightSlice::F16(s) => self.quantised(s),
             WeightSlice::Bf16(s) => self.quantised(s),
+            WeightSlice::Blocks(blocks) => self.quantised(&blocks.to_f32()),
         }
     }
 

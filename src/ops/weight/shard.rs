@@ -13,6 +13,9 @@ impl Weight {
     #[must_use]
     pub fn shard_rows(&self, rows: Range<usize>) -> Weight {
         assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        if let Store::Blocks(_) = self.store {
+            return self.picked_rows(&rows.collect::<Vec<_>>());
+        }
         let elements = rows.start * self.cols..rows.end * self.cols;
         let store = match &self.store {
             Store::Mapped { map, offset } => {
@@ -30,6 +33,10 @@ impl Weight {
     /// Of rows that are not there, of a weight on a device.
     #[must_use]
     pub fn picked_rows(&self, rows: &[usize]) -> Weight {
+        if let Store::Blocks(blocks) = &self.store {
+            let picked = blocks.picked(rows, 0..self.cols);
+            return Weight::from_blocks(picked.expect("whole rows are whole blocks"));
+        }
         let store = self.picked(rows.iter().flat_map(|r| r * self.cols..(r + 1) * self.cols));
         let weight = Weight { rows: rows.len(), cols: self.cols, kind: self.kind, store, scales: None };
         let Some(scales) = self.scales() else { return weight };
@@ -42,13 +49,19 @@ impl Weight {
         weight.with_scales(data, (1, each)).expect("scales of rows of a matrix that has them")
     }
 
-    /// Those columns, copied.
+    /// Those columns, copied. Of blocks that they cut the numbers are made f32.
     ///
     /// # Panics
     /// Of columns that are not there, and of a weight on a device.
     #[must_use]
     pub fn shard_cols(&self, cols: Range<usize>) -> Weight {
         assert!(cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        if let Store::Blocks(blocks) = &self.store {
+            return match blocks.picked(&(0..self.rows).collect::<Vec<_>>(), cols.clone()) {
+                Ok(picked) => Weight::from_blocks(picked),
+                Err(_) => self.to_f32().shard_cols(cols),
+            };
+        }
         let row = |r: usize| r * self.cols + cols.start..r * self.cols + cols.end;
         let store = self.picked((0..self.rows).flat_map(row));
         let weight = Weight { rows: self.rows, cols: cols.len(), kind: self.kind, store, scales: None };
@@ -62,6 +75,7 @@ impl Weight {
             WeightSlice::F16(s) => Store::F16(Arc::new(indices.map(|i| s[i]).collect())),
             WeightSlice::Bf16(s) => Store::Bf16(Arc::new(indices.map(|i| s[i]).collect())),
             WeightSlice::Fp8(s) => Store::Fp8(Arc::new(indices.map(|i| s[i]).collect())),
+            WeightSlice::Blocks(_) => unreachable!("blocks are picked by rows and columns"),
         }
     }
 

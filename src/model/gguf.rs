@@ -1,0 +1,176 @@
+//! Models of one GGUF file (llama.cpp's format): weights, configuration, tokenizer and chat template.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+mod config;
+mod header;
+mod tokenizer;
+
+use config::Described;
+pub use header::HeaderError;
+
+#[cfg(test)]
+mod tests;
+
+use header::{Header, Metadata};
+
+use super::LoadError;
+use super::arch;
+use super::checkpoint::{Checkpoint, TextFiles, TokenizerSource};
+use super::weights::{WeightSource, rows_cols};
+use crate::ops::blocks::Blocks;
+use crate::ops::pool::Pool;
+use crate::ops::weight::{Weight, WeightType};
+
+const EMBEDDING: &str = "token_embd.weight";
+const HEAD: &str = "output.weight";
+
+/// An open file, its header read.
+pub struct GgufTable {
+    file: String,
+    map: Arc<Mmap>,
+    header: Header,
+    /// Puts blocks into our layout.
+    pool: Arc<Pool>,
+}
+
+impl GgufTable {
+    /// # Errors
+    /// A file that cannot be read, or whose header says what it does not hold.
+    pub fn open(path: &Path, pool: &Arc<Pool>) -> Result<GgufTable, LoadError> {
+        let file = File::open(path).map_err(|e| LoadError::io(path, e))?;
+        // SAFETY: the file is mapped read-only; one that is rewritten while it is served is the operator's fault and
+        // documented as such.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| LoadError::io(path, e))?;
+        let header = Header::read(&map).map_err(|e| LoadError::file(path, e))?;
+        Ok(GgufTable { file: path.display().to_string(), map: Arc::new(map), header, pool: pool.clone() })
+    }
+
+    fn metadata(&self) -> Metadata<'_> {
+        Metadata { header: &self.header, bytes: &self.map }
+    }
+
+    /// All of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    pub(super) fn file(&self) -> &str {
+        &self.file
+    }
+
+    fn named(&self, name: &str) -> Result<(Described<'_>, String), LoadError> {
+        let described = Described::of(self.metadata()).map_err(|e| LoadError::file(&self.file, e))?;
+        let own = described.name(name);
+        let own = own.ok_or_else(|| LoadError::tensor(&self.file, name, "GGUF has no name for it"))?;
+        Ok((described, own))
+    }
+
+    /// Bytes of all weights as they will be held, and of those that a step reads: the embedding only where it is the
+    /// head, too.
+    pub fn held_bytes(&self) -> (u64, u64) {
+        let held = |entry: &header::Entry| entry.kind.size(entry.shape().iter().product::<usize>()) as u64;
+        let metadata = self.metadata();
+        let all = metadata.tensors().map(|(_, entry)| held(entry)).sum();
+        let looked_up = match metadata.tensor(HEAD) {
+            Some(_) => metadata.tensor(EMBEDDING).map_or(0, held),
+            None => 0,
+        };
+        (all, all - looked_up)
+    }
+
+    /// The type that most numbers of the layers have, and that of the head.
+    pub fn kinds(&self) -> (WeightType, WeightType) {
+        let metadata = self.metadata();
+        let head =
+            metadata.tensor(HEAD).or_else(|| metadata.tensor(EMBEDDING)).map_or(WeightType::F32, |e| e.kind);
+        let mut numbers: Vec<(WeightType, usize)> = Vec::new();
+        for (_, entry) in metadata.tensors().filter(|(name, _)| name.starts_with("blk.")) {
+            let count: usize = entry.shape().iter().product();
+            match numbers.iter_mut().find(|(kind, _)| *kind == entry.kind) {
+                Some((_, all)) => *all += count,
+                None => numbers.push((entry.kind, count)),
+            }
+        }
+        (numbers.into_iter().max_by_key(|(_, count)| *count).map_or(head, |(kind, _)| kind), head)
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.named(name).is_ok_and(|(described, own)| described.metadata.tensor(&own).is_some())
+    }
+
+    pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
+        self.entry(name, shape).map(|_| ())
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &header::Entry), LoadError> {
+        let (_, own) = self.named(name)?;
+        let fail = |problem: String| LoadError::tensor(&self.file, &own, problem);
+        let Some(entry) = self.metadata().tensor(&own) else { return Err(fail("is missing".into())) };
+        if entry.shape() != shape {
+            return Err(fail(format!("has shape {:?}, the metadata asks for {shape:?}", entry.shape())));
+        }
+        Ok((own, entry))
+    }
+
+    pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
+        let (own, entry) = self.entry(name, shape)?;
+        let (rows, cols) = rows_cols(shape);
+        let (file, place) = (&self.file, entry.place());
+        match entry.kind {
+            WeightType::Blocks(format) => {
+                let blocks = Blocks::from_ggml(format, &self.map[place], (rows, cols), &self.pool);
+                Ok(Weight::from_blocks(blocks.map_err(|e| LoadError::tensor(file, &own, e))?))
+            }
+            kind => Weight::mapped(self.map.clone(), place.start, rows, cols, kind)
+                .map_err(|e| LoadError::tensor(file, &own, e)),
+        }
+    }
+
+    /// A vector by its own name, widened.
+    fn vector(&self, own: &str) -> Option<Vec<f32>> {
+        let entry = self.metadata().tensor(own)?;
+        let cols = entry.shape().iter().product();
+        match entry.kind {
+            WeightType::Blocks(_) => None,
+            kind => {
+                let weight = Weight::mapped(self.map.clone(), entry.place().start, 1, cols, kind).ok()?;
+                Some(weight.to_f32().f32s().to_vec())
+            }
+        }
+    }
+}
+
+/// Opens a model.
+///
+/// # Errors
+/// As [`Checkpoint::open`]; each names the file and the key or the tensor.
+pub(super) fn open(path: &Path, pool: &Arc<Pool>) -> Result<Checkpoint, LoadError> {
+    let table = GgufTable::open(path, pool)?;
+    let fail = |e: HeaderError| LoadError::file(path, e);
+    let metadata = table.metadata();
+    let parts = metadata.whole("split.count").map_err(fail)?;
+    if parts.is_some_and(|parts| parts > 1) {
+        return Err(LoadError::file(
+            path,
+            "is one of several parts; merge them (`llama-gguf-split --merge`)",
+        ));
+    }
+    let described = Described::of(metadata).map_err(fail)?;
+    let config = described.config().map_err(fail)?;
+    let mut spec = arch::spec_of(&table.file, &config)?;
+    described.adjust(&mut spec, |name| table.vector(name)).map_err(fail)?;
+    let text = tokenizer::Text::of(metadata).map_err(fail)?;
+    let text = TextFiles {
+        tokenizer: TokenizerSource::Json { file: table.file.clone(), bytes: text.tokenizer },
+        tokenizer_config: text.config,
+        chat_template: text.chat_template,
+        generation_config: text.generation,
+    };
+    let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    Ok(Checkpoint { name, spec, config, text, source: WeightSource::Gguf(table), folder: None })
+}

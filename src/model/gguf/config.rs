@@ -1,0 +1,186 @@
+//! A GGUF file's metadata in the words of a `config.json`, and its tensors' names by those of HuggingFace.
+
+use serde_json::{Map, Value, json};
+
+use super::header::{HeaderError, Metadata};
+use crate::model::spec::{DecoderSpec, RopeScaling};
+
+/// (`general.architecture`, what `architectures` of a `config.json` calls it, whether its queries and keys are stored with
+/// the two numbers of a turned pair side by side).
+const ARCHITECTURES: &[(&str, &str, bool)] = &[
+    ("glm4", "Glm4ForCausalLM", true),
+    ("granite", "GraniteForCausalLM", true),
+    ("llama", "LlamaForCausalLM", true),
+    ("olmo2", "Olmo2ForCausalLM", false),
+    ("phi3", "Phi3ForCausalLM", false),
+    ("qwen2", "Qwen2ForCausalLM", false),
+    ("qwen3", "Qwen3ForCausalLM", false),
+    ("smollm3", "SmolLM3ForCausalLM", true),
+];
+
+/// What a file's metadata says of its architecture.
+pub struct Described<'a> {
+    pub metadata: Metadata<'a>,
+    pub architecture: &'a str,
+    class: &'static str,
+    side_by_side: bool,
+}
+
+impl<'a> Described<'a> {
+    /// # Errors
+    /// An architecture that is not read.
+    pub fn of(metadata: Metadata<'a>) -> Result<Described<'a>, HeaderError> {
+        const KEY: &str = "general.architecture";
+        let architecture = metadata.text(KEY)?.ok_or(HeaderError::Value(KEY.into(), "is missing"))?;
+        let found = ARCHITECTURES.iter().find(|(name, ..)| *name == architecture);
+        let Some((_, class, side_by_side)) = found else {
+            let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
+            let name: String = architecture.chars().take(64).collect();
+            let problem =
+                format!("`{name}` is not an architecture this server reads; it reads {}", known.join(", "));
+            return Err(HeaderError::Unsupported(KEY.into(), problem));
+        };
+        Ok(Described { metadata, architecture, class, side_by_side: *side_by_side })
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    fn has(&self, tensor: &str) -> bool {
+        self.metadata.tensor(tensor).is_some()
+    }
+
+    /// The configuration that `arch` reads.
+    ///
+    /// # Errors
+    /// Values of the wrong kind, experts.
+    pub fn config(&self) -> Result<Value, HeaderError> {
+        let mut config = Map::new();
+        config.insert("architectures".into(), json!([self.class]));
+        config.insert("torch_dtype".into(), "bfloat16".into());
+        config.insert("tie_word_embeddings".into(), json!(!self.has("output.weight")));
+        config.insert("attention_bias".into(), json!(self.has("blk.0.attn_q.bias")));
+        let experts = self.key("expert_count");
+        if self.metadata.whole(&experts)?.is_some_and(|n| n > 0) {
+            return Err(HeaderError::Value(experts, "models of experts are not read"));
+        }
+        let vocab = self.metadata.tensor("token_embd.weight").and_then(|entry| entry.shape().first());
+        if let Some(vocab) = vocab {
+            config.insert("vocab_size".into(), json!(vocab));
+        }
+        for (to, from) in [
+            ("hidden_size", "embedding_length"),
+            ("num_hidden_layers", "block_count"),
+            ("num_attention_heads", "attention.head_count"),
+            ("num_key_value_heads", "attention.head_count_kv"),
+            ("head_dim", "attention.key_length"),
+            ("intermediate_size", "feed_forward_length"),
+            ("max_position_embeddings", "context_length"),
+            ("sliding_window", "attention.sliding_window"),
+        ] {
+            if let Some(value) = self.metadata.whole(&self.key(from))? {
+                config.insert(to.into(), json!(value));
+            }
+        }
+        for (to, from) in [
+            ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+            ("rope_theta", "rope.freq_base"),
+            ("embedding_multiplier", "embedding_scale"),
+            ("residual_multiplier", "residual_scale"),
+            ("attention_multiplier", "attention.scale"),
+            ("logits_scaling", "logit_scale"),
+        ] {
+            if let Some(value) = self.metadata.number(&self.key(from))? {
+                config.insert(to.into(), json!(value));
+            }
+        }
+        self.rope(&mut config)?;
+        Ok(Value::Object(config))
+    }
+
+    fn rope(&self, config: &mut Map<String, Value>) -> Result<(), HeaderError> {
+        let whole = |key: &str| config.get(key).and_then(Value::as_u64);
+        let head_dim = match (whole("head_dim"), whole("hidden_size"), whole("num_attention_heads")) {
+            (None, Some(hidden), Some(heads)) => hidden.checked_div(heads),
+            (head_dim, ..) => head_dim,
+        };
+        if let (Some(turned), Some(head_dim)) =
+            (self.metadata.whole(&self.key("rope.dimension_count"))?, head_dim)
+            && head_dim > 0
+        {
+            config.insert("partial_rotary_factor".into(), json!(turned as f64 / head_dim as f64));
+        }
+        let Some(kind) = self.metadata.text(&self.key("rope.scaling.type"))? else { return Ok(()) };
+        // Factors of each frequency are a tensor, not a value.
+        if !["none", "longrope"].contains(&kind) {
+            let mut scaling = Map::new();
+            scaling.insert("rope_type".into(), kind.into());
+            for (to, from) in [
+                ("factor", "rope.scaling.factor"),
+                ("original_max_position_embeddings", "rope.scaling.original_context_length"),
+                ("attention_factor", "rope.scaling.attn_factor"),
+            ] {
+                if let Some(value) = self.metadata.number(&self.key(from))? {
+                    scaling.insert(to.into(), json!(value));
+                }
+            }
+            config.insert("rope_scaling".into(), Value::Object(scaling));
+        }
+        Ok(())
+    }
+
+    /// What a `config.json` would not say: how turned pairs are stored, and the factors of frequencies.
+    ///
+    /// # Errors
+    /// A value of the wrong kind.
+    pub fn adjust(
+        &self,
+        spec: &mut DecoderSpec,
+        numbers: impl Fn(&str) -> Option<Vec<f32>>,
+    ) -> Result<(), HeaderError> {
+        let factors = ["rope_freqs.weight", "rope_factors_short.weight"].into_iter().find_map(numbers);
+        let length = self.metadata.number(&self.key("rope.scaling.attn_factor"))?.unwrap_or(1.0);
+        for rope in spec.ropes.iter_mut().filter(|rope| rope.turned > 0) {
+            rope.interleaved |= self.side_by_side;
+            if let Some(factors) = &factors {
+                rope.scaling = RopeScaling::Each { factors: factors.clone(), length };
+            }
+        }
+        Ok(())
+    }
+
+    /// The name in this file of what HuggingFace names so.
+    pub fn name(&self, name: &str) -> Option<String> {
+        let whole = match name {
+            "model.embed_tokens.weight" => "token_embd.weight",
+            "model.norm.weight" => "output_norm.weight",
+            "lm_head.weight" => "output.weight",
+            _ => {
+                let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+                let (part, kind) = rest.rsplit_once('.')?;
+                let part = match (part, self.architecture) {
+                    ("input_layernorm", _) => "attn_norm",
+                    ("self_attn.q_proj", _) => "attn_q",
+                    ("self_attn.k_proj", _) => "attn_k",
+                    ("self_attn.v_proj", _) => "attn_v",
+                    ("self_attn.qkv_proj", _) => "attn_qkv",
+                    ("self_attn.o_proj", _) => "attn_output",
+                    ("self_attn.q_norm", _) => "attn_q_norm",
+                    ("self_attn.k_norm", _) => "attn_k_norm",
+                    ("post_attention_layernorm", "olmo2") => "post_attention_norm",
+                    ("post_attention_layernorm", _) => "ffn_norm",
+                    ("post_self_attn_layernorm", _) => "post_attention_norm",
+                    ("post_feedforward_layernorm" | "post_mlp_layernorm", _) => "post_ffw_norm",
+                    ("mlp.gate_proj", _) => "ffn_gate",
+                    // Gate and up in one are called up.
+                    ("mlp.up_proj" | "mlp.gate_up_proj", _) => "ffn_up",
+                    ("mlp.down_proj", _) => "ffn_down",
+                    _ => return None,
+                };
+                return Some(format!("blk.{layer}.{part}.{kind}"));
+            }
+        };
+        Some(whole.into())
+    }
+}
