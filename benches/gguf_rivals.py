@@ -90,23 +90,23 @@ class Hashwatt:
 
 def measure(model, options):
     """Tokens a second by point and rival, round by round."""
-    random = numpy.random.default_rng(1)
+    numbers = numpy.random.default_rng(1)
     ours, theirs = Hashwatt(model, options), LlamaCpp(model, options)
     points = {f"decode {options.decode}": (16, options.decode)}
     if options.prefill:
         points[f"prefill {options.prefill}"] = (options.prefill, 1)
     rates = {point: {"hashwatt": [], "llama.cpp": []} for point in points}
     try:
-        for round in range(options.rounds + 1):
+        for turn in range(options.rounds + 1):
             for point, (prompt, answer) in points.items():
                 for name, rival in [("hashwatt", ours), ("llama.cpp", theirs)]:
                     # Ids that no round shares, so that no cache of prefixes helps.
-                    ids = random.integers(300, 5000, prompt).tolist()
+                    ids = numbers.integers(300, 5000, prompt).tolist()
                     begun = time.perf_counter()
                     rival.complete(ids, answer)
-                    rate = max(answer if answer > 1 else prompt, 1) / (time.perf_counter() - begun)
+                    rate = (answer if answer > 1 else prompt) / (time.perf_counter() - begun)
                     # The first round warms up.
-                    if round:
+                    if turn:
                         rates[point][name].append(rate)
     finally:
         ours.close()

@@ -304,16 +304,11 @@ impl Account {
 impl Reservation {
     /// The request has ended and used these tokens, and about these joules.
     pub fn settle(mut self, tokens: u64, estimate: f64) -> Unsettled {
-        self.open = false;
-        let reserved = (self.joules - estimate).max(0.0);
-        let day = self.close(tokens, estimate);
-        // What it is known to have taken is not set aside too.
-        self.account.used().reserved_joules -= self.joules - reserved;
-        Unsettled { account: self.account.clone(), day, estimate, reserved }
+        self.close(tokens, estimate)
     }
 
-    /// The day it counts for.
-    fn close(&self, tokens: u64, estimate: f64) -> u64 {
+    fn close(&mut self, tokens: u64, estimate: f64) -> Unsettled {
+        self.open = false;
         let mut used = self.account.used();
         match tokens.checked_sub(self.tokens) {
             Some(more) => used.tokens.add(self.slot, more),
@@ -323,7 +318,10 @@ impl Reservation {
         // Of a request that ran over midnight, too: what it used is today's.
         used.day_tokens += tokens;
         used.day_joules += estimate;
-        used.day
+        // What is counted is not set aside as well.
+        let reserved = (self.joules - estimate).max(0.0);
+        used.reserved_joules -= self.joules - reserved;
+        Unsettled { account: self.account.clone(), day: used.day, estimate, reserved }
     }
 }
 
@@ -331,7 +329,6 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if self.open {
             self.close(0, 0.0);
-            self.account.used().settled(self.joules);
         }
     }
 }

@@ -53,14 +53,10 @@ pub struct Costs(Arc<[Dearest; 2]>);
 
 impl Costs {
     /// Joules that a request of this size may take; `None` while nothing is known of its tokens.
-    ///
-    /// Much more than its tokens cost at most of late, since who comes into a crowd may take many times as long as who
-    /// was measured alone. It costs nobody anything until a limit is nearly reached: then fewer run at a time, at last
-    /// one.
     pub fn of(&self, size: Size) -> Option<f64> {
-        const MARGIN: f64 = 16.0;
         let [prompt, answer] = &*self.0;
-        Some(MARGIN * (prompt.of(size.prompt_tokens)? + answer.of(size.most_tokens)?))
+        // An answer's first token is what the prompt's last step gives.
+        Some(prompt.of(size.prompt_tokens)? + answer.of(size.most_tokens.saturating_sub(1))?)
     }
 
     /// The joules of computed tokens of prompts, and of tokens of answers.
@@ -71,18 +67,24 @@ impl Costs {
     }
 }
 
-/// Joules a token: the bits of an f64, 0 while nothing is known.
+/// Joules a token: the bits of an f64, 0 while nothing is known; and of how many requests.
 #[derive(Debug, Default)]
-struct Dearest(AtomicU64);
+struct Dearest {
+    each: AtomicU64,
+    seen: AtomicU64,
+}
 
 impl Dearest {
     fn each(&self) -> f64 {
-        f64::from_bits(self.0.load(Ordering::Relaxed))
+        f64::from_bits(self.each.load(Ordering::Relaxed))
     }
 
+    /// Of so many tokens at most: twice what the dearest cost, and many times as much while few are known, since who
+    /// comes into a crowd may take many times as long as who was measured alone.
     fn of(&self, tokens: u64) -> Option<f64> {
-        let each = self.each();
-        (tokens == 0 || each > 0.0).then_some(each * tokens as f64)
+        let (each, seen) = (self.each(), self.seen.load(Ordering::Relaxed).max(1));
+        let margin = 2.0 + 14.0 / seen as f64;
+        (tokens == 0 || each > 0.0).then_some(margin * each * tokens as f64)
     }
 
     /// Many at once are cheaper than one alone, and a limit must hold for both: so the dearest counts, and is forgotten
@@ -91,7 +93,8 @@ impl Dearest {
         const FORGOTTEN: f64 = 0.01;
         if joules > 0.0 && tokens > 0 {
             let (this, old) = (joules / tokens as f64, self.each());
-            self.0.store(this.max(old - FORGOTTEN * (old - this)).to_bits(), Ordering::Relaxed);
+            self.each.store(this.max(old - FORGOTTEN * (old - this)).to_bits(), Ordering::Relaxed);
+            self.seen.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -343,9 +346,11 @@ impl Access {
                 account.used_before(sum.prompt_tokens + sum.completion_tokens, joules);
             }
         }
-        for sum in since(today.saturating_sub(6 * DAY), Vec::new())? {
+        // Means, so they count as one request of each model.
+        for sum in since(today.saturating_sub(6 * DAY), vec![By::Model])? {
             let computed = sum.prompt_tokens.saturating_sub(sum.cached_tokens);
-            self.costs.note((sum.prefill_joules, computed), (sum.decode_joules, sum.completion_tokens));
+            let answers = sum.completion_tokens.saturating_sub(sum.requests);
+            self.costs.note((sum.prefill_joules, computed), (sum.decode_joules, answers));
         }
         Ok(())
     }

@@ -225,10 +225,10 @@ fn days_end_at_midnight() {
 
 proptest::proptest! {
     /// A meter tells the truth a while after a request has ended, and until then a third of it. Some requests
-    /// are ten times as dear as others.
+    /// are three times as dear as others.
     #[test]
     fn joules_that_settle_late_pass_a_limit_by_one_request_at_most(
-        moves in proptest::collection::vec((0..3, 0..100_usize, 1..=10), 2000),
+        moves in proptest::collection::vec((0..3, 0..100_usize, 3..=10), 2000),
     ) {
         const DEAREST: f64 = 0.3;
         let (account, _clock) = account(Limits { joules_per_day: Some(5.0), ..Limits::default() });
@@ -255,6 +255,22 @@ proptest::proptest! {
         spent += DEAREST * running.len() as f64;
         proptest::prop_assert!(spent < 5.0 + DEAREST, "{spent} J");
     }
+}
+
+#[test]
+fn what_requests_may_cost_is_learnt() {
+    let costs = Costs::default();
+    assert_eq!(costs.of(size(10, 1)), None);
+    // Of one token there is the prompt's cost alone.
+    costs.note((1.0, 10), (0.0, 0));
+    assert_eq!(costs.of(size(10, 1)), Some(16.0), "many times as much while one is known");
+    assert_eq!(costs.of(size(10, 2)), None);
+    for _ in 0..1000 {
+        costs.note((0.5, 10), (2.0, 10));
+    }
+    let prompt = costs.of(size(10, 0)).unwrap();
+    assert!((1.0..1.1).contains(&prompt), "twice the dearest, which is forgotten: {prompt}");
+    assert!((costs.of(size(10, 11)).unwrap() - prompt - 4.0).abs() < 0.1);
 }
 
 #[test]

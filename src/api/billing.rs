@@ -89,8 +89,9 @@ fn noted(energy: &RequestEnergy) -> Energy {
 /// what tokens cost: the estimate at a request's end knows nothing of a load that has just begun.
 fn later(meters: Arc<AccountHandle>, mut unsettled: Option<Unsettled>, costs: Costs, usage: Usage) -> Later {
     let computed = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
-    let (prompt, answer) = (computed as u64, usage.completion_tokens as u64);
-    Box::new(move || match meters.energy().filter(|energy| energy.settled) {
+    // An answer's first token is what the prompt's last step gave.
+    let (prompt, answer) = (computed as u64, usage.completion_tokens.saturating_sub(1) as u64);
+    Box::new(move || match meters.told().filter(|energy| energy.settled) {
         Some(energy) => {
             costs.note((energy.prefill.0, prompt), (energy.decode.0, answer));
             if let Some(unsettled) = unsettled.take() {

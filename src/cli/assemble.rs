@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use candle_core::{DType, Device};
 
 use super::encoders::{self, OpenedEncoder};
+use super::held::{activations, held, is_fp8, weight_bytes};
 use super::{machine, served};
 use crate::clock::Clock;
 use crate::config::value::without_credentials;
@@ -26,10 +27,8 @@ use crate::model::encoder::EncoderCheckpoint;
 use crate::model::input::BLOCK_SIZE;
 use crate::model::kv_cache::KvCache;
 use crate::model::runner::Runner;
-use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
 use crate::model::workspace::Capacity;
-use crate::ops::blocks::Format;
 use crate::ops::exec::{Exec, cuda};
 use crate::ops::paged_attention::kernels;
 use crate::ops::pool::Pool;
@@ -112,61 +111,6 @@ pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
     Ok(Opened { checkpoint, encoders, sizes, service: Arc::new(service) })
 }
 
-/// Type of the activations.
-fn activations(config: &Config, checkpoint: &Checkpoint) -> DType {
-    match (config.precision, checkpoint.spec.float_type) {
-        (Precision::Bf16, _) | (Precision::AsStored, FloatType::Bf16) => DType::BF16,
-        // A GPU multiplies f16 by f16; the CPU's kernels take f32 beside f16 weights.
-        (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if on_gpus(config) => DType::F16,
-        _ => DType::F32,
-    }
-}
-
-/// Whether the matrices of layers are FP8.
-fn is_fp8(config: &Config, checkpoint: &Checkpoint) -> bool {
-    config.quantize == Quantize::Fp8 || checkpoint.source.is_fp8()
-}
-
-/// The types that a model's parts are held in.
-#[derive(Debug, Clone, Copy)]
-pub struct Held {
-    pub activations: DType,
-    pub layers: WeightType,
-    pub head: WeightType,
-    pub cache: DType,
-}
-
-pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
-    let activations = activations(config, checkpoint);
-    // Weights stay as they are stored unless they were asked for in another type, or a GPU wants them in one.
-    let head = match (config.precision, checkpoint.spec.float_type) {
-        (Precision::AsStored, FloatType::F16) | (Precision::F16, _) => WeightType::F16,
-        _ => WeightType::of(activations).unwrap_or(WeightType::F32),
-    };
-    let (layers, head) = match (config.quantize, &checkpoint.source) {
-        (Quantize::AsStored, WeightSource::Gguf(table)) => table.kinds(),
-        (Quantize::Blocks(format), _) => {
-            let table = format.of_tables();
-            let fits = |format: Format| format.for_width(checkpoint.spec.hidden).map(WeightType::Blocks);
-            (fits(format).unwrap_or(head), fits(table).unwrap_or(head))
-        }
-        _ if is_fp8(config, checkpoint) => (WeightType::Fp8, head),
-        _ => (head, head),
-    };
-    Held { activations, layers, head, cache: if config.fp8_cache { DType::F8E4M3 } else { activations } }
-}
-
-/// Bytes of the weights on a device.
-fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> u64 {
-    if let WeightSource::Gguf(table) = &checkpoint.source {
-        return table.held_bytes().0;
-    }
-    let (spec, held) = (&checkpoint.spec, held(config, checkpoint));
-    let (layers, table) = spec.step_parameters();
-    let tables = if spec.tied_head { table } else { 2 * table };
-    (held.layers.size(layers) + held.head.size(tables)) as u64
-}
-
 /// Whether any engine is a GPU's.
 pub fn on_gpus(config: &Config) -> bool {
     config.devices.iter().any(|d| matches!(d, DeviceKind::Cuda(_)))
@@ -194,7 +138,7 @@ fn gpu_room(config: &Config, checkpoint: &Checkpoint, beside: u64, ordinal: usiz
         if is_fp8(config, checkpoint) { widest * activations(config, checkpoint).size_in_bytes() } else { 0 };
     let workspace =
         scratch + room as u64 + rows * row + 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
-    let taken = (total - free) + weight_bytes(config, checkpoint) + workspace + GPU_RESERVE_BYTES + beside;
+    let taken = (total - free) + weight_bytes(config, checkpoint).0 + workspace + GPU_RESERVE_BYTES + beside;
     let room = ((total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken);
     if room == 0 {
         bail!(
@@ -217,9 +161,10 @@ fn check_fits(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
         );
     }
     let made = matches!(checkpoint.source, WeightSource::Synthetic(_))
+        || matches!(held(config, checkpoint).layers, WeightType::Blocks(_))
         || config.quantize != Quantize::AsStored
         || config.precision != Precision::AsStored;
-    let (needed, memory) = (weight_bytes(config, checkpoint), machine::memory());
+    let (needed, memory) = (weight_bytes(config, checkpoint).0, machine::memory());
     let Some(memory) = memory.filter(|m| !on_gpus(config) && needed > m.available) else { return Ok(()) };
     let problem = format!(
         "the weights of {} are {:.1} GiB and {:.1} GiB of memory are available",

@@ -11,6 +11,7 @@ mod devices;
 mod doctor;
 mod encoders;
 mod given;
+pub mod held;
 mod keys;
 pub mod machine;
 mod market;

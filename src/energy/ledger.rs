@@ -246,6 +246,11 @@ impl AccountHandle {
     /// Joules so far: what is settled, and an estimate of the rest. `None` where the meters say nothing: lost,
     /// silent, or nothing yet of steps.
     pub fn energy(&self) -> Option<RequestEnergy> {
+        self.told().filter(|energy| energy.total().0 > 0.0)
+    }
+
+    /// The same of what took nothing, too.
+    pub fn told(&self) -> Option<RequestEnergy> {
         let states = self.ledger.monitor.snapshot();
         let now = self.ledger.clock.now();
         let mut inner = self.ledger.inner();
@@ -273,7 +278,7 @@ impl AccountHandle {
             boundary: self.ledger.boundary,
             settled,
         };
-        Some(energy).filter(|e| e.total().0 > 0.0)
+        Some(energy)
     }
 }
 

@@ -70,6 +70,12 @@ struct Layer {
     rope: usize,
 }
 
+impl Layer {
+    fn projections(&self) -> [&Projection; 4] {
+        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    }
+}
+
 /// A loaded model. Immutable; replicas on one host share it.
 pub struct Decoder {
     spec: DecoderSpec,
@@ -154,7 +160,7 @@ impl Decoder {
 
     /// Bytes of all matrices, as held.
     pub fn weight_bytes(&self) -> usize {
-        let projections = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        let projections = self.layers.iter().flat_map(Layer::projections);
         let layers: usize = projections.flat_map(|p| &p.0).map(|m| m.weight.bytes()).sum();
         let head = if self.spec.tied_head { 0 } else { self.head.bytes() };
         layers + self.embedding.bytes() + head
@@ -162,7 +168,7 @@ impl Decoder {
 
     /// Of the largest matrix that kernels multiply out before its product.
     pub fn dequantised_bytes(&self) -> usize {
-        let projections = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        let projections = self.layers.iter().flat_map(Layer::projections);
         let weights = projections.flat_map(|p| &p.0).map(|m| &m.weight).chain([&self.head]);
         let of_fp8 = weights.filter(|w| w.kind() == WeightType::Fp8).map(|w| w.rows() * w.cols());
         of_fp8.max().unwrap_or(0) * self.activations().size_in_bytes()

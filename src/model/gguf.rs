@@ -1,5 +1,6 @@
 //! Models of one GGUF file (llama.cpp's format): weights, configuration, tokenizer and chat template.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ use header::{Header, Metadata};
 use super::LoadError;
 use super::arch;
 use super::checkpoint::{Checkpoint, TextFiles, TokenizerSource};
+use super::decoder;
+use super::spec::DecoderSpec;
 use super::weights::{WeightSource, rows_cols};
 use crate::ops::blocks::Blocks;
 use crate::ops::pool::Pool;
@@ -63,11 +66,11 @@ impl GgufTable {
         &self.file
     }
 
-    fn named(&self, name: &str) -> Result<(Described<'_>, String), LoadError> {
+    /// What a tensor of HuggingFace's name is called here.
+    fn own_name(&self, name: &str) -> Result<String, LoadError> {
         let described = Described::of(self.metadata()).map_err(|e| LoadError::file(&self.file, e))?;
         let own = described.name(name);
-        let own = own.ok_or_else(|| LoadError::tensor(&self.file, name, "GGUF has no name for it"))?;
-        Ok((described, own))
+        own.ok_or_else(|| LoadError::tensor(&self.file, name, "GGUF has no name for it"))
     }
 
     /// Bytes of all weights as they will be held, and of those that a step reads: the embedding only where it is the
@@ -81,6 +84,10 @@ impl GgufTable {
             None => 0,
         };
         (all, all - looked_up)
+    }
+
+    pub fn has_blocks(&self) -> bool {
+        self.metadata().tensors().any(|(_, entry)| matches!(entry.kind, WeightType::Blocks(_)))
     }
 
     /// The type that most numbers of the layers have, and that of the head.
@@ -100,7 +107,7 @@ impl GgufTable {
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.named(name).is_ok_and(|(described, own)| described.metadata.tensor(&own).is_some())
+        self.own_name(name).is_ok_and(|own| self.metadata().tensor(&own).is_some())
     }
 
     pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
@@ -108,7 +115,7 @@ impl GgufTable {
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &header::Entry), LoadError> {
-        let (_, own) = self.named(name)?;
+        let own = self.own_name(name)?;
         let fail = |problem: String| LoadError::tensor(&self.file, &own, problem);
         let Some(entry) = self.metadata().tensor(&own) else { return Err(fail("is missing".into())) };
         if entry.shape() != shape {
@@ -131,17 +138,36 @@ impl GgufTable {
         }
     }
 
-    /// A vector by its own name, widened.
-    fn vector(&self, own: &str) -> Option<Vec<f32>> {
-        let entry = self.metadata().tensor(own)?;
-        let cols = entry.shape().iter().product();
-        match entry.kind {
-            WeightType::Blocks(_) => None,
-            kind => {
-                let weight = Weight::mapped(self.map.clone(), entry.place().start, 1, cols, kind).ok()?;
-                Some(weight.to_f32().f32s().to_vec())
-            }
+    /// A tensor that the architecture does not have would change what the model says, if it were read.
+    fn check_all_are_used(&self, spec: &DecoderSpec) -> Result<(), LoadError> {
+        /// Read apart, or made anew from the metadata.
+        const BESIDE: [&str; 3] =
+            ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+        let own: Result<HashSet<String>, LoadError> =
+            decoder::tensors(spec).iter().map(|(name, _)| self.own_name(name)).collect();
+        let own = own?;
+        let known = |name: &str| own.contains(name) || BESIDE.contains(&name);
+        match self.metadata().tensors().find(|(name, _)| !known(name)) {
+            Some((name, _)) => Err(LoadError::tensor(
+                &self.file,
+                name,
+                "is none of this architecture's, as it is known here",
+            )),
+            None => Ok(()),
         }
+    }
+
+    /// A vector by its own name, widened.
+    fn vector(&self, own: &str) -> Result<Option<Vec<f32>>, LoadError> {
+        let Some(entry) = self.metadata().tensor(own) else { return Ok(None) };
+        let cols = entry.shape().iter().product();
+        if let WeightType::Blocks(format) = entry.kind {
+            let problem = format!("is {}; F32, F16 and BF16 are read here", format.name());
+            return Err(LoadError::tensor(&self.file, own, problem));
+        }
+        let weight = Weight::mapped(self.map.clone(), entry.place().start, 1, cols, entry.kind);
+        let weight = weight.map_err(|e| LoadError::tensor(&self.file, own, e))?;
+        Ok(Some(weight.to_f32().f32s().to_vec()))
     }
 }
 
@@ -163,7 +189,9 @@ pub(super) fn open(path: &Path, pool: &Arc<Pool>) -> Result<Checkpoint, LoadErro
     let described = Described::of(metadata).map_err(fail)?;
     let config = described.config().map_err(fail)?;
     let mut spec = arch::spec_of(&table.file, &config)?;
-    described.adjust(&mut spec, |name| table.vector(name)).map_err(fail)?;
+    described.adjust(&mut spec, fail, |name| table.vector(name))?;
+    arch::check(&table.file, &config, &spec)?;
+    table.check_all_are_used(&spec)?;
     let text = tokenizer::Text::of(metadata).map_err(fail)?;
     let text = TextFiles {
         tokenizer: TokenizerSource::Json { file: table.file.clone(), bytes: text.tokenizer },

@@ -166,7 +166,6 @@ impl Format {
 
     /// Scale and floor of a part of a block, from the block's head.
     pub fn factors(self, head: &[u8], part: usize, lane: usize) -> (f32, f32) {
-        let sides = if self.has_floors() { 2 } else { 1 };
         let half = |side: usize| {
             let at = (side * GROUP + lane) * 2;
             f16::from_le_bytes([head[at], head[at + 1]]).to_f32()
@@ -175,17 +174,30 @@ impl Format {
         if !self.has_factors() {
             return (scale, floor);
         }
-        let factor = |part: usize| head[sides * GROUP * 2 + part * GROUP + lane];
-        let parts = self.block() / self.part();
-        let of_floor = if self.has_floors() { f32::from(factor(parts + part)) } else { 0.0 };
+        let factor = |part: usize| head[self.factors_at() + part * GROUP + lane];
+        let of_floor = if self.has_floors() { f32::from(factor(self.parts() + part)) } else { 0.0 };
         (scale * f32::from(factor(part).cast_signed()), floor * of_floor)
+    }
+
+    /// Parts of a block.
+    pub const fn parts(self) -> usize {
+        self.block() / self.part()
+    }
+
+    /// Where the factors of parts begin in a head: behind a scale, and perhaps a floor, of each row.
+    pub const fn factors_at(self) -> usize {
+        self.sides() * GROUP * 2
+    }
+
+    /// Of a number: a scale, and perhaps a floor.
+    const fn sides(self) -> usize {
+        if self.has_floors() { 2 } else { 1 }
     }
 
     /// Bytes of what is not codes, of a block of a group.
     pub const fn head_bytes(self) -> usize {
-        let sides = if self.has_floors() { 2 } else { 1 };
-        let factors = if self.has_factors() { self.block() / self.part() } else { 0 };
-        sides * GROUP * (2 + factors)
+        let factors = if self.has_factors() { self.parts() } else { 0 };
+        self.sides() * GROUP * (2 + factors)
     }
 }
 
@@ -315,14 +327,12 @@ impl Blocks {
             let at = (side * GROUP + lane) * 2;
             f16::from_le_bytes([head[at], head[at + 1]])
         };
-        let sides = if format.has_floors() { 2 } else { 1 };
         block.scale = half(0);
         if format.has_floors() {
             block.floor = half(1);
         }
         if format.has_factors() {
-            let parts = format.block() / format.part();
-            let factors = &head[sides * GROUP * 2..];
+            let (parts, factors) = (format.parts(), &head[format.factors_at()..]);
             for part in 0..parts {
                 block.scales[part] = factors[part * GROUP + lane].cast_signed();
                 if format.has_floors() {
@@ -380,8 +390,7 @@ impl Blocks {
         let mut picked = Blocks::zeros(format, rows.len(), cols.len());
         for (to, from) in rows.iter().enumerate() {
             for (to_block, from_block) in (cols.start / block..cols.end / block).enumerate() {
-                let block = self.block(*from, from_block);
-                picked.writer().put(to, to_block, &block);
+                picked.writer().put(to, to_block, &self.block(*from, from_block));
             }
         }
         Ok(picked)
@@ -407,13 +416,11 @@ impl Writer<'_> {
         let (group, lane) = (row / GROUP, row % GROUP);
         let heads = (group * (self.cols / format.block()) + index) * format.head_bytes();
         let head = &mut self.heads[heads..][..format.head_bytes()];
-        let sides = if format.has_floors() { 2 } else { 1 };
-        for (side, half) in [block.scale, block.floor].into_iter().enumerate().take(sides) {
+        for (side, half) in [block.scale, block.floor].into_iter().enumerate().take(format.sides()) {
             head[(side * GROUP + lane) * 2..][..2].copy_from_slice(&half.to_le_bytes());
         }
         if format.has_factors() {
-            let parts = format.block() / format.part();
-            let factors = &mut head[sides * GROUP * 2..];
+            let (parts, factors) = (format.parts(), &mut head[format.factors_at()..]);
             for part in 0..parts {
                 factors[part * GROUP + lane] = block.scales[part].cast_unsigned();
                 if format.has_floors() {

@@ -28,6 +28,8 @@ const INLINE_WORK: usize = 100_000;
 const PANEL_BYTES: usize = 256 << 10;
 /// Outputs that share a cache line of the destination: panels begin at such a boundary.
 const LINE: usize = 16;
+// A panel of blocks begins with a group.
+const _: () = assert!(LINE.is_multiple_of(GROUP) && PANEL_ROWS.is_multiple_of(GROUP));
 /// Panels of a task at most.
 const PANELS_OF_TASK: usize = 8;
 
@@ -244,7 +246,7 @@ impl LinearOn<'_> {
     /// The same of blocks, with activations rounded to bytes.
     fn product_of_blocks<X: Element>(&self, weights: &Blocks, x: &[X], dst: Outputs<'_>) {
         let Linear { weight, bias, rows, column, accumulate, on } = self.op;
-        let (n, k) = (weight.rows(), weight.cols());
+        let n = weight.rows();
         on.pool.with_scratch(|room| {
             let rounded = self.rounded(x, room);
             let (out, stride) = (SharedMut::new(dst.data), dst.stride);
@@ -271,7 +273,6 @@ impl LinearOn<'_> {
                 unsafe { block_kernels::panel(self.isa, &p) }
             });
         });
-        debug_assert!(k.is_multiple_of(TILE));
     }
 
     /// Rounds the rows of activations, into `room`.

@@ -106,7 +106,8 @@ pub struct Sum {
     pub unsettled: u64,
 }
 
-pub(super) fn insert(connection: &Connection, record: &UsageRecord) -> rusqlite::Result<i64> {
+/// `settled`: its joules are known for good.
+pub(super) fn insert(connection: &Connection, record: &UsageRecord, settled: bool) -> rusqlite::Result<i64> {
     let energy = record.energy.as_ref();
     connection
         .prepare_cached(
@@ -114,14 +115,14 @@ pub(super) fn insert(connection: &Connection, record: &UsageRecord) -> rusqlite:
                 completion_tokens, prefill_joules, decode_joules, method, boundary, settled,
                 first_token_seconds, seconds, finish)
              VALUES (:ended, :key, :model, :endpoint, :tier, :prompt, :cached, :completion, :prefill, :decode,
-                :method, :boundary, 0, :first, :seconds, :finish)",
+                :method, :boundary, :settled, :first, :seconds, :finish)",
         )?
         .execute(named_params! {
             ":ended": record.ended, ":key": record.key, ":model": record.model, ":endpoint": record.endpoint,
             ":tier": record.tier, ":prompt": record.prompt_tokens, ":cached": record.cached_tokens,
             ":completion": record.completion_tokens, ":prefill": energy.map(|e| e.prefill_joules),
             ":decode": energy.map(|e| e.decode_joules), ":method": energy.map(|e| &e.method),
-            ":boundary": energy.map(|e| e.boundary), ":first": record.first_token_seconds,
+            ":boundary": energy.map(|e| e.boundary), ":settled": settled, ":first": record.first_token_seconds,
             ":seconds": record.seconds, ":finish": record.finish,
         })?;
     Ok(connection.last_insert_rowid())

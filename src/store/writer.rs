@@ -34,6 +34,15 @@ pub(super) enum Command {
     End,
 }
 
+/// A record that is not on disk yet.
+struct Unwritten {
+    record: Box<UsageRecord>,
+    later: Option<Later>,
+    since: Tick,
+    /// Its joules have settled meanwhile.
+    settled: bool,
+}
+
 struct Unsettled {
     id: i64,
     since: Tick,
@@ -43,7 +52,7 @@ struct Unsettled {
 pub(super) struct Writer {
     connection: Connection,
     clock: Clock,
-    batch: Vec<(Box<UsageRecord>, Option<Later>)>,
+    batch: Vec<Unwritten>,
     unsettled: Vec<Unsettled>,
     /// The last commit failed: said once.
     failing: bool,
@@ -69,7 +78,8 @@ impl Writer {
                     if idle {
                         flushed = self.clock.now();
                     }
-                    self.batch.push((record, later));
+                    let since = self.clock.now();
+                    self.batch.push(Unwritten { record, later, since, settled: false });
                 }
                 Ok(Command::Do(work)) => {
                     self.flush();
@@ -113,10 +123,9 @@ impl Writer {
         }
         match self.commit() {
             Ok(ids) => {
-                let since = self.clock.now();
                 let written = std::mem::take(&mut self.batch).into_iter().zip(ids);
-                let later =
-                    written.filter_map(|((_, later), id)| Some(Unsettled { id, since, later: later? }));
+                let later = written
+                    .filter_map(|(one, id)| Some(Unsettled { id, since: one.since, later: one.later? }));
                 self.unsettled.extend(later);
                 self.failing = false;
             }
@@ -135,8 +144,8 @@ impl Writer {
 
     fn commit(&mut self) -> rusqlite::Result<Vec<i64>> {
         let transaction = self.connection.transaction()?;
-        let ids =
-            self.batch.iter().map(|(r, _)| usage::insert(&transaction, r)).collect::<Result<Vec<_>, _>>()?;
+        let insert = |one: &Unwritten| usage::insert(&transaction, &one.record, one.settled);
+        let ids = self.batch.iter().map(insert).collect::<Result<Vec<_>, _>>()?;
         transaction.commit()?;
         Ok(ids)
     }
@@ -144,6 +153,16 @@ impl Writer {
     /// Writes the joules that have become final.
     fn settle(&mut self) {
         let now = self.clock.now();
+        // What cannot be written settles all the same: accounts wait for it.
+        for one in &mut self.batch {
+            match one.later.as_mut().map(|later| later()) {
+                Some(Settled::Now(energy)) => {
+                    (one.record.energy, one.later, one.settled) = (Some(energy), None, true);
+                }
+                Some(Settled::NotYet) if now.since(one.since) >= PATIENCE => one.later = None,
+                _ => {}
+            }
+        }
         let mut known = Vec::new();
         self.unsettled.retain_mut(|one| match (one.later)() {
             Settled::Now(energy) => {

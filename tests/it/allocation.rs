@@ -88,6 +88,11 @@ fn a_hundred_decode_steps_make_no_large_allocation() {
     count_decode_steps(decoder(&qwen3(1), Precision::Bf16));
     let fp8 = checkpoint(qwen3(1)).load_as(Quantize::Fp8, Precision::Bf16, true, &|_| {}).unwrap();
     count_decode_steps(Arc::new(fp8.with_cache(DType::F8E4M3)));
+    let mut of_blocks = qwen3(1);
+    of_blocks["hidden_size"] = 256.into();
+    let quantize = Quantize::blocks("q4_k").unwrap();
+    let blocks = checkpoint(of_blocks).load_as(quantize, Precision::Bf16, true, &|_| {}).unwrap();
+    count_decode_steps(Arc::new(blocks));
 }
 
 fn count_decode_steps(model: Arc<Decoder>) {

@@ -10,7 +10,7 @@ use clap::ArgMatches;
 use tokio::runtime::Handle;
 
 use super::arguments::Takes;
-use crate::cli::assemble::Held;
+use crate::cli::held::{self, Held};
 use crate::cli::{assemble, devices, machine};
 use crate::clock::{BusyTime, Clock};
 use crate::config::{Config, DeviceKind};
@@ -25,7 +25,7 @@ use crate::measure::sweep::Controls;
 use crate::measure::target::{MOST_OF_A_NAME, Sequential, Server, Target, check_meter_sees, is_here};
 use crate::model::Checkpoint;
 use crate::model::checkpoint::SYNTHETIC_SEED;
-use crate::model::decoder::{Precision, Quantize};
+use crate::model::decoder::Precision;
 use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
 use crate::ops::exec::Exec;
@@ -83,8 +83,9 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let opened = assemble::open(config, &unit)?;
     // While there is room: the engines take what a device has.
     let pools = opened.sizes.threads_per_device;
-    let held = assemble::held(config, opened.chat()?);
-    let measured = ceilings(config, opened.chat()?, held, pools, clock);
+    let held = held::held(config, opened.chat()?);
+    let step_bytes = held::weight_bytes(config, opened.chat()?).1;
+    let measured = ceilings(config, opened.chat()?, (held, step_bytes), pools, clock);
     let mut metered = assemble::meters(config, clock)?;
     let (monitor, mut notes) = (metered.monitor.clone(), std::mem::take(&mut metered.notes));
     let ceilings = measured.map_err(|why| notes.push(why)).ok();
@@ -132,7 +133,7 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
 fn ceilings(
     config: &Config,
     checkpoint: &Checkpoint,
-    held: Held,
+    (held, step_weight_bytes): (Held, u64),
     threads_per_device: usize,
     clock: &Clock,
 ) -> Result<report::Ceilings, String> {
@@ -150,11 +151,6 @@ fn ceilings(
     let devices =
         devices.map_err(|e| format!("no copy bandwidth and no GEMM rate beside the figures: {e}"))?;
     let spec = &checkpoint.spec;
-    let (layers, head) = spec.step_parameters();
-    let step_weight_bytes = match &checkpoint.source {
-        WeightSource::Gguf(table) if config.quantize == Quantize::AsStored => table.held_bytes().1,
-        _ => (held.layers.size(layers) + held.head.size(head)) as u64,
-    };
     Ok(report::Ceilings {
         devices,
         step_weight_bytes,
@@ -191,6 +187,8 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let weights = WeightType::of(dtype).unwrap_or(WeightType::F32);
     let held = Held { activations: dtype, layers: weights, head: weights, cache: dtype };
     let mut notes = notes;
+    let (layers, head) = checkpoint.spec.step_parameters();
+    let held = (held, weights.size(layers + head) as u64);
     let ceilings =
         ceilings(config, &checkpoint, held, pool.threads(), clock).map_err(|why| notes.push(why)).ok();
     let rival = Sequential {

@@ -105,12 +105,20 @@ pub fn spec_of(file: &str, config: &serde_json::Value) -> Result<DecoderSpec, Lo
         ));
     };
     let spec = build(&reader)?;
-    check(&reader, &spec)?;
+    check_with(&reader, &spec)?;
     Ok(spec)
 }
 
+/// Of a spec that was changed after it was read: as [`spec_of`].
+///
+/// # Errors
+/// A spec that no decoder can have.
+pub(super) fn check(file: &str, config: &serde_json::Value, spec: &DecoderSpec) -> Result<(), LoadError> {
+    check_with(&ConfigReader::new(file, config)?, spec)
+}
+
 /// Relations every decoder must satisfy, so that no later code divides by zero or overflows.
-fn check(reader: &ConfigReader, s: &DecoderSpec) -> Result<(), LoadError> {
+fn check_with(reader: &ConfigReader, s: &DecoderSpec) -> Result<(), LoadError> {
     const MAX: usize = 1 << 24;
     let sizes = [
         ("hidden_size", s.hidden),

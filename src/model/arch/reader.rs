@@ -141,7 +141,8 @@ impl<'a> ConfigReader<'a> {
             return Err(self.error("partial_rotary_factor", format!("{part} is not between 0 and 1")));
         }
         let scaling = inner.map_or(Ok(RopeScaling::None), |r| r.scaling(key, self))?;
-        let turned = (head_dim as f64 * part) as usize;
+        // Rounded only where a file gives the share of a whole number.
+        let turned = (head_dim as f64 * part + 1e-6) as usize;
         Ok(RopeSpec { scaling, turned, ..RopeSpec::plain(theta, head_dim) })
     }
 

@@ -133,6 +133,15 @@ impl Loader<'_> {
         }
     }
 
+    /// A matrix beside blocks that does not become one.
+    fn beside_blocks(&self, weight: Weight) -> Weight {
+        match self.reading.precision {
+            Precision::F32 => weight.to_f32(),
+            Precision::F16 => weight.to_f16(),
+            Precision::AsStored | Precision::Bf16 => weight.to_bf16(),
+        }
+    }
+
     /// A matrix rounded to a format, or to what fits its width.
     fn in_blocks(
         &self,
@@ -141,10 +150,12 @@ impl Loader<'_> {
         format: Format,
     ) -> std::result::Result<Weight, LoadError> {
         let weight = self.finite(name, self.source.weight(name, shape)?)?;
-        let Some(format) = format.for_width(weight.cols()) else { return self.matrix(name, shape, false) };
-        if let WeightType::Blocks(_) = weight.kind() {
-            return Ok(weight);
+        if let WeightType::Blocks(stored) = weight.kind() {
+            let problem =
+                format!("is {} already, and is not rounded again to {}", stored.name(), format.name());
+            return Err(LoadError::tensor(&self.source.file_of(name), name, problem));
         }
+        let Some(format) = format.for_width(weight.cols()) else { return Ok(self.beside_blocks(weight)) };
         let pool =
             self.pool.get_or_init(|| Pool::new(std::thread::available_parallelism().map_or(1, usize::from)));
         let widen = |row: usize, to: &mut [f32]| weight.widen_row(row, to);
@@ -299,6 +310,21 @@ impl Loader<'_> {
         })
     }
 
+    fn activations(&self, layers: &[Layer], head: &Weight) -> DType {
+        let matrices = layers.iter().flat_map(Layer::projections).flat_map(|p| &p.0).map(|m| &m.weight);
+        let mut all = matrices.chain([head]).map(Weight::kind);
+        match (head.kind(), self.reading.precision) {
+            (WeightType::Bf16, _) => DType::BF16,
+            // Blocks are fast with these alone.
+            (_, Precision::AsStored | Precision::Bf16)
+                if all.any(|kind| matches!(kind, WeightType::Blocks(_))) =>
+            {
+                DType::BF16
+            }
+            _ => DType::F32,
+        }
+    }
+
     pub fn decoder(&self) -> std::result::Result<Decoder, LoadError> {
         let (s, n) = (self.spec, self.spec.names);
         let embedding = self.table(n.embedding, true)?;
@@ -311,12 +337,19 @@ impl Loader<'_> {
             true => embedding.clone(),
             false => self.table(n.head, false)?,
         };
-        let activations = match (head.kind(), self.reading.precision, s.float_type) {
-            (WeightType::Bf16, ..) => DType::BF16,
-            (WeightType::Blocks(_), Precision::Bf16, _) => DType::BF16,
-            (WeightType::Blocks(_), Precision::AsStored, FloatType::Bf16) => DType::BF16,
-            _ => DType::F32,
-        };
+        let activations = self.activations(&layers, &head);
+        let (mut embedding, mut head) = (embedding, head);
+        if activations == DType::BF16 {
+            // No product mixes f16 with bf16.
+            let all = layers.iter_mut().flat_map(|l| [&mut l.qkv, &mut l.o, &mut l.gate_up, &mut l.down]);
+            for matrix in all.flat_map(|p| &mut p.0).filter(|m| m.weight.kind() == WeightType::F16) {
+                matrix.weight = matrix.weight.to_bf16();
+            }
+            if head.kind() == WeightType::F16 {
+                head = head.to_bf16();
+                embedding = if s.tied_head { head.clone() } else { embedding };
+            }
+        }
         Ok(Decoder {
             spec: s.clone(),
             activations,

@@ -3,7 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::header::{HeaderError, Metadata};
+use crate::model::LoadError;
 use crate::model::spec::{DecoderSpec, RopeScaling};
+use crate::ops::weight::WeightType;
 
 /// (`general.architecture`, what `architectures` of a `config.json` calls it, whether its queries and keys are stored with
 /// the two numbers of a turned pair side by side).
@@ -58,13 +60,25 @@ impl<'a> Described<'a> {
     pub fn config(&self) -> Result<Value, HeaderError> {
         let mut config = Map::new();
         config.insert("architectures".into(), json!([self.class]));
-        config.insert("torch_dtype".into(), "bfloat16".into());
+        // What blocks are computed with, and else as the head is stored.
+        let head =
+            ["output.weight", "token_embd.weight"].into_iter().find_map(|name| self.metadata.tensor(name));
+        let float_type = match head.map(|entry| entry.kind) {
+            Some(WeightType::F32) => "float32",
+            Some(WeightType::F16) => "float16",
+            _ => "bfloat16",
+        };
+        config.insert("torch_dtype".into(), float_type.into());
         config.insert("tie_word_embeddings".into(), json!(!self.has("output.weight")));
-        config.insert("attention_bias".into(), json!(self.has("blk.0.attn_q.bias")));
         let experts = self.key("expert_count");
         if self.metadata.whole(&experts)?.is_some_and(|n| n > 0) {
             return Err(HeaderError::Value(experts, "models of experts are not read"));
         }
+        let blocks = self.key("block_count");
+        if self.metadata.whole(&blocks)?.is_some_and(|n| n > self.metadata.header.tensors() as u64) {
+            return Err(HeaderError::Value(blocks, "is more than there are tensors"));
+        }
+        self.refuse_variants()?;
         let vocab = self.metadata.tensor("token_embd.weight").and_then(|entry| entry.shape().first());
         if let Some(vocab) = vocab {
             config.insert("vocab_size".into(), json!(vocab));
@@ -79,7 +93,9 @@ impl<'a> Described<'a> {
             ("max_position_embeddings", "context_length"),
             ("sliding_window", "attention.sliding_window"),
         ] {
-            if let Some(value) = self.metadata.whole(&self.key(from))? {
+            // A window of 0 is none.
+            let value = self.metadata.whole(&self.key(from))?;
+            if let Some(value) = value.filter(|value| *value > 0 || from != "attention.sliding_window") {
                 config.insert(to.into(), json!(value));
             }
         }
@@ -91,12 +107,34 @@ impl<'a> Described<'a> {
             ("attention_multiplier", "attention.scale"),
             ("logits_scaling", "logit_scale"),
         ] {
-            if let Some(value) = self.metadata.number(&self.key(from))? {
+            // A scale of 0 is the one that follows from the shape.
+            if let Some(value) = self.metadata.number(&self.key(from))?.filter(|value| *value != 0.0) {
                 config.insert(to.into(), json!(value));
             }
         }
         self.rope(&mut config)?;
         Ok(Value::Object(config))
+    }
+
+    /// Models that go under the name of another.
+    fn refuse_variants(&self) -> Result<(), HeaderError> {
+        let whole = |key: &str| Ok::<_, HeaderError>(self.metadata.whole(&self.key(key))?.unwrap_or(0));
+        let refuse = |key: &str, problem| Err(HeaderError::Value(self.key(key), problem));
+        match self.architecture {
+            "olmo2" if whole("attention.sliding_window")? > 0 => {
+                refuse("attention.sliding_window", "is OLMo 3's, which is not read")
+            }
+            "glm4" if whole("nextn_predict_layers")? > 0 => {
+                refuse("nextn_predict_layers", "layers that predict further tokens are not read")
+            }
+            "glm4" if self.metadata.has(&self.key("rope.dimension_sections")) => {
+                refuse("rope.dimension_sections", "positions of several dimensions are not read")
+            }
+            "granite" if self.metadata.bool(&self.key("rope.scaling.finetuned"))? == Some(false) => {
+                refuse("rope.scaling.finetuned", "false means no positions, which is not read")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn rope(&self, config: &mut Map<String, Value>) -> Result<(), HeaderError> {
@@ -105,25 +143,37 @@ impl<'a> Described<'a> {
             (None, Some(hidden), Some(heads)) => hidden.checked_div(heads),
             (head_dim, ..) => head_dim,
         };
+        if let Some(head_dim) = head_dim {
+            config.insert("head_dim".into(), json!(head_dim));
+        }
         if let (Some(turned), Some(head_dim)) =
             (self.metadata.whole(&self.key("rope.dimension_count"))?, head_dim)
             && head_dim > 0
         {
             config.insert("partial_rotary_factor".into(), json!(turned as f64 / head_dim as f64));
         }
-        let Some(kind) = self.metadata.text(&self.key("rope.scaling.type"))? else { return Ok(()) };
+        let number = |key: &str| self.metadata.number(&self.key(key));
+        let factor = match number("rope.scaling.factor")? {
+            Some(factor) => Some(factor),
+            None => number("rope.scale_linear")?,
+        };
+        // As llama.cpp: a factor alone is linear.
+        let kind = self.metadata.text(&self.key("rope.scaling.type"))?.or(factor.map(|_| "linear"));
+        let Some(kind) = kind else { return Ok(()) };
         // Factors of each frequency are a tensor, not a value.
         if !["none", "longrope"].contains(&kind) {
             let mut scaling = Map::new();
             scaling.insert("rope_type".into(), kind.into());
-            for (to, from) in [
-                ("factor", "rope.scaling.factor"),
-                ("original_max_position_embeddings", "rope.scaling.original_context_length"),
-                ("attention_factor", "rope.scaling.attn_factor"),
-            ] {
-                if let Some(value) = self.metadata.number(&self.key(from))? {
-                    scaling.insert(to.into(), json!(value));
-                }
+            if let Some(factor) = factor {
+                scaling.insert("factor".into(), json!(factor));
+            }
+            if let Some(original) = number("rope.scaling.original_context_length")? {
+                scaling.insert("original_max_position_embeddings".into(), json!(original));
+            }
+            // llama.cpp multiplies YaRN's own by it.
+            if let (Some(more), Some(factor), "yarn") = (number("rope.scaling.attn_factor")?, factor, kind) {
+                let own = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+                scaling.insert("attention_factor".into(), json!(own * more));
             }
             config.insert("rope_scaling".into(), Value::Object(scaling));
         }
@@ -133,14 +183,29 @@ impl<'a> Described<'a> {
     /// What a `config.json` would not say: how turned pairs are stored, and the factors of frequencies.
     ///
     /// # Errors
-    /// A value of the wrong kind.
+    /// A value of the wrong kind, factors of a type that is not read.
     pub fn adjust(
         &self,
         spec: &mut DecoderSpec,
-        numbers: impl Fn(&str) -> Option<Vec<f32>>,
-    ) -> Result<(), HeaderError> {
-        let factors = ["rope_freqs.weight", "rope_factors_short.weight"].into_iter().find_map(numbers);
-        let length = self.metadata.number(&self.key("rope.scaling.attn_factor"))?.unwrap_or(1.0);
+        fail: impl Fn(HeaderError) -> LoadError,
+        numbers: impl Fn(&str) -> Result<Option<Vec<f32>>, LoadError>,
+    ) -> Result<(), LoadError> {
+        const ORIGINAL: &str = "rope.scaling.original_context_length";
+        let short = numbers("rope_factors_short.weight")?;
+        if short.is_some() {
+            // Beyond, other factors hold, for the whole text: that is another model.
+            let original = self.metadata.whole(&self.key(ORIGINAL)).map_err(&fail)?;
+            let original = original.and_then(|n| usize::try_from(n).ok());
+            let missing = || fail(HeaderError::Value(self.key(ORIGINAL), "is missing"));
+            spec.max_positions = spec.max_positions.min(original.ok_or_else(missing)?);
+        }
+        let factors = if short.is_some() { short } else { numbers("rope_freqs.weight")? };
+        let length =
+            self.metadata.number(&self.key("rope.scaling.attn_factor")).map_err(&fail)?.unwrap_or(1.0);
+        // A file has the biases that it has, and no flag that says so.
+        spec.qkv_bias = self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias");
+        spec.o_bias = self.has("blk.0.attn_output.bias");
+        spec.mlp_bias = self.has("blk.0.ffn_down.bias");
         for rope in spec.ropes.iter_mut().filter(|rope| rope.turned > 0) {
             rope.interleaved |= self.side_by_side;
             if let Some(factors) = &factors {

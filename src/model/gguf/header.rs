@@ -94,6 +94,11 @@ pub struct Header {
     tensors: Vec<Entry>,
 }
 
+/// A name as messages have it: without what a terminal would obey.
+fn shown(name: &str) -> String {
+    name.escape_debug().to_string()
+}
+
 /// Bytes of a value of a fixed size.
 fn width(kind: u32) -> Option<usize> {
     match kind {
@@ -227,6 +232,11 @@ fn weight_type(kind: u32) -> Result<WeightType, String> {
 }
 
 impl Header {
+    /// How many there are.
+    pub fn tensors(&self) -> usize {
+        self.tensors.len()
+    }
+
     /// # Errors
     /// Everything that a file may say and not hold.
     pub fn read(bytes: &[u8]) -> Result<Header, HeaderError> {
@@ -249,11 +259,11 @@ impl Header {
         let mut header = Header::default();
         for index in 0..values {
             let key = cursor.name(&|| format!("the key of value {index}"))?;
-            let what = &|| key.to_owned();
+            let what = &|| shown(key);
             let kind = cursor.u32(what)?;
             let value = cursor.value(kind, what)?;
             if header.values.insert(key.into(), value).is_some() {
-                return Err(HeaderError::Twice(key.to_owned()));
+                return Err(HeaderError::Twice(shown(key)));
             }
         }
         header.read_tensors(&mut cursor, tensors)?;
@@ -279,8 +289,8 @@ impl Header {
         for index in 0..count {
             let name = cursor.name(&|| format!("the name of tensor {index}"))?;
             let end_of_name = cursor.at;
-            let what = &|| format!("tensor {name}");
-            let fail = |problem: String| HeaderError::Tensor(name.to_owned(), problem);
+            let what = &|| format!("tensor {}", shown(name));
+            let fail = |problem: String| HeaderError::Tensor(shown(name), problem);
             let dimensions = cursor.u32(what)? as usize;
             if dimensions > MOST_DIMENSIONS {
                 return Err(fail(format!("has {dimensions} dimensions")));
@@ -307,7 +317,7 @@ impl Header {
             self.tensors.push(Entry { name, lengths, dimensions, kind, begin });
         }
         let (bytes, name_of) = (cursor.bytes, |entry: &Entry| &cursor.bytes[entry.name.clone()]);
-        let named = |entry: &Entry| String::from_utf8_lossy(name_of(entry)).into_owned();
+        let named = |entry: &Entry| shown(&String::from_utf8_lossy(name_of(entry)));
         let data = cursor.at.next_multiple_of(alignment as usize);
         for entry in &mut self.tensors {
             let (begin, size) = (data.checked_add(entry.begin), size(entry.kind, entry.shape()));
@@ -326,6 +336,10 @@ impl Header {
     }
 }
 
+fn too_long(key: &str, count: usize, most: usize) -> HeaderError {
+    HeaderError::Unsupported(key.into(), format!("has {count} entries; there is room for {most}"))
+}
+
 /// A header with its file's bytes: values by key.
 #[derive(Clone, Copy)]
 pub struct Metadata<'a> {
@@ -336,6 +350,10 @@ pub struct Metadata<'a> {
 impl<'a> Metadata<'a> {
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.header.values.get(key)
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
     }
 
     pub fn tensor(&self, name: &str) -> Option<&'a Entry> {
@@ -396,12 +414,15 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// `most`: entries of a list that is read at all.
+    ///
     /// # Errors
-    /// A value that is no list of texts.
-    pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, HeaderError> {
+    /// A value that is no list of texts, too many of them.
+    pub fn texts(&self, key: &str, most: usize) -> Result<Option<Vec<&'a str>>, HeaderError> {
         let not = || HeaderError::Value(key.into(), "is no list of texts in UTF-8");
         match self.get(key) {
             None => Ok(None),
+            Some(Value::List { count, .. }) if *count > most => Err(too_long(key, *count, most)),
             Some(Value::List { kind: TEXT, count, at }) => {
                 let mut cursor = Cursor { bytes: self.bytes, at: *at };
                 let mut text = || {
@@ -415,11 +436,15 @@ impl<'a> Metadata<'a> {
     }
 
     /// # Errors
-    /// A value that is no list of numbers.
-    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, HeaderError> {
+    /// A value that is no list of as many numbers.
+    pub fn numbers(&self, key: &str, wanted: usize) -> Result<Option<Vec<f64>>, HeaderError> {
         let not = || HeaderError::Value(key.into(), "is no list of numbers");
         match self.get(key) {
             None => Ok(None),
+            Some(Value::List { count, .. }) if *count != wanted => Err(HeaderError::Unsupported(
+                key.into(),
+                format!("has {count} entries where {wanted} belong"),
+            )),
             Some(Value::List { kind, count, at }) => {
                 let width = width(*kind).ok_or_else(not)?;
                 let number = |bytes: &[u8]| match fixed(*kind, bytes) {

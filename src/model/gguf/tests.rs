@@ -58,13 +58,14 @@ fn a_header_is_read() {
     let header = Header::read(&bytes).unwrap();
     let metadata = Metadata { header: &header, bytes: &bytes };
     assert_eq!(metadata.text("general.architecture").unwrap(), Some("llama"));
-    assert_eq!(metadata.texts("tokens").unwrap().unwrap(), ["a", "bc"]);
-    assert_eq!(metadata.numbers("scores").unwrap().unwrap(), [1.5, -2.0]);
+    assert_eq!(metadata.texts("tokens", 2).unwrap().unwrap(), ["a", "bc"]);
+    assert_eq!(metadata.numbers("scores", 2).unwrap().unwrap(), [1.5, -2.0]);
     assert_eq!(metadata.tensor("m").unwrap().shape(), [2, 32]);
     assert_eq!(metadata.tensor("m").unwrap().place().len(), 68);
     let vector = metadata.tensor("v").unwrap();
     assert_eq!((vector.shape(), vector.place().end), (&[3][..], bytes.len()));
     assert!(metadata.tensor("w").is_none() && metadata.text("tokens").is_err());
+    assert!(metadata.texts("tokens", 1).is_err() && metadata.numbers("scores", 3).is_err());
 }
 
 #[test]
@@ -119,7 +120,7 @@ proptest! {
                 prop_assert!(entry.place().end <= bytes.len());
             }
             for key in ["general.architecture", "tokens", "scores"] {
-                let _ = (metadata.text(key), metadata.texts(key), metadata.numbers(key), metadata.whole(key));
+                let _ = (metadata.text(key), metadata.texts(key, 9), metadata.numbers(key, 2), metadata.whole(key));
             }
         }
     }

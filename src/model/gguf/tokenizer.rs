@@ -1,7 +1,7 @@
 //! A GGUF file's tokenizer as a `tokenizer.json`.
 //!
 //! `gpt2` is a byte-level BPE whose pre-tokenizer has a name; `llama` is SentencePiece's BPE, whose merges follow from the
-//! scores of its pieces; `t5` is SentencePiece's unigram model.
+//! scores of its pieces.
 
 use std::collections::HashMap;
 
@@ -30,6 +30,23 @@ mod kind {
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
+/// Merges of a byte-level vocabulary at most, for each token: real ones have up to three.
+const MERGES_OF_A_TOKEN: usize = 8;
+/// Bytes of a piece of SentencePiece's at most: real ones have some dozens.
+const LONGEST_PIECE: usize = 1 << 10;
+/// Tokens that end an answer wherever they are part of a vocabulary, as llama.cpp has it, whatever the file names.
+const ENDS: [&str; 10] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|endoftext|>",
+    "<end_of_turn>",
+    "<EOT>",
+    "<｜end▁of▁sentence｜>",
+];
 
 /// Words of the pre-tokenizers of Llama 3 and of those that differ from it in numbers alone.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -61,7 +78,7 @@ fn pre_tokenizer(pre: &str) -> Option<Value> {
                 bytes,
             ]})
         }
-        "gpt-2" | "gpt2" | "default" | "olmo" | "phi-2" | "mpt" | "jina-en" => bytes,
+        "gpt-2" | "olmo" | "phi-2" | "mpt" => bytes,
         _ => return None,
     })
 }
@@ -84,11 +101,33 @@ impl<'a> Vocabulary<'a> {
         Ok(Some((id, token)))
     }
 
+    /// No text has two ids.
+    fn check(&self) -> Result<(), HeaderError> {
+        let mut seen = HashMap::with_capacity(self.tokens.len());
+        for (id, token) in self.tokens.iter().enumerate() {
+            if let Some(first) = seen.insert(token, id) {
+                let problem = format!("tokens {first} and {id} are the same");
+                return Err(HeaderError::Unsupported(TOKENS.into(), problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of [`ENDS`] that it has. What gpt-oss ends a message with does not end its answer.
+    fn ends(&self) -> Vec<u64> {
+        let of = |text: &str| {
+            let id = self.tokens.iter().position(|token| *token == text)?;
+            matches!(self.kind(id), kind::CONTROL | kind::USER_DEFINED).then_some(id as u64)
+        };
+        let has_channels = of("<|return|>").is_some() && of("<|call|>").is_some();
+        ENDS.into_iter().filter(|text| !(has_channels && *text == "<|end|>")).filter_map(of).collect()
+    }
+
     /// Tokens that are found in any text before it is cut.
     fn added(&self) -> Vec<Value> {
         let added = |(id, token): (usize, &&str)| {
             let special = match self.kind(id) {
-                kind::CONTROL => true,
+                kind::CONTROL | kind::UNKNOWN => true,
                 kind::USER_DEFINED => false,
                 _ => return None,
             };
@@ -106,16 +145,17 @@ impl<'a> Vocabulary<'a> {
 
     fn scores(&self) -> Result<Vec<f64>, HeaderError> {
         const KEY: &str = "tokenizer.ggml.scores";
-        let scores = self.metadata.numbers(KEY)?.ok_or(HeaderError::Value(KEY.into(), "is missing"))?;
-        match scores.len() == self.tokens.len() && scores.iter().all(|s| s.is_finite()) {
+        let scores = self.metadata.numbers(KEY, self.tokens.len())?;
+        let scores = scores.ok_or(HeaderError::Value(KEY.into(), "is missing"))?;
+        match scores.iter().all(|score| score.is_finite()) {
             true => Ok(scores),
-            false => Err(HeaderError::Value(KEY.into(), "is not one finite number for each token")),
+            false => Err(HeaderError::Value(KEY.into(), "has a number that is not finite")),
         }
     }
 
     fn byte_level(&self) -> Result<Value, HeaderError> {
         const MERGES: &str = "tokenizer.ggml.merges";
-        let pre = self.metadata.text(PRE)?.unwrap_or("default");
+        let pre = self.metadata.text(PRE)?.ok_or(HeaderError::Value(PRE.into(), "is missing"))?;
         let Some(cut) = pre_tokenizer(pre) else {
             let pre: String = pre.chars().take(64).collect();
             return Err(HeaderError::Unsupported(
@@ -123,7 +163,10 @@ impl<'a> Vocabulary<'a> {
                 format!("`{pre}` is not a pre-tokenizer this server has"),
             ));
         };
-        let merges = self.metadata.texts(MERGES)?.ok_or(HeaderError::Value(MERGES.into(), "is missing"))?;
+        let merges = self
+            .metadata
+            .texts(MERGES, MERGES_OF_A_TOKEN * self.tokens.len())?
+            .ok_or(HeaderError::Value(MERGES.into(), "is missing"))?;
         let whole_words =
             matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" | "tekken" | "llama4");
         let normalizer = if pre == "qwen2" { json!({"type": "NFC"}) } else { Value::Null };
@@ -168,6 +211,10 @@ impl<'a> Vocabulary<'a> {
     /// two, the best piece first.
     fn pieces(&self) -> Result<Value, HeaderError> {
         let scores = self.scores()?;
+        if let Some(id) = self.tokens.iter().position(|token| token.len() > LONGEST_PIECE) {
+            let problem = format!("token {id} has {} bytes; {LONGEST_PIECE} are read", self.tokens[id].len());
+            return Err(HeaderError::Unsupported(TOKENS.into(), problem));
+        }
         let ids: HashMap<&str, usize> =
             self.tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
         let mut merges = Vec::new();
@@ -186,16 +233,6 @@ impl<'a> Vocabulary<'a> {
             "ignore_merges": false, "vocab": self.ids(), "merges": merges,
         }))
     }
-
-    fn unigram(&self) -> Result<Value, HeaderError> {
-        let scores = self.scores()?;
-        let vocab: Vec<Value> =
-            self.tokens.iter().zip(scores).map(|(token, score)| json!([token, score])).collect();
-        let unknown = self.unknown();
-        self.sentence_piece(
-            json!({"type": "Unigram", "vocab": vocab, "unk_id": unknown, "byte_fallback": true}),
-        )
-    }
 }
 
 impl Text {
@@ -204,26 +241,29 @@ impl Text {
     pub fn of(metadata: Metadata<'_>) -> Result<Text, HeaderError> {
         let missing = |key: &str| HeaderError::Value(key.into(), "is missing");
         let model = metadata.text(MODEL)?.ok_or_else(|| missing(MODEL))?;
-        let tokens = metadata.texts(TOKENS)?.ok_or_else(|| missing(TOKENS))?;
-        let kinds = metadata.numbers("tokenizer.ggml.token_type")?.unwrap_or_default();
+        let embedded = metadata.tensor("token_embd.weight").and_then(|entry| entry.shape().first());
+        let tokens =
+            metadata.texts(TOKENS, embedded.copied().unwrap_or(0))?.ok_or_else(|| missing(TOKENS))?;
+        let kinds = metadata.numbers("tokenizer.ggml.token_type", tokens.len())?.unwrap_or_default();
         let kinds = kinds.into_iter().map(|kind| kind as u64).collect();
         let vocabulary = Vocabulary { metadata, tokens, kinds };
+        vocabulary.check()?;
         let mut tokenizer = match model {
             "gpt2" => vocabulary.byte_level()?,
             "llama" => vocabulary.pieces()?,
-            "t5" => vocabulary.unigram()?,
             other => {
                 let other: String = other.chars().take(64).collect();
                 return Err(HeaderError::Unsupported(
                     MODEL.into(),
-                    format!("`{other}` is not gpt2, llama or t5"),
+                    format!("`{other}` is not gpt2 or llama"),
                 ));
             }
         };
         let bos = vocabulary.token("tokenizer.ggml.bos_token_id")?;
         let eos = vocabulary.token("tokenizer.ggml.eos_token_id")?;
-        // As llama.cpp: SentencePiece's begin every text unless the file says otherwise, and Llama 3's.
-        let by_itself = model == "llama" || metadata.text(PRE)? == Some("llama-bpe");
+        // As llama.cpp: SentencePiece's begin every text unless the file says otherwise, and Llama 3's and Mistral's.
+        let by_itself = model == "llama"
+            || matches!(metadata.text(PRE)?, Some("llama-bpe" | "llama3" | "llama-v3" | "tekken"));
         let begins = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(by_itself);
         if let (Some((id, token)), true) = (bos, begins) {
             let special = |kind: u8| json!({"SpecialToken": {"id": token, "type_id": kind}});
@@ -239,8 +279,11 @@ impl Text {
         tokenizer["added_tokens"] = vocabulary.added().into();
         let mut ends: Vec<u64> = eos.iter().map(|(id, _)| *id).collect();
         for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
-            ends.extend(vocabulary.token(key)?.map(|(id, _)| id).filter(|id| !ends.contains(id)));
+            ends.extend(vocabulary.token(key)?.map(|(id, _)| id));
         }
+        ends.extend(vocabulary.ends());
+        ends.sort_unstable();
+        ends.dedup();
         Ok(Text {
             tokenizer: tokenizer.to_string().into_bytes(),
             config: json!({

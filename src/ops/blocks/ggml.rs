@@ -183,11 +183,14 @@ impl Blocks {
             let (codes, heads) = unsafe { (codes.row(group), all_heads.row(group)) };
             let mut writer = Writer { format, cols, codes, heads };
             if let Err(error) = fill(group * GROUP..((group + 1) * GROUP).min(rows), &mut writer) {
-                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                if failed.as_ref().is_none_or(|(first, _)| group < *first) {
+                    *failed = Some((group, error));
+                }
             }
         });
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
+            Some((_, error)) => Err(error),
             None => Ok(all),
         }
     }

@@ -3,7 +3,7 @@
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
-use super::{Blocks, BlocksError, Format, GROUP, ggml};
+use super::{Blocks, BlocksError, Format, ggml};
 use crate::ops::pool::Pool;
 
 impl Format {
@@ -40,7 +40,7 @@ impl Blocks {
         }
         Blocks::filled(format, (rows, cols), pool, &|rows, writer| {
             let first = rows.start * (cols / format.block());
-            let mut numbers = vec![0.0; GROUP.min(rows.len()) * cols];
+            let mut numbers = vec![0.0; rows.len() * cols];
             for (row, to) in rows.clone().zip(numbers.chunks_exact_mut(cols)) {
                 widen(row, to);
             }

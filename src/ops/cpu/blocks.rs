@@ -150,6 +150,15 @@ pub unsafe fn panel(isa: Isa, p: &BlockPanel<'_>) {
     }
 }
 
+const _: () = {
+    // What `of_format` relies on.
+    let mut i = 0;
+    while i < Format::ALL.len() {
+        assert!(Format::ALL[i] as usize == i);
+        i += 1;
+    }
+};
+
 /// Calls a function for a format, whose number is a constant in it.
 macro_rules! of_format {
     ($format:expr, $function:ident($($argument:expr),*)) => {

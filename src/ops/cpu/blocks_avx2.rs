@@ -84,8 +84,7 @@ unsafe fn add_products<const F: usize>(sum: __m256i, w: __m256i, x: __m256i) -> 
 unsafe fn tile<const F: usize, const R: usize>(p: &BlockPanel<'_>, group: usize, row: usize) -> usize {
     let format = const { Format::ALL[F] };
     let (part, per_block) = const { (Format::ALL[F].part(), Format::ALL[F].block() / TILE) };
-    let parts = const { Format::ALL[F].block() / Format::ALL[F].part() };
-    let factors = const { if Format::ALL[F].has_floors() { 4 * GROUP } else { 2 * GROUP } };
+    let (parts, factors) = const { (Format::ALL[F].parts(), Format::ALL[F].factors_at()) };
     let offset = if format.bits() == 8 { 0 } else { format.offset() };
     let (k, tiles) = (p.x.k, p.x.k / TILE);
     let (lines, heads) = p.weights.group(p.group + group);

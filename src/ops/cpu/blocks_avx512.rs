@@ -159,8 +159,7 @@ unsafe fn tile<const F: usize, const G: usize, const R: usize>(
     let (bits, part, head_bytes) =
         const { (Format::ALL[F].bits(), Format::ALL[F].part(), Format::ALL[F].head_bytes()) };
     let per_block = const { Format::ALL[F].block() / TILE };
-    let parts = const { Format::ALL[F].block() / Format::ALL[F].part() };
-    let factors = const { if Format::ALL[F].has_floors() { 4 * GROUP } else { 2 * GROUP } };
+    let (parts, factors) = const { (Format::ALL[F].parts(), Format::ALL[F].factors_at()) };
     let (k, tiles) = (p.x.k, p.x.k / TILE);
     let zero = _mm512_setzero_ps();
     let mut totals = [[zero; G]; R];

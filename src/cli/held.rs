@@ -1,0 +1,76 @@
+//! The types that a model's parts are held in, and their bytes, before they are read.
+
+use candle_core::DType;
+
+use super::assemble::on_gpus;
+use crate::config::Config;
+use crate::model::Checkpoint;
+use crate::model::decoder::{Precision, Quantize};
+use crate::model::spec::FloatType;
+use crate::model::weights::WeightSource;
+use crate::ops::blocks::Format;
+use crate::ops::weight::WeightType;
+
+/// Type of the activations.
+pub fn activations(config: &Config, checkpoint: &Checkpoint) -> DType {
+    let of_blocks = match (&checkpoint.source, config.quantize) {
+        (_, Quantize::Blocks(_)) => true,
+        (WeightSource::Gguf(table), _) => table.has_blocks(),
+        _ => false,
+    };
+    match (config.precision, checkpoint.spec.float_type) {
+        (Precision::Bf16, _) | (Precision::AsStored, FloatType::Bf16) => DType::BF16,
+        (Precision::AsStored, _) if of_blocks => DType::BF16,
+        // A GPU multiplies f16 by f16; the CPU's kernels take f32 beside f16 weights.
+        (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if on_gpus(config) => DType::F16,
+        _ => DType::F32,
+    }
+}
+
+/// Whether the matrices of layers are FP8.
+pub fn is_fp8(config: &Config, checkpoint: &Checkpoint) -> bool {
+    config.quantize == Quantize::Fp8 || checkpoint.source.is_fp8()
+}
+
+/// The types that a model's parts are held in.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    pub activations: DType,
+    pub layers: WeightType,
+    pub head: WeightType,
+    pub cache: DType,
+}
+
+pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
+    let activations = activations(config, checkpoint);
+    // Weights stay as they are stored unless they were asked for in another type, or a GPU wants them in one.
+    let head = match (config.precision, checkpoint.spec.float_type) {
+        (Precision::AsStored, FloatType::F16) | (Precision::F16, _) => WeightType::F16,
+        _ => WeightType::of(activations).unwrap_or(WeightType::F32),
+    };
+    let (layers, head) = match (config.quantize, &checkpoint.source) {
+        (Quantize::AsStored, WeightSource::Gguf(table)) => table.kinds(),
+        (Quantize::Blocks(format), _) => {
+            let table = format.of_tables();
+            let fits = |format: Format| format.for_width(checkpoint.spec.hidden).map(WeightType::Blocks);
+            (fits(format).unwrap_or(head), fits(table).unwrap_or(head))
+        }
+        _ if is_fp8(config, checkpoint) => (WeightType::Fp8, head),
+        _ => (head, head),
+    };
+    Held { activations, layers, head, cache: if config.fp8_cache { DType::F8E4M3 } else { activations } }
+}
+
+/// Bytes of all weights as they are held, and of those that a decode step reads.
+pub fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> (u64, u64) {
+    if let (WeightSource::Gguf(table), Quantize::AsStored, Precision::AsStored) =
+        (&checkpoint.source, config.quantize, config.precision)
+    {
+        return table.held_bytes();
+    }
+    let (spec, held) = (&checkpoint.spec, held(config, checkpoint));
+    let (layers, table) = spec.step_parameters();
+    let step = held.layers.size(layers) + held.head.size(table);
+    let looked_up = if spec.tied_head { 0 } else { held.head.size(table) };
+    ((step + looked_up) as u64, step as u64)
+}
