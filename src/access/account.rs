@@ -70,9 +70,22 @@ struct Used {
     /// Of requests whose joules are not known yet, which are this many.
     reserved_joules: f64,
     unsettled: u64,
+    /// Requests whose joules the meters have told.
+    known: u64,
 }
 
 impl Used {
+    /// Whether a request that may cost so much may run beside those that have joules set aside already. What may not fit
+    /// runs alone, and so does everything as long as nothing is known of its cost. Near the limit as many run at a time
+    /// as have settled before, and one more: who comes into a crowd costs more than who was measured alone.
+    fn has_room_for(&self, joules: Option<f64>, left: f64) -> bool {
+        /// Of what is left: so much set aside is far from the limit, however wrong it is.
+        const FAR: f64 = 1.0 / 8.0;
+        let Some(joules) = joules else { return false };
+        let all = self.reserved_joules + joules;
+        all <= left && (all <= FAR * left || self.unsettled <= self.known)
+    }
+
     /// A request that had this set aside has none any more.
     fn settled(&mut self, joules: f64) {
         self.unsettled -= 1;
@@ -163,6 +176,7 @@ impl Account {
                 reserved_tokens: used.reserved_tokens,
                 reserved_joules: used.reserved_joules,
                 unsettled: used.unsettled,
+                known: used.known,
                 day: today,
                 ..Used::default()
             };
@@ -255,12 +269,11 @@ impl Account {
         if let Some(limit) = self.limits.joules_per_day {
             let (what, shown) = ("joules per day", limit as u64);
             let left = limit - used.day_joules;
-            if left <= 0.0 {
+            if left <= 0.0 && used.unsettled == 0 {
                 return Err(Refusal::Quota { what, limit: shown, retry_after: self.until_tomorrow() });
             }
             let free = left - used.reserved_joules;
-            // What may not fit runs alone, and so does everything as long as nothing is known of its cost.
-            if used.unsettled > 0 && joules.is_none_or(|joules| joules > free) {
+            if used.unsettled > 0 && !used.has_room_for(joules, left) {
                 return Err(Refusal::Rate { what, limit: shown, retry_after: SOON });
             }
             set_aside = joules.map_or(free, |joules| joules.min(free));
@@ -337,6 +350,7 @@ impl Unsettled {
     /// The meters say it took this.
     pub fn settle(self, joules: f64) {
         let mut used = self.account.used();
+        used.known += 1;
         if used.day == self.day {
             used.day_joules = (used.day_joules + joules - self.estimate).max(0.0);
         }

@@ -79,11 +79,10 @@ impl Dearest {
         f64::from_bits(self.each.load(Ordering::Relaxed))
     }
 
-    /// Of so many tokens at most: twice what the dearest cost, and many times as much while few are known, since who
-    /// comes into a crowd may take many times as long as who was measured alone.
+    /// Of so many tokens at most: a few times what the dearest cost, and many times as much while few are known.
     fn of(&self, tokens: u64) -> Option<f64> {
         let (each, seen) = (self.each(), self.seen.load(Ordering::Relaxed).max(1));
-        let margin = 2.0 + 14.0 / seen as f64;
+        let margin = 4.0 + 96.0 / (7.0 + seen as f64);
         (tokens == 0 || each > 0.0).then_some(margin * each * tokens as f64)
     }
 
