@@ -18,6 +18,7 @@ except ImportError as missing:
 from synthetic import weight
 
 VOCAB = 96
+SLIDING, FULL = "sliding_attention", "full_attention"
 BASE = {
     "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 80, "vocab_size": VOCAB, "hidden_act": "silu", "max_position_embeddings": 256,
@@ -35,15 +36,25 @@ def configurations():
                 original_max_position_embeddings=64, partial_rotary_factor=0.75)
     llama3 = rope(5e5, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                   original_max_position_embeddings=32)
+    gemma = {"hidden_activation": "gelu_pytorch_tanh", "hidden_act": None, "tie_word_embeddings": True}
     for name, kind, more in [
         ("Llama", "llama", {**llama3, "attention_bias": True, "mlp_bias": True}),
         ("Llama", "llama", rope(1e4, "linear", factor=4.0)),
         ("Llama", "llama", {**yarn, "num_key_value_heads": 4}),
         ("Mistral", "mistral", {**rope(1e6), "head_dim": 24, "sliding_window": None}),
+        ("Mistral", "mistral", {**rope(1e6), "sliding_window": 9}),
+        ("Ministral", "ministral", {**rope(1e6), "sliding_window": 17, "layer_types": [SLIDING, FULL, SLIDING, FULL]}),
         ("Qwen2", "qwen2", {**rope(1e6), "tie_word_embeddings": True, "use_sliding_window": False}),
         ("Qwen2", "qwen2", {**yarn, "use_sliding_window": False}),
+        ("Qwen2", "qwen2", {**rope(1e6), "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}),
+        ("Gemma2", "gemma2", {**rope(1e4), **gemma, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8,
+                              "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+        ("Gemma3", "gemma3_text", {**gemma, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8,
+                                   "layer_types": [SLIDING, SLIDING, FULL, SLIDING], "rope_parameters": {
+                                       FULL: rope(1e6, "linear", factor=8.0)["rope_parameters"],
+                                       SLIDING: rope(1e4)["rope_parameters"]}}),
         ("Qwen3", "qwen3", {**rope(1e6), "head_dim": 16, "use_sliding_window": False}),
-        ("Phi3", "phi3", {**rope(1e4), "sliding_window": None, "hidden_size": 64}),
+        ("Phi3", "phi3", {**rope(1e4), "sliding_window": 16, "hidden_size": 64}),
         ("Phi3", "phi3", {**long, "sliding_window": None, "hidden_size": 64, "original_max_position_embeddings": 64}),
         ("Granite", "granite", {**rope(1e4), "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
                                 "attention_multiplier": 0.08, "logits_scaling": 8.0, "tie_word_embeddings": True}),

@@ -102,6 +102,7 @@ fn attention(on: &Exec, isa: Isa, kind: DType, step: (usize, usize, usize)) -> R
         kv_heads,
         head_dim,
         scale: 0.088,
+        limits: paged::AttentionLimits::default(),
         scratch: None,
         on,
     };

@@ -24,6 +24,8 @@ const SYNTHETIC: &str = "synthetic:";
 
 /// The cards of `models/` that can be built without a download, by name.
 pub const PRESETS: &[(&str, &str)] = &[
+    ("gemma-2-9b", include_str!("../../models/gemma-2-9b.toml")),
+    ("gemma-3-1b", include_str!("../../models/gemma-3-1b.toml")),
     ("glm-4-9b", include_str!("../../models/glm-4-9b.toml")),
     ("llama-3.1-8b", include_str!("../../models/llama-3.1-8b.toml")),
     ("llama-3.2-1b", include_str!("../../models/llama-3.2-1b.toml")),

@@ -13,7 +13,7 @@ use super::kv_cache::KvCache;
 use super::spec::{DecoderSpec, QkNorm};
 use super::weights::WeightSource;
 use super::workspace::Workspace;
-use crate::ops::activation::SiluMul;
+use crate::ops::activation::{GateActivation, GateMul, SoftCap};
 use crate::ops::all_reduce::{AllReduce, Rank};
 use crate::ops::exec::Exec;
 use crate::ops::gather::{Gather, SelectRows};
@@ -196,7 +196,7 @@ impl Decoder {
             angles.inplace_op1(&RopeAngles { positions, inverse_frequencies, length, on })?;
         }
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attention(layer, input, ws, cache.layer(index), on)?;
+            self.attention(index, layer, input, ws, cache, on)?;
             self.feed_forward(layer, rows, ws, on)?;
         }
         let logit_rows = input.logit_rows;
@@ -208,12 +208,15 @@ impl Decoder {
         let rows = logit_rows.host.len();
         let norm = self.norm(&self.final_norm, rows, on);
         let (weight, bias, activations) = (&self.head, None, self.activations);
-        if (NormProduct { norm, weight, bias, activations, on }).product(&ws.logits, &ws.selected)? {
-            return Ok(());
+        if !(NormProduct { norm, weight, bias, activations, on }).product(&ws.logits, &ws.selected)? {
+            ws.selected_normed.inplace_op2(&ws.selected, &self.norm(&self.final_norm, rows, on))?;
+            let head = Linear { weight, bias, rows, column: 0, accumulate: false, on };
+            ws.logits.inplace_op2(&ws.selected_normed, &head)?;
         }
-        ws.selected_normed.inplace_op2(&ws.selected, &self.norm(&self.final_norm, rows, on))?;
-        let head = Linear { weight, bias, rows, column: 0, accumulate: false, on };
-        ws.logits.inplace_op2(&ws.selected_normed, &head)
+        match self.spec.logit_cap {
+            Some(cap) => ws.logits.inplace_op1(&SoftCap { cap, rows, width: self.spec.vocab, on }),
+            None => Ok(()),
+        }
     }
 
     fn norm<'a>(&self, weight: &'a Weight, rows: usize, on: &'a Exec) -> RmsNorm<'a> {
@@ -222,13 +225,14 @@ impl Decoder {
 
     fn attention(
         &self,
+        index: usize,
         layer: &Layer,
         input: &StepView<'_>,
         ws: &Workspace,
-        kv: &Tensor,
+        cache: &KvCache,
         on: &Exec,
     ) -> Result<()> {
-        let s = &self.spec;
+        let (s, kv) = (&self.spec, cache.layer(index));
         let (rows, heads, kv_heads, head_dim) = (input.tokens.host.len(), s.heads, s.kv_heads, s.head_dim);
         let norm = layer.input_norm.as_ref();
         let at_once = self.after(norm, &layer.qkv, rows, on);
@@ -253,21 +257,24 @@ impl Decoder {
             split_tiles: input.split_tiles,
             rows,
         };
-        let scale = s.attention_scale;
+        let (scale, limits) = (s.attention_scale, s.limits_of(index));
         let scratch = Some(&ws.attention_scratch);
-        let attend = PagedAttention { plan, kv, scales, heads, kv_heads, head_dim, scale, scratch, on };
+        let attend =
+            PagedAttention { plan, kv, scales, heads, kv_heads, head_dim, scale, limits, scratch, on };
         ws.attention.inplace_op2(&ws.qkv, &attend)?;
         self.add(&layer.o, layer.attention_out_norm.as_ref(), ws, &ws.attention, rows, on)
     }
 
     fn feed_forward(&self, layer: &Layer, rows: usize, ws: &Workspace, on: &Exec) -> Result<()> {
         let norm = layer.mlp_norm.as_ref();
-        let at_once = self.after(norm, &layer.gate_up, rows, on);
+        // The kernel that does all at once knows the one activation.
+        let silu = self.spec.activation == GateActivation::Silu;
+        let at_once = self.after(norm, &layer.gate_up, rows, on).filter(|_| silu);
         if !at_once.map_or(Ok(false), |op| op.silu_mul(&ws.activated, &ws.residual))? {
             self.enter(norm, rows, ws, on)?;
             layer.gate_up.product(&ws.gate_up, &ws.normed, rows, false, on)?;
-            let activate = SiluMul { rows, width: self.spec.intermediate, on };
-            ws.activated.inplace_op2(&ws.gate_up, &activate)?;
+            let (activation, width) = (self.spec.activation, self.spec.intermediate);
+            ws.activated.inplace_op2(&ws.gate_up, &GateMul { activation, rows, width, on })?;
         }
         self.add(&layer.down, layer.mlp_out_norm.as_ref(), ws, &ws.activated, rows, on)
     }

@@ -10,6 +10,9 @@ const FLOP_PER_BYTE: f64 = 100.0;
 mod rope;
 pub use rope::{RopeScaling, RopeSpec};
 
+pub use crate::ops::activation::GateActivation;
+use crate::ops::paged_attention::AttentionLimits;
+
 /// Matrices over the same input: apart, or one below the other in one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parts<const N: usize> {
@@ -73,6 +76,8 @@ pub struct DecoderSpec {
     pub ropes: Vec<RopeSpec>,
     /// Which of them each layer has; all the first one where nothing is said.
     pub layer_ropes: Vec<usize>,
+    /// Positions that a row of each layer sees, its own and those before it; `None`, and where nothing is said: all.
+    pub layer_windows: Vec<Option<usize>>,
     pub max_positions: usize,
     pub tied_head: bool,
     pub qk_norm: QkNorm,
@@ -83,7 +88,14 @@ pub struct DecoderSpec {
     pub embedding_scale: f32,
     /// Queries times keys, before the softmax.
     pub attention_scale: f32,
+    /// cap · tanh(x / cap) in place of what goes into the softmax of attention.
+    pub attention_cap: Option<f32>,
     pub logit_scale: f32,
+    /// The same in place of logits.
+    pub logit_cap: Option<f32>,
+    pub activation: GateActivation,
+    /// What is added to the weights of norms when they are read.
+    pub norm_offset: f32,
     pub float_type: FloatType,
     pub names: &'static TensorNames,
 }
@@ -99,6 +111,12 @@ impl DecoderSpec {
     /// Whether what layers add to the residual is normed first.
     pub fn norms_outputs(&self) -> bool {
         self.names.attention_out_norm.is_some() || self.names.mlp_out_norm.is_some()
+    }
+
+    /// What a layer has besides plain causal attention.
+    pub fn limits_of(&self, layer: usize) -> AttentionLimits {
+        let window = self.layer_windows.get(layer).copied().flatten();
+        AttentionLimits { window, soft_cap: self.attention_cap }
     }
 
     /// The kind of positions of a layer, by its place in `ropes`.

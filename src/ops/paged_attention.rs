@@ -8,7 +8,9 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
 
-use super::cpu::attention::{self, BLOCK, CacheElement, Group, MAX_HEAD_DIM, MAX_QUERIES, Queries, Shape};
+use super::cpu::attention::{
+    self, BLOCK, CacheElement, Group, MAX_HEAD_DIM, MAX_QUERIES, Queries, Scores, Shape,
+};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
 use super::kv_write::{CacheScales, fp8};
@@ -56,6 +58,15 @@ pub struct AttentionPlan<'a> {
     pub rows: usize,
 }
 
+/// What a layer has besides plain causal attention.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct AttentionLimits {
+    /// A sliding window: a row sees so many positions, its own and those before it.
+    pub window: Option<usize>,
+    /// cap · tanh(score / cap) in place of a score.
+    pub soft_cap: Option<f32>,
+}
+
 /// dst: `[capacity, heads · head_dim]` f32 or bf16 (kernels: f16 too); src: f32 `[capacity, ≥ heads · head_dim]`, each row beginning
 /// with the turned queries.
 ///
@@ -71,6 +82,7 @@ pub struct PagedAttention<'a> {
     /// A multiple of 8, at most 256.
     pub head_dim: usize,
     pub scale: f32,
+    pub limits: AttentionLimits,
     /// Of [`kernels::scratch`]; only kernels need it.
     pub scratch: Option<&'a Tensor>,
     pub on: &'a Exec,
@@ -173,7 +185,10 @@ impl PagedAttention<'_> {
 
     /// Everything that the kernels rely on without looking again.
     fn check(&self, blocks: usize) -> Result<()> {
-        let PagedAttention { plan, heads, kv_heads, head_dim, .. } = *self;
+        let PagedAttention { plan, heads, kv_heads, head_dim, limits, .. } = *self;
+        if limits.window == Some(0) || limits.soft_cap.is_some_and(|cap| !cap.is_finite() || cap <= 0.0) {
+            bail!("paged_attention: {limits:?}: a window holds a position, and a cap is a number above 0")
+        }
         if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
             bail!("paged_attention: {heads} query heads for {kv_heads} K/V heads")
         }
@@ -206,9 +221,11 @@ fn table<'a>(plan: &AttentionPlan<'a>, span: &AttentionSpan) -> Option<&'a [u32]
 
 impl PagedAttentionOn<'_> {
     fn attend<T: CacheElement, O: Element>(&self, dst: &mut [O], q: Queries<'_>, cache: &[T]) {
-        let PagedAttention { plan, heads, kv_heads, head_dim, scale, scales, on, .. } = self.op;
+        let PagedAttention { plan, heads, kv_heads, head_dim, scale, scales, limits, on, .. } = self.op;
         let pool = &on.pool;
-        let shape = Shape { heads, kv_heads, head_dim, scale: scale * scales.k, v_scale: scales.v };
+        let scores = Scores { scale: scale * scales.k, cap: limits.soft_cap };
+        let window = limits.window.unwrap_or(usize::MAX);
+        let shape = Shape { heads, kv_heads, head_dim, scores, window, v_scale: scales.v };
         let cut = Cut::new(heads / kv_heads);
         let dst = SharedMut::new(dst);
         let mut tasks = 0;
@@ -216,7 +233,8 @@ impl PagedAttentionOn<'_> {
         for span in plan.spans.host {
             let rows = span.rows as usize;
             tasks += cut.tasks(rows, kv_heads);
-            work += rows * (span.first_position as usize + rows) * heads * head_dim * 2;
+            let seen = (span.first_position as usize + rows).min(window.saturating_add(rows));
+            work += rows * seen * heads * head_dim * 2;
         }
         let task = |i: usize| {
             if let Some(group) = cut.group(&plan, kv_heads, i) {

@@ -9,7 +9,9 @@ use crate::ops::exec::Exec;
 use crate::ops::kv_write::CacheScales;
 use crate::ops::launch::Mirrored;
 use crate::ops::paged_attention::kernels::{Tile, scratch};
-use crate::ops::paged_attention::{AttentionPlan, AttentionSpan, BLOCK_SIZE, Cutting, PagedAttention};
+use crate::ops::paged_attention::{
+    AttentionLimits, AttentionPlan, AttentionSpan, BLOCK_SIZE, Cutting, PagedAttention,
+};
 use crate::ops::rope::{self, Rope};
 use crate::ops::weight::Weight;
 
@@ -151,6 +153,7 @@ impl World {
             kv_heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            limits: AttentionLimits::default(),
             scratch: room.as_ref(),
             on,
         };

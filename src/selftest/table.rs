@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 use super::attention;
 use super::numbers::{Want, compare, held, mirrored, poison, random, read, rounded, tensor, ulp};
 use super::{Outcome, Size};
-use crate::ops::activation::SiluMul;
+use crate::ops::activation::{GateActivation, GateMul, SoftCap};
 use crate::ops::exec::Exec;
 use crate::ops::gather::{Gather, SelectRows};
 use crate::ops::gemv::NormProduct;
@@ -29,7 +29,8 @@ pub const OPERATIONS: &[(&str, Cases)] = &[
     ("paged_attention", attention::paged_attention),
     ("linear", linear),
     ("norm_product", norm_product),
-    ("silu_mul", silu_mul),
+    ("gate_mul", gate_mul),
+    ("soft_cap", soft_cap),
     ("add_normed", add_normed),
     ("as_is", as_is),
     ("norm_sides", norm_sides),
@@ -306,27 +307,55 @@ fn norm_product(on: &Exec, size: Size) -> Vec<Outcome> {
     all
 }
 
-fn silu_mul(on: &Exec, size: Size) -> Vec<Outcome> {
+fn gate_mul(on: &Exec, size: Size) -> Vec<Outcome> {
     let mut all = Vec::new();
-    for (&width, &dtype) in widths(size).iter().flat_map(|w| types(on).iter().map(move |t| (w, t))) {
-        let rows = 3;
-        let src: Vec<f32> = random(11, rows * 2 * width).iter().map(|x| 12.0 * x).collect();
-        let run = || -> Result<Vec<f32>> {
-            let dst = poison(on, rows + 1, width, dtype)?;
-            let src = tensor(on, [src.clone(), vec![1.0; 2 * width]].concat(), 2 * width, DType::F32)?;
-            dst.inplace_op2(&src, &SiluMul { rows, width, on })?;
-            read(&dst)
-        };
-        let row = |row: &[f32]| {
-            let (gate, up) = row.split_at(width);
-            let both = gate.iter().zip(up).map(|(g, u)| (f64::from(*g), f64::from(*u)));
-            both.map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect::<Vec<_>>()
-        };
-        let numbers = src.chunks(2 * width).flat_map(row).collect();
-        let want = Want { numbers, tolerance: (4.0 * ulp(dtype), 1e-5) };
-        all.push(compare("silu_mul", format!("{rows} rows of {width}, {dtype:?}"), run(), &want));
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let gelu = |x: f64| {
+        let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+        0.5 * x * (1.0 + inner.tanh())
+    };
+    type Exact<'a> = &'a dyn Fn(f64) -> f64;
+    let activations: [(&str, GateActivation, Exact<'_>); 2] =
+        [("silu", GateActivation::Silu, &silu), ("gelu_tanh", GateActivation::GeluTanh, &gelu)];
+    for (name, activation, exact) in activations {
+        for (&width, &dtype) in widths(size).iter().flat_map(|w| types(on).iter().map(move |t| (w, t))) {
+            let rows = 3;
+            let src: Vec<f32> = random(11, rows * 2 * width).iter().map(|x| 12.0 * x).collect();
+            let run = || -> Result<Vec<f32>> {
+                let dst = poison(on, rows + 1, width, dtype)?;
+                let src = tensor(on, [src.clone(), vec![1.0; 2 * width]].concat(), 2 * width, DType::F32)?;
+                dst.inplace_op2(&src, &GateMul { activation, rows, width, on })?;
+                read(&dst)
+            };
+            let row = |row: &[f32]| {
+                let (gate, up) = row.split_at(width);
+                let both = gate.iter().zip(up).map(|(g, u)| (f64::from(*g), f64::from(*u)));
+                both.map(|(g, u)| exact(g) * u).collect::<Vec<_>>()
+            };
+            let numbers = src.chunks(2 * width).flat_map(row).collect();
+            let want = Want { numbers, tolerance: (4.0 * ulp(dtype), 4e-5) };
+            all.push(compare("gate_mul", format!("{name}, {rows} rows of {width}, {dtype:?}"), run(), &want));
+        }
     }
     all
+}
+
+/// A row beyond those that are capped stays as it was.
+fn soft_cap(on: &Exec, size: Size) -> Vec<Outcome> {
+    let cap_rows = |&width: &usize| {
+        let (rows, cap) = (3, 30.0);
+        let numbers: Vec<f32> = random(12, (rows + 1) * width).iter().map(|x| 90.0 * x).collect();
+        let run = || -> Result<Vec<f32>> {
+            let x = tensor(on, numbers.clone(), width, DType::F32)?;
+            x.inplace_op1(&SoftCap { cap, rows, width, on })?;
+            Ok(read(&x)?[..rows * width].to_vec())
+        };
+        let exact = |x: &f32| f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh();
+        let want =
+            Want { numbers: numbers[..rows * width].iter().map(exact).collect(), tolerance: (1e-6, 1e-4) };
+        compare("soft_cap", format!("{rows} rows of {width}"), run(), &want)
+    };
+    widths(size).iter().map(cap_rows).collect()
 }
 
 /// The largest of the allowed, and log-probabilities; draws and adjustments beside the CPU's.

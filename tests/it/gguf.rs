@@ -37,7 +37,10 @@ fn name(architecture: &str, name: &str) -> String {
         "self_attn.o_proj" => "attn_output",
         "self_attn.q_norm" => "attn_q_norm",
         "self_attn.k_norm" => "attn_k_norm",
-        "post_attention_layernorm" if architecture == "olmo2" => "post_attention_norm",
+        "post_attention_layernorm" if ["olmo2", "gemma2", "gemma3"].contains(&architecture) => {
+            "post_attention_norm"
+        }
+        "pre_feedforward_layernorm" => "ffn_norm",
         "post_attention_layernorm" => "ffn_norm",
         "post_self_attn_layernorm" => "post_attention_norm",
         "post_feedforward_layernorm" | "post_mlp_layernorm" => "post_ffw_norm",
@@ -84,6 +87,9 @@ fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
         ("residual_scale", number("residual_multiplier")),
         ("attention.scale", number("attention_multiplier")),
         ("logit_scale", number("logits_scaling")),
+        ("attn_logit_softcapping", number("attn_logit_softcapping")),
+        ("final_logit_softcapping", number("final_logit_softcapping")),
+        ("attention.sliding_window", of.config["sliding_window"].as_u64().and_then(|n| whole(n as usize))),
     ]
     .into_iter()
     .filter_map(|(key, value)| Some((own(key), value?)))
@@ -102,6 +108,10 @@ fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
         let turned = hf.contains("q_proj") || hf.contains("k_proj");
         if turned && ["llama", "granite", "smollm3"].contains(&architecture.as_str()) {
             numbers = permuted(&numbers, shape[0], spec.head_dim);
+        }
+        if architecture.starts_with("gemma") && hf.contains("norm") {
+            // As they multiply.
+            numbers.iter_mut().for_each(|x| *x += 1.0);
         }
         tensors.push((name(&architecture, &hf), tensor(numbers, &shape, kind)));
     }
@@ -164,9 +174,15 @@ fn every_architecture_gives_the_logits_it_gives_from_its_own_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let configs = others().into_iter().map(|(_, config)| config).chain([llama(2), qwen3(2)]);
     for mut config in configs {
-        if config.as_object_mut().unwrap().remove("no_rope_layers").is_some() {
-            // Every fourth has no positions: no file says so, nor does this.
-            config["num_hidden_layers"] = 5.into();
+        // No file says which layers have no positions, or no window: theirs are every fourth, and every sixth.
+        for (key, layers) in [("no_rope_layers", 5), ("sliding_window_pattern", 7)] {
+            if config.as_object_mut().unwrap().remove(key).is_some() {
+                config["num_hidden_layers"] = layers.into();
+            }
+        }
+        if config["architectures"][0] == "MistralForCausalLM" {
+            // It goes as Llama there, which has no window.
+            config["sliding_window"] = Value::Null;
         }
         let class = config["architectures"][0].as_str().unwrap().to_owned();
         let original = checkpoint(config);

@@ -113,7 +113,8 @@ fn kernels_that_lose_a_block_are_noticed() {
         ("rope_angles", "rope_angles"),
         ("rope_kv_write", "rope_kv_write"),
         ("attention", "paged_attention"),
-        ("silu_mul", "silu_mul"),
+        ("silu_mul", "gate_mul"),
+        ("soft_cap", "soft_cap"),
         ("sample_pick", "sample"),
     ] {
         let launcher = on.launcher.clone().unwrap();

@@ -58,10 +58,18 @@ pub fn others() -> Vec<(&'static str, Value)> {
     };
     let scaled = json!({"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1,
                         "logits_scaling": 8.0});
+    let gemma = json!({"hidden_act": null, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 64, "sliding_window": 24,
+                       "query_pre_attn_scalar": 64, "tie_word_embeddings": true});
+    let capped = json!({"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0});
+    let (mut gemma2, mut gemma3) = (gemma.clone(), gemma);
+    gemma3["sliding_window_pattern"] = 2.into();
+    gemma2.as_object_mut().unwrap().extend(capped.as_object().unwrap().clone());
     vec![
+        of("Gemma2ForCausalLM", gemma2),
+        of("Gemma3ForCausalLM", gemma3),
         of("Glm4ForCausalLM", json!({"head_dim": 64, "attention_bias": true})),
         of("GraniteForCausalLM", scaled),
-        of("MistralForCausalLM", json!({})),
+        of("MistralForCausalLM", json!({"sliding_window": 24})),
         of("Olmo2ForCausalLM", json!({})),
         of("Phi3ForCausalLM", json!({"partial_rotary_factor": 0.75})),
         of("Qwen2ForCausalLM", json!({})),

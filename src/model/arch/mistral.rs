@@ -1,4 +1,4 @@
-//! Mistral: as Llama; its window, where it has one, is the longest context here.
+//! Mistral and Ministral: as Llama, with a sliding window in all or some layers.
 
 use super::llama;
 use super::reader::ConfigReader;
@@ -7,6 +7,6 @@ use crate::model::spec::DecoderSpec;
 
 pub(super) fn spec(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
     let spec = llama::spec(&c.or("max_position_embeddings", 32_768))?;
-    let max_positions = c.within_window(spec.max_positions)?;
-    Ok(DecoderSpec { architecture: "mistral", max_positions, ..spec })
+    let layer_windows = c.windows(spec.layers, |_| true)?;
+    Ok(DecoderSpec { architecture: "mistral", layer_windows, ..spec })
 }

@@ -2,6 +2,8 @@
 //!
 //! One file and one line here per architecture. This is the only folder that knows a model's name.
 
+mod gemma2;
+mod gemma3;
 mod glm4;
 mod granite;
 mod llama;
@@ -22,9 +24,12 @@ type Build = fn(&ConfigReader) -> Result<DecoderSpec, LoadError>;
 
 /// (name in `architectures`, `model_type`, builder).
 const REGISTRY: &[(&str, &str, Build)] = &[
+    ("Gemma2ForCausalLM", "gemma2", gemma2::spec),
+    ("Gemma3ForCausalLM", "gemma3_text", gemma3::spec),
     ("Glm4ForCausalLM", "glm4", glm4::spec),
     ("GraniteForCausalLM", "granite", granite::spec),
     ("LlamaForCausalLM", "llama", llama::spec),
+    ("MinistralForCausalLM", "ministral", mistral::spec),
     ("MistralForCausalLM", "mistral", mistral::spec),
     ("Olmo2ForCausalLM", "olmo2", olmo2::spec),
     ("Phi3ForCausalLM", "phi3", phi3::spec),
@@ -212,6 +217,8 @@ mod tests {
     fn presets_have_the_parameters_that_their_models_are_said_to_have() {
         use crate::model::checkpoint::{PRESETS, preset_config};
         let billions = [
+            ("gemma-2-9b", 9.24),
+            ("gemma-3-1b", 1.0),
             ("glm-4-9b", 9.4),
             ("llama-3.1-8b", 8.03),
             ("llama-3.2-1b", 1.24),

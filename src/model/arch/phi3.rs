@@ -15,10 +15,10 @@ const NAMES: TensorNames = TensorNames {
 pub(super) fn spec(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
     let c = &c.or("rms_norm_eps", 1e-5).or("max_position_embeddings", 4096);
     let spec = llama::spec(c)?;
-    let mut max_positions = c.within_window(spec.max_positions)?;
+    let (layer_windows, mut max_positions) = (c.windows(spec.layers, |_| true)?, spec.max_positions);
     if matches!(spec.ropes[0].scaling, RopeScaling::Each { .. }) {
         // Beyond, other factors hold, for the whole text: that is another model.
         max_positions = max_positions.min(c.usize("original_max_position_embeddings")?);
     }
-    Ok(DecoderSpec { architecture: "phi3", max_positions, names: &NAMES, ..spec })
+    Ok(DecoderSpec { architecture: "phi3", layer_windows, max_positions, names: &NAMES, ..spec })
 }

@@ -72,15 +72,50 @@ impl<'a> ConfigReader<'a> {
         self.get(key).map(|v| list(v).ok_or_else(|| self.error(key, "is not a list of numbers"))).transpose()
     }
 
-    /// The longest context of a model whose every layer sees so many positions: as long as no more are taken the window
-    /// changes nothing.
-    pub fn within_window(&self, max_positions: usize) -> Result<usize, LoadError> {
-        match self.optional_usize("sliding_window")? {
-            Some(window) if window < max_positions => {
-                tracing::warn!(file = self.file, window, "sliding_window: contexts are cut to it");
-                Ok(window)
+    /// Windows of layers: of all, or of those that `layer_types` names, or else of those that `slides` does.
+    pub fn windows(
+        &self,
+        layers: usize,
+        slides: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Option<usize>>, LoadError> {
+        let Some(window) = self.optional_usize("sliding_window")? else { return Ok(Vec::new()) };
+        if window == 0 {
+            return Err(self.error("sliding_window", "0 leaves a row nothing to see"));
+        }
+        let slides: Vec<bool> = match self.strings("layer_types")? {
+            None => (0..layers).map(slides).collect(),
+            Some(types) if types.len() == layers => types
+                .into_iter()
+                .map(|kind| match kind {
+                    "sliding_attention" => Ok(true),
+                    "full_attention" => Ok(false),
+                    other => {
+                        Err(self.error("layer_types", format!("`{other}` is not a kind of attention here")))
+                    }
+                })
+                .collect::<Result<_, _>>()?,
+            Some(types) => {
+                return Err(
+                    self.error("layer_types", format!("has {} entries for {layers} layers", types.len()))
+                );
             }
-            _ => Ok(max_positions),
+        };
+        Ok(slides.into_iter().map(|slides| slides.then_some(window)).collect())
+    }
+
+    /// A list of strings.
+    pub fn strings(&self, key: &str) -> Result<Option<Vec<&'a str>>, LoadError> {
+        let list = |v: &'a serde_json::Value| {
+            v.as_array()?.iter().map(serde_json::Value::as_str).collect::<Option<Vec<&str>>>()
+        };
+        self.get(key).map(|v| list(v).ok_or_else(|| self.error(key, "is not a list of strings"))).transpose()
+    }
+
+    /// A number above 0 that a model may do without.
+    pub fn optional_cap(&self, key: &str) -> Result<Option<f32>, LoadError> {
+        match self.optional_f64(key)? {
+            Some(cap) if cap.is_nan() || cap <= 0.0 => Err(self.error(key, format!("{cap} is not above 0"))),
+            cap => Ok(cap.map(|cap| cap as f32)),
         }
     }
 
@@ -122,6 +157,17 @@ impl<'a> ConfigReader<'a> {
     /// `rope_theta`, `partial_rotary_factor` and `rope_scaling`, or all inside `rope_parameters` as newer files have them.
     pub fn rope(&self, head_dim: usize) -> Result<RopeSpec, LoadError> {
         let key = if self.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+        self.rope_of(key, head_dim)
+    }
+
+    /// The same of the layers of one kind, where `rope_parameters` has an object for each.
+    pub fn rope_of_kind(&self, kind: &str, head_dim: usize) -> Result<Option<RopeSpec>, LoadError> {
+        let all = self.get("rope_parameters").and_then(|v| v.as_object());
+        let Some(map) = all.filter(|all| all.contains_key(kind)) else { return Ok(None) };
+        ConfigReader { file: self.file, map, defaults: Vec::new() }.rope_of(kind, head_dim).map(Some)
+    }
+
+    fn rope_of(&self, key: &str, head_dim: usize) -> Result<RopeSpec, LoadError> {
         let inner = match self.get(key) {
             None => None,
             Some(v) => Some(

@@ -208,7 +208,11 @@ impl Loader<'_> {
 
     fn norm(&self, name: &str, layer: usize, width: usize) -> std::result::Result<Weight, LoadError> {
         let name = name.replace("{}", &layer.to_string());
-        Ok(self.finite(&name, self.source.weight(&name, &[width])?)?.to_f32())
+        let norm = self.finite(&name, self.source.weight(&name, &[width])?)?.to_f32();
+        Ok(match self.spec.norm_offset {
+            0.0 => norm,
+            offset => Weight::vector(norm.f32s().iter().map(|w| w + offset).collect()),
+        })
     }
 
     /// A norm that not every model has.

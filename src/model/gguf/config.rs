@@ -10,6 +10,8 @@ use crate::ops::weight::WeightType;
 /// (`general.architecture`, what `architectures` of a `config.json` calls it, whether its queries and keys are stored with
 /// the two numbers of a turned pair side by side).
 const ARCHITECTURES: &[(&str, &str, bool)] = &[
+    ("gemma2", "Gemma2ForCausalLM", false),
+    ("gemma3", "Gemma3ForCausalLM", false),
     ("glm4", "Glm4ForCausalLM", true),
     ("granite", "GraniteForCausalLM", true),
     ("llama", "LlamaForCausalLM", true),
@@ -106,11 +108,16 @@ impl<'a> Described<'a> {
             ("residual_multiplier", "residual_scale"),
             ("attention_multiplier", "attention.scale"),
             ("logits_scaling", "logit_scale"),
+            ("attn_logit_softcapping", "attn_logit_softcapping"),
+            ("final_logit_softcapping", "final_logit_softcapping"),
         ] {
             // A scale of 0 is the one that follows from the shape.
             if let Some(value) = self.metadata.number(&self.key(from))?.filter(|value| *value != 0.0) {
                 config.insert(to.into(), json!(value));
             }
+        }
+        if self.architecture.starts_with("gemma") {
+            self.gemma(&mut config);
         }
         self.rope(&mut config)?;
         Ok(Value::Object(config))
@@ -135,6 +142,24 @@ impl<'a> Described<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What Gemma's files leave to who reads them: the scale of scores, which is another in the models of 27 billion.
+    fn gemma(&self, config: &mut Map<String, Value>) {
+        let number = |key: &str| config.get(key).and_then(Value::as_f64);
+        let large = matches!(
+            (self.architecture, number("num_hidden_layers")),
+            ("gemma2", Some(46.0)) | ("gemma3", Some(62.0))
+        );
+        let width = match (number("hidden_size"), number("num_attention_heads")) {
+            (Some(hidden), Some(heads)) if large && heads > 0.0 => Some(hidden / heads),
+            _ => number("head_dim"),
+        };
+        if let Some(width) = width {
+            config.insert("query_pre_attn_scalar".into(), json!(width));
+        }
+        // No file is untied.
+        config.insert("tie_word_embeddings".into(), true.into());
     }
 
     fn rope(&self, config: &mut Map<String, Value>) -> Result<(), HeaderError> {
@@ -206,11 +231,16 @@ impl<'a> Described<'a> {
         spec.qkv_bias = self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias");
         spec.o_bias = self.has("blk.0.attn_output.bias");
         spec.mlp_bias = self.has("blk.0.ffn_down.bias");
+        if self.architecture.starts_with("gemma") {
+            // Norms are stored as they multiply.
+            spec.norm_offset = 0.0;
+        }
         for rope in spec.ropes.iter_mut().filter(|rope| rope.turned > 0) {
             rope.interleaved |= self.side_by_side;
-            if let Some(factors) = &factors {
-                rope.scaling = RopeScaling::Each { factors: factors.clone(), length };
-            }
+        }
+        // Of layers with a window, where those have positions of their own, they are not.
+        if let (Some(factors), Some(rope)) = (factors, spec.ropes.first_mut()) {
+            rope.scaling = RopeScaling::Each { factors, length };
         }
         Ok(())
     }
@@ -233,8 +263,9 @@ impl<'a> Described<'a> {
                     ("self_attn.o_proj", _) => "attn_output",
                     ("self_attn.q_norm", _) => "attn_q_norm",
                     ("self_attn.k_norm", _) => "attn_k_norm",
-                    ("post_attention_layernorm", "olmo2") => "post_attention_norm",
+                    ("post_attention_layernorm", "olmo2" | "gemma2" | "gemma3") => "post_attention_norm",
                     ("post_attention_layernorm", _) => "ffn_norm",
+                    ("pre_feedforward_layernorm", _) => "ffn_norm",
                     ("post_self_attn_layernorm", _) => "post_attention_norm",
                     ("post_feedforward_layernorm" | "post_mlp_layernorm", _) => "post_ffw_norm",
                     ("mlp.gate_proj", _) => "ffn_gate",

@@ -3,7 +3,8 @@
 //! The tiles are counted from position 0 and each query vector keeps its own maximum, sum and
 //! accumulator, so its result does not depend on who is processed beside it; what is shared is the
 //! reading of K and V (the query heads of one K/V head, neighbouring rows of a prompt). A key that a
-//! query may not see never enters its arithmetic. No tensors, no threads in here.
+//! query may not see, because it comes later or has left the layer's window, never enters its arithmetic. No tensors,
+//! no threads in here.
 //! Online softmax: Milakov & Gimelshein 2018; tiling: Dao et al. 2022 (FlashAttention).
 
 use std::mem::MaybeUninit;
@@ -33,9 +34,19 @@ pub struct Shape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    pub scale: f32,
+    pub scores: Scores,
+    /// How many positions a row sees, its own and those before it.
+    pub window: usize,
     /// Of the stored values: what is accumulated is multiplied by it.
     pub v_scale: f32,
+}
+
+/// What becomes of a query times a key before the softmax.
+#[derive(Debug, Clone, Copy)]
+pub struct Scores {
+    pub scale: f32,
+    /// cap · tanh(score / cap), where there is one.
+    pub cap: Option<f32>,
 }
 
 /// Query rows; each begins with its heads and is `stride` long.
@@ -105,12 +116,12 @@ pub trait Kernels {
         ahead: *const Self::Kv,
     );
 
-    /// Turns the first `valid` ≥ 1 scores of a tile into weights e^(scale·score − max), updates the
-    /// softmax and returns the factor by which what was accumulated before is to be scaled.
+    /// Turns those scores of a tile, one at least, into weights e^(score − max), updates the softmax and returns the
+    /// factor by which what was accumulated before is to be scaled.
     ///
     /// # Safety
-    /// `scores` holds a tile whose blocks up to the one of `valid − 1` are written.
-    unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softmax) -> f32;
+    /// `scores` holds a tile whose blocks up to the one of `keys.end − 1` are written.
+    unsafe fn weigh(scores: *mut f32, keys: Range<usize>, of: Scores, softmax: &mut Softmax) -> f32;
 
     /// `acc_i = acc_i · factor_i + Σ_j weight_ij · v_j` for 1 to [`SHARED_QUERIES`] queries and some of
     /// the tile's keys.
@@ -225,13 +236,16 @@ unsafe fn attend_with<K: Kernels, O: Element>(
         scores: scratch.scores.as_mut_ptr().cast(),
         softmax: [Softmax { max: f32::NEG_INFINITY, sum: 0.0 }; MAX_QUERIES],
     };
-    for tile in 0..work.seen.div_ceil(TILE) {
-        // Rows that see nothing of this tile sit it out.
+    let oldest = (group.first_position + 1).saturating_sub(shape.window);
+    for tile in oldest / TILE..work.seen.div_ceil(TILE) {
+        // Rows that see nothing of this tile, not yet or no more, sit it out.
         let first = (tile * TILE).saturating_sub(group.first_position) * group.heads;
+        let rows = (tile * TILE + TILE - 1).saturating_add(shape.window) - group.first_position;
+        let queries = first..work.queries.min(rows.saturating_mul(group.heads));
         // SAFETY: the caller's promises; queries are filled in and accumulators zeroed above.
         unsafe {
-            work.score(tile, first);
-            work.mix(tile, first);
+            work.score(tile, queries.clone());
+            work.mix(tile, queries);
         }
     }
     for i in 0..queries {
@@ -273,11 +287,11 @@ impl<K: Kernels> Work<'_, K> {
         self.cache[at..at + size].as_ptr()
     }
 
-    /// Scores of the queries from `first` on against a tile's keys.
+    /// Scores of some queries against a tile's keys.
     ///
     /// # Safety
     /// As [`attend`]; the queries are filled in.
-    unsafe fn score(&mut self, tile: usize, first: usize) {
+    unsafe fn score(&mut self, tile: usize, queries: Range<usize>) {
         let dim = self.shape.head_dim;
         for b in 0..TILE_BLOCKS {
             let k = self.block(tile, b, 0);
@@ -286,27 +300,30 @@ impl<K: Kernels> Work<'_, K> {
             }
             // Blocks lie scattered: no hardware foresees the next tile's.
             let ahead = self.block(tile + 1, b, 0);
-            // SAFETY: the queries from `first` lie in the scratch; a block of keys is [BLOCK, dim].
+            // SAFETY: the queries lie in the scratch; a block of keys is [BLOCK, dim].
             unsafe {
-                let scores = self.scores.add(first * TILE + b * BLOCK);
-                K::scores(self.q.add(first * dim), self.queries - first, k, dim, scores, ahead);
+                let scores = self.scores.add(queries.start * TILE + b * BLOCK);
+                K::scores(self.q.add(queries.start * dim), queries.len(), k, dim, scores, ahead);
             }
         }
     }
 
-    /// Adds a tile's values, weighed, to the accumulators of the queries from `first` on.
+    /// Adds a tile's values, weighed, to the accumulators of some queries, each of which sees some of it.
     ///
     /// # Safety
     /// As [`attend`]; the tile is scored.
-    unsafe fn mix(&mut self, tile: usize, first: usize) {
-        let (dim, scale) = (self.shape.head_dim, self.shape.scale);
+    unsafe fn mix(&mut self, tile: usize, queries: Range<usize>) {
+        let Shape { head_dim: dim, scores: of, window, .. } = *self.shape;
         let (acc, scores) = (self.acc, self.scores);
         let v = std::array::from_fn(|b| self.block(tile, b, 1));
         let next = std::array::from_fn(|b| self.block(tile + 1, b, 1));
         let nothing = [std::ptr::null(); TILE_BLOCKS];
-        // How many of the tile's keys query i sees.
+        // Which of the tile's keys query i sees.
         let (group, start) = (self.group, tile * TILE);
-        let valid = |i: usize| (group.first_position + i / group.heads + 1 - start).min(TILE);
+        let sees = |i: usize| {
+            let end = group.first_position + i / group.heads + 1;
+            end.saturating_sub(window).saturating_sub(start)..(end - start).min(TILE)
+        };
         let mix = |i: usize, factors: &[f32], keys: Range<usize>, ahead: &[*const K::Kv; TILE_BLOCKS]| {
             // SAFETY: the queries from i lie in the scratch and see these keys of the tile.
             unsafe {
@@ -314,20 +331,27 @@ impl<K: Kernels> Work<'_, K> {
                 K::mix(&Mix { acc, factors, weights, v: &v, ahead, keys, dim });
             }
         };
-        for i in (first..self.queries).step_by(SHARED_QUERIES) {
-            let end = (i + SHARED_QUERIES).min(self.queries);
+        for i in queries.clone().step_by(SHARED_QUERIES) {
+            let end = (i + SHARED_QUERIES).min(queries.end);
             let mut factors = [1.0f32; SHARED_QUERIES];
             for j in i..end {
                 // SAFETY: query j's scores are written up to its last visible block.
-                factors[j - i] =
-                    unsafe { K::weigh(scores.add(j * TILE), valid(j), scale, &mut self.softmax[j]) };
+                factors[j - i] = unsafe { K::weigh(scores.add(j * TILE), sees(j), of, &mut self.softmax[j]) };
             }
-            // What all of them see in one go, then each what it sees beyond.
-            let common = valid(i);
-            mix(i, &factors[..end - i], 0..common, if i == first { &next } else { &nothing });
+            // What all of them see in one go; each what it alone sees before that and after, in the keys' order.
+            let common = sees(end - 1).start.min(sees(i).end)..sees(i).end;
+            for j in i..end {
+                let before = sees(j).start..common.start;
+                if !before.is_empty() {
+                    mix(j, &[std::mem::replace(&mut factors[j - i], 1.0)], before, &nothing);
+                }
+            }
+            let ahead = if i == queries.start { &next } else { &nothing };
+            mix(i, &factors[..end - i], common.clone(), ahead);
             for j in i + 1..end {
-                if valid(j) > common {
-                    mix(j, &[1.0], common..valid(j), &nothing);
+                let after = common.end.max(sees(j).start)..sees(j).end;
+                if !after.is_empty() {
+                    mix(j, &[1.0], after, &nothing);
                 }
             }
         }

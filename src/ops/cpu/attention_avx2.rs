@@ -4,8 +4,9 @@
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
+use std::ops::Range;
 
-use super::attention::{BLOCK, Kernels, Mix, Softmax, TILE};
+use super::attention::{BLOCK, Kernels, Mix, Scores, Softmax, TILE};
 use super::avx2::{Eight, LANES, exp, sum_each};
 
 /// AVX2 loops over a cache of `T`.
@@ -30,9 +31,9 @@ impl<T: Eight> Kernels for Avx2<T> {
         }
     }
 
-    unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softmax) -> f32 {
+    unsafe fn weigh(scores: *mut f32, keys: Range<usize>, of: Scores, softmax: &mut Softmax) -> f32 {
         // SAFETY: the caller's promises.
-        unsafe { weigh(scores, valid, scale, softmax) }
+        unsafe { weigh(scores, keys, of, softmax) }
     }
 
     unsafe fn mix(job: &Mix<'_, T>) {
@@ -85,17 +86,42 @@ unsafe fn score<T: Eight, const Q: usize>(
     Q
 }
 
+/// cap · tanh(x / cap).
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn soft_cap(x: __m256, cap: f32) -> __m256 {
+    let (one, sign) = (_mm256_set1_ps(1.0), _mm256_set1_ps(-0.0));
+    let size = _mm256_div_ps(_mm256_andnot_ps(sign, x), _mm256_set1_ps(cap));
+    let small = exp(_mm256_mul_ps(size, _mm256_set1_ps(-2.0)));
+    let tanh = _mm256_div_ps(_mm256_sub_ps(one, small), _mm256_add_ps(one, small));
+    _mm256_or_ps(_mm256_mul_ps(tanh, _mm256_set1_ps(cap)), _mm256_and_ps(x, sign))
+}
+
 /// # Safety
 /// As `Kernels::weigh`; the machine has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softmax) -> f32 {
-    // SAFETY: a tile of scores of which `valid` are read.
+unsafe fn weigh(scores: *mut f32, keys: Range<usize>, of: Scores, softmax: &mut Softmax) -> f32 {
+    // SAFETY: a tile of scores of which `keys` are read.
     let tile = unsafe {
-        for i in valid..TILE {
+        for i in (0..keys.start).chain(keys.end..TILE) {
+            // Capped, it would be a number.
             scores.add(i).write(f32::NEG_INFINITY);
         }
         std::slice::from_raw_parts_mut(scores, TILE)
     };
+    if let Some(cap) = of.cap {
+        for eight in tile.as_chunks_mut::<LANES>().0 {
+            // SAFETY: eight floats.
+            unsafe {
+                let read = _mm256_loadu_ps(eight.as_ptr());
+                let capped = soft_cap(_mm256_mul_ps(read, _mm256_set1_ps(of.scale)), cap);
+                let lowest = _mm256_set1_ps(f32::NEG_INFINITY);
+                let unseen = _mm256_cmp_ps::<_CMP_EQ_OQ>(read, lowest);
+                _mm256_storeu_ps(eight.as_mut_ptr(), _mm256_blendv_ps(capped, lowest, unseen));
+            }
+        }
+    }
+    let scale = if of.cap.is_some() { 1.0 } else { of.scale };
     let mut largest = _mm256_set1_ps(f32::NEG_INFINITY);
     for eight in tile.as_chunks_mut::<LANES>().0 {
         // SAFETY: eight floats, here and below.

@@ -6,11 +6,12 @@
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::bf16;
 
 use super::Element;
-use super::attention::{BLOCK, Kernels, Mix, Softmax, TILE, TILE_BLOCKS};
+use super::attention::{BLOCK, Kernels, Mix, Scores, Softmax, TILE, TILE_BLOCKS};
 use super::avx512::{Wide, exp, first, join_quarters, sum_quarters};
 use super::dot_avx512::{Bf16Pairs, Product, Widened};
 use super::fp8::F8E4M3;
@@ -68,9 +69,9 @@ impl<T: Stored> Kernels for Avx512<T> {
         }
     }
 
-    unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softmax) -> f32 {
+    unsafe fn weigh(scores: *mut f32, keys: Range<usize>, of: Scores, softmax: &mut Softmax) -> f32 {
         // SAFETY: the caller's promises.
-        unsafe { weigh(scores, valid, scale, softmax) }
+        unsafe { weigh(scores, keys, of, softmax) }
     }
 
     unsafe fn mix(job: &Mix<'_, T>) {
@@ -157,21 +158,33 @@ unsafe fn score<P: Product, const Q: usize, const G: usize>(
     Q
 }
 
+/// cap · tanh(x / cap).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn soft_cap(x: __m512, cap: f32) -> __m512 {
+    let (one, sign) = (_mm512_set1_ps(1.0), _mm512_set1_ps(-0.0));
+    let size = _mm512_div_ps(_mm512_abs_ps(x), _mm512_set1_ps(cap));
+    let small = exp(_mm512_mul_ps(size, _mm512_set1_ps(-2.0)));
+    let tanh = _mm512_div_ps(_mm512_sub_ps(one, small), _mm512_add_ps(one, small));
+    _mm512_or_ps(_mm512_mul_ps(tanh, _mm512_set1_ps(cap)), _mm512_and_ps(x, sign))
+}
+
 /// # Safety
 /// As `Kernels::weigh`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softmax) -> f32 {
+unsafe fn weigh(scores: *mut f32, keys: Range<usize>, of: Scores, softmax: &mut Softmax) -> f32 {
     let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
     let mut s = [lowest; TILE_BLOCKS];
     let mut masks = [0; TILE_BLOCKS];
+    let up_to = |n: usize| if n < LANES { first(n) } else { u16::MAX };
     for b in 0..TILE_BLOCKS {
-        masks[b] = match valid.saturating_sub(b * LANES) {
-            n @ 0..LANES => first(n),
-            _ => u16::MAX,
-        };
+        let (before, end) = (keys.start.saturating_sub(b * LANES), keys.end.saturating_sub(b * LANES));
+        masks[b] = up_to(end) & !up_to(before);
         // SAFETY: the mask lets only valid scores be read.
         let read = unsafe { _mm512_maskz_loadu_ps(masks[b], scores.add(b * LANES)) };
-        s[b] = _mm512_mask_mul_ps(lowest, masks[b], read, _mm512_set1_ps(scale));
+        let scaled = _mm512_mul_ps(read, _mm512_set1_ps(of.scale));
+        let capped = of.cap.map_or(scaled, |cap| soft_cap(scaled, cap));
+        s[b] = _mm512_mask_mov_ps(lowest, masks[b], capped);
     }
     let largest = _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3]));
     let max = softmax.max.max(_mm512_reduce_max_ps(largest));

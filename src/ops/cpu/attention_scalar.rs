@@ -4,9 +4,10 @@
 //! that the vector ones follow term by term.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::Element;
-use super::attention::{BLOCK, Kernels, Mix, Softmax, TILE};
+use super::attention::{BLOCK, Kernels, Mix, Scores, Softmax, TILE};
 use super::dot_scalar::dot;
 
 /// Plain loops over a cache of `T`.
@@ -29,12 +30,15 @@ impl<T: Element> Kernels for Plain<T> {
         }
     }
 
-    unsafe fn weigh(scores: *mut f32, valid: usize, scale: f32, softmax: &mut Softmax) -> f32 {
-        // SAFETY: the first `valid` scores are written.
-        let scores = unsafe { std::slice::from_raw_parts_mut(scores, valid) };
+    unsafe fn weigh(scores: *mut f32, keys: Range<usize>, of: Scores, softmax: &mut Softmax) -> f32 {
+        // SAFETY: these scores are written.
+        let scores = unsafe { std::slice::from_raw_parts_mut(scores.add(keys.start), keys.len()) };
         let mut max = softmax.max;
         for s in scores.iter_mut() {
-            *s *= scale;
+            *s *= of.scale;
+            if let Some(cap) = of.cap {
+                *s = soft_cap(*s, cap);
+            }
             max = if *s > max { *s } else { max };
         }
         let factor = exp(softmax.max - max);
@@ -74,6 +78,12 @@ pub const LN2_LOW: f32 = -2.121_944_4e-4;
 /// Coefficients of x⁷ … x² of e^x − 1 − x on ±ln 2 / 2 (Cephes `expf`).
 pub const EXP_TERMS: [f32; 6] =
     [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
+
+/// cap · tanh(x / cap), by the exponential of what is no more than 0.
+pub fn soft_cap(x: f32, cap: f32) -> f32 {
+    let small = exp((x / cap).abs() * -2.0);
+    (cap * (1.0 - small) / (1.0 + small)).copysign(x)
+}
 
 /// e^x for x ≤ 0 to about one part in 10⁷; NaN stays NaN.
 pub fn exp(x: f32) -> f32 {

@@ -4,6 +4,11 @@
 
 constexpr u32 BLOCK_SIZE = 16; // positions of a cache block
 
+constexpr float LOWEST = -1.0e30f; // below any score, and still a number when it is scaled
+
+// cap * tanh(x / cap), or x where the cap is 0.
+__device__ inline float soft_capped(float x, float cap) { return cap > 0.0f ? cap * tanhf(x / cap) : x; }
+
 // As AttentionSpan there.
 struct Span {
   u32 first_row, rows, first_position, block_table;

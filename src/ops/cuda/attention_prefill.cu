@@ -21,6 +21,8 @@ struct Shape {
   u32 heads, kv_heads, stride; // stride: floats from one row of queries to the next
   u32 heads_of_block, rows_of_block;
   float scale, k_scale, v_scale; // of scores, and of what is stored: ones but for a cache of FP8; more than 0
+  u32 window;                    // positions that a row sees, its own among them
+  float soft_cap;                // 0 for none
 };
 
 // blockIdx.x: the tile; blockIdx.y: K/V head, then the part of its query heads.
@@ -60,7 +62,9 @@ __device__ void attention_prefill(T *dst, const float *queries, const C *cache, 
     }
     close_copies();
   };
-  fetch(0, 0);
+  // The tile of the oldest key that any of them sees; tiles are counted from position 0.
+  const u32 begin = (first_position - min(first_position, shape.window - 1)) / KEYS * KEYS;
+  fetch(begin, 0);
 
   // This lane's two query vectors of the warp's sixteen: vector i is row i / heads, head i % heads.
   const u32 vector[2] = {warp * 16 + lane / 4, warp * 16 + lane / 4 + 8};
@@ -85,9 +89,10 @@ __device__ void attention_prefill(T *dst, const float *queries, const C *cache, 
       }
   }
 
-  const float scale = shape.scale * shape.k_scale * LOG2_E;
-  float result[DIM / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-  for (u32 first = 0, turn = 0; first < seen; first += KEYS, turn ^= 1) {
+  const float plain = shape.scale * shape.k_scale, scale = plain * LOG2_E;
+  // A number, since a tile may lie before a row's window.
+  float result[DIM / 8][4] = {}, maximum[2] = {LOWEST, LOWEST}, sum[2] = {};
+  for (u32 first = begin, turn = 0; first < seen; first += KEYS, turn ^= 1) {
     await_copies<0>();
     __syncthreads();
     if (first + KEYS < seen) fetch(first + KEYS, turn ^ 1);
@@ -116,12 +121,21 @@ __device__ void attention_prefill(T *dst, const float *queries, const C *cache, 
         multiply<T>(score[2 * n], query[s], b[0], b[1]);
         multiply<T>(score[2 * n + 1], query[s], b[2], b[3]);
       }
-    if (first + KEYS > from_position + 1)
+    if (shape.soft_cap > 0.0f)
+#pragma unroll
+      for (u32 n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) score[n][e] = soft_capped(score[n][e] * plain, shape.soft_cap) / plain;
+    // What each of the warp's rows sees none of, or not all.
+    if (first + KEYS > from_position + 1 || first + shape.window <= last_position)
 #pragma unroll
       for (u32 n = 0; n < KEYS / 8; ++n)
 #pragma unroll
         for (u32 e = 0; e < 4; ++e)
-          if (first + n * 8 + 2 * (lane % 4) + e % 2 > first_position + vector[e / 2] / heads) score[n][e] = -INFINITY;
+        {
+          const u32 key = first + n * 8 + 2 * (lane % 4) + e % 2, last = first_position + vector[e / 2] / heads;
+          if (key > last || last - key >= shape.window) score[n][e] = -INFINITY;
+        }
 
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {

@@ -22,6 +22,8 @@ struct Shape {
   u32 heads, kv_heads, dim, stride; // stride: floats from one row of queries to the next
   u32 heads_of_block, lanes;        // lanes that share a key, 8 elements each: a power of two, no fewer than QUERIES
   float scale, k_scale, v_scale; // of scores, and of what is stored: ones but for a cache of FP8
+  u32 window;                    // positions that a row sees, its own among them
+  float soft_cap;                // 0 for none
 };
 
 // Adds up each x[i] over `lanes` neighbouring lanes, no fewer than N: the i-th of each N returns the sum of x[i].
@@ -98,6 +100,8 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   const u32 lanes = shape.lanes, together = WARP / lanes, place = lane % lanes, d = place * 8;
   const bool mine = d < dim;
   const u32 last_key = first_position + place / heads; // that query `place` sees
+  const u32 first_key = last_key - min(last_key, shape.window - 1);
+  const u32 oldest = first_position - min(first_position, shape.window - 1); // that any of them sees
   constexpr u32 FLIGHT = sizeof(T) < 4 ? 4 : 2; // keys that a lane has under way at once
   const T *k_head = cache + size_t(kv_head) * BLOCK_SIZE * dim + d;
   const T *v_head = k_head + size_t(shape.kv_heads) * BLOCK_SIZE * dim;
@@ -106,11 +110,12 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   float *weights = (float *)shared();         // [2, KEYS, QUERIES], in turn
   float *sums = weights + 2 * KEYS * QUERIES; // [WARPS, QUERIES, dim]
   float *factor = sums + WARPS * QUERIES * dim, *total = factor + QUERIES;
-  const float scale = shape.scale * shape.k_scale * LOG2_E;
-  float maximum = -INFINITY, sum = 0.0f; // of query `warp`
+  const float scale = shape.scale * shape.k_scale;
+  float maximum = LOWEST, sum = 0.0f; // of query `warp`; a number, since a chunk may lie before its window
   float result[QUERIES][8] = {};
 
   for (u32 first = begin, turn = 0; first < end; first += KEYS, turn ^= 1) {
+    if (first + KEYS <= oldest) continue; // nobody's, and it would add exact zeros
     float *weight = weights + turn * KEYS * QUERIES;
     const u32 keys = min(KEYS, end - first);
     // Ids of the blocks of these keys, one a lane.
@@ -151,8 +156,9 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
           const float score = sum_of_lane(dot, lane, lanes);
           const u32 j = key(step + u), i = place;
           if (i < QUERIES && j < KEYS) {
-            const bool sees = first + j <= last_key;
-            weight[j * QUERIES + i] = i >= count ? 0.0f : sees ? score * scale : -INFINITY;
+            const bool sees = first + j <= last_key && first + j >= first_key;
+            const float scaled = soft_capped(score * scale, shape.soft_cap) * LOG2_E;
+            weight[j * QUERIES + i] = i >= count ? 0.0f : sees ? scaled : -INFINITY;
           }
         }
       }
@@ -162,8 +168,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
     fetch(v_head, 0, v);
     __syncthreads();
 
-    // A warp a query: e^(score - maximum) in the place of the score. Every row sees the first of its keys here, or
-    // has a maximum already.
+    // A warp a query: e^(score - maximum) in the place of the score.
     if (warp < count) {
       float score[KEYS / WARP], now = maximum, added = 0.0f;
 #pragma unroll

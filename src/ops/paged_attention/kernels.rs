@@ -6,7 +6,7 @@
 
 use candle_core::{DType, Layout, Result, Tensor, bail};
 
-use super::{AttentionSpan, PagedAttention, cache_blocks};
+use super::{AttentionLimits, AttentionSpan, PagedAttention, cache_blocks};
 use crate::ops::launch::{Argument, Arguments, Launch, Launcher, Place};
 use crate::ops::storage::zeros;
 
@@ -140,9 +140,11 @@ struct SplitShape {
     scale: f32,
     k_scale: f32,
     v_scale: f32,
+    window: u32,
+    soft_cap: f32,
 }
 
-// SAFETY: nine numbers of four bytes, no padding.
+// SAFETY: eleven numbers of four bytes, no padding.
 unsafe impl Argument for SplitShape {}
 
 #[repr(C)]
@@ -156,10 +158,20 @@ struct PrefillShape {
     scale: f32,
     k_scale: f32,
     v_scale: f32,
+    window: u32,
+    soft_cap: f32,
 }
 
-// SAFETY: eight numbers of four bytes, no padding.
+// SAFETY: ten numbers of four bytes, no padding.
 unsafe impl Argument for PrefillShape {}
+
+impl AttentionLimits {
+    /// As kernels read them: the window, as long as any text where there is none, and the cap, 0 where there is none.
+    fn words(&self) -> (u32, f32) {
+        let window = self.window.and_then(|window| u32::try_from(window).ok());
+        (window.unwrap_or(u32::MAX), self.soft_cap.unwrap_or(0.0))
+    }
+}
 
 /// Where an operation's tensors lie.
 struct Places {
@@ -263,6 +275,8 @@ impl PagedAttention<'_> {
                     scale: self.scale,
                     k_scale: self.scales.k,
                     v_scale: self.scales.v,
+                    window: self.limits.words().0,
+                    soft_cap: self.limits.words().1,
                 }),
         };
         // SAFETY: `check` has seen the spans and their tables, which the tiles are made of; the places hold the rows.
@@ -290,6 +304,8 @@ impl PagedAttention<'_> {
             scale: self.scale,
             k_scale: self.scales.k,
             v_scale: self.scales.v,
+            window: self.limits.words().0,
+            soft_cap: self.limits.words().1,
         };
         let shared = cutting.queries * (2 * SPLIT_KEYS + SPLIT_WARPS * self.head_dim + 2) * size_of::<f32>();
         let (mut tiles, mut address) = (tiles, self.plan.tiles.address);

@@ -41,6 +41,7 @@ struct World {
     offsets: Vec<u32>,
     cache: Tensor,
     scales: CacheScales,
+    limits: AttentionLimits,
 }
 
 impl World {
@@ -94,7 +95,8 @@ impl World {
             _ => CacheScales::ONE,
         };
         let cache = Tensor::from_vec(data, shape, &Device::Cpu).unwrap().to_dtype(kind).unwrap();
-        World { dims, lengths: lengths.to_vec(), k, v, q, tables, offsets, cache, scales }
+        let limits = AttentionLimits::default();
+        World { dims, lengths: lengths.to_vec(), k, v, q, tables, offsets, cache, scales, limits }
     }
 
     /// Runs the op on pieces (sequence, from, to) in this order; the rows' outputs, row after row.
@@ -136,6 +138,7 @@ impl World {
             kv_heads,
             head_dim,
             scale,
+            limits: self.limits,
             scratch: None,
             on: pool,
         };
@@ -154,9 +157,15 @@ impl World {
             let q = &self.q[s][(position * heads + h) * head_dim..][..head_dim];
             let score = |t: usize| -> f64 {
                 let k = &self.k[s][at(t)..][..head_dim];
-                q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
+                let score = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
                     * f64::from(self.scales.k)
-                    / (head_dim as f64).sqrt()
+                    / (head_dim as f64).sqrt();
+                let seen = self.limits.window.is_none_or(|window| t + window > position);
+                match self.limits.soft_cap.map(f64::from) {
+                    _ if !seen => f64::NEG_INFINITY,
+                    Some(cap) => cap * (score / cap).tanh(),
+                    None => score,
+                }
             };
             let scores: Vec<f64> = (0..=position).map(score).collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -253,6 +262,59 @@ fn a_row_does_not_depend_on_batch_chunks_or_threads() {
     }
 }
 
+/// Windows about the edges of blocks and tiles, with and without a cap.
+#[test]
+fn rows_see_their_window_and_scores_are_capped() {
+    let pools = [Exec::cpu(1), Exec::cpu(3)];
+    let dims = Dims { heads: 6, kv_heads: 2, head_dim: 64 };
+    for isa in isas() {
+        for kind in [DType::F32, DType::BF16] {
+            let mut w = World::new(dims, &[210, 3], kind, 19);
+            let width = dims.heads * dims.head_dim;
+            for window in
+                [Some(1), Some(2), Some(16), Some(63), Some(64), Some(65), Some(200), Some(usize::MAX), None]
+            {
+                for soft_cap in [None, Some(2.0)] {
+                    w.limits = AttentionLimits { window, soft_cap };
+                    let whole = w.run(&[(0, 0, 210), (1, 0, 3)], isa, &pools[0], DType::F32);
+                    for position in (0..210).filter(|p| p % 7 == 0 || *p > 190) {
+                        let tolerance = if kind == DType::F32 { 1e-5 } else { 2e-2 };
+                        for (got, want) in
+                            whole[position * width..][..width].iter().zip(w.oracle(0, position))
+                        {
+                            let error = (f64::from(*got) - want).abs();
+                            assert!(
+                                error < tolerance,
+                                "{isa:?} {kind:?} {:?} at {position}: {got} for {want}",
+                                w.limits
+                            );
+                        }
+                    }
+                    for chunk in [1, 5, 64] {
+                        let got: Vec<u32> = (0..210)
+                            .step_by(chunk)
+                            .flat_map(|from| {
+                                bits(&w.run(
+                                    &[(0, from, (from + chunk).min(210))],
+                                    isa,
+                                    &pools[1],
+                                    DType::F32,
+                                ))
+                            })
+                            .collect();
+                        assert_eq!(
+                            got,
+                            bits(&whole[..210 * width]),
+                            "{isa:?} {kind:?} {:?} chunks of {chunk}",
+                            w.limits
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_output_may_be_bf16() {
     let w = World::new(Dims { heads: 4, kv_heads: 2, head_dim: 32 }, &[40], DType::BF16, 3);
@@ -316,11 +378,14 @@ fn what_does_not_fit_is_an_error() {
         kv_heads: 2,
         head_dim: 32,
         scale: 1.0,
+        limits: AttentionLimits::default(),
         scratch: None,
         on: &pool,
     };
     t(2, 128).inplace_op2(&t(2, 128), &good).unwrap();
     let refuses = |op: PagedAttention<'_>| assert!(t(2, 128).inplace_op2(&t(2, 128), &op).is_err());
+    refuses(PagedAttention { limits: AttentionLimits { window: Some(0), soft_cap: None }, ..good });
+    refuses(PagedAttention { limits: AttentionLimits { window: None, soft_cap: Some(0.0) }, ..good });
     refuses(PagedAttention { heads: 3, ..good });
     refuses(PagedAttention { kv_heads: 1, ..good });
     let refuses_spans = |spans: &[AttentionSpan]| {

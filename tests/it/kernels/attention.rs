@@ -4,7 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use hashwatt::ops::exec::Exec;
 use hashwatt::ops::kv_write::CacheScales;
 use hashwatt::ops::paged_attention::kernels::{PADDING, SPLIT_TILES, scratch};
-use hashwatt::ops::paged_attention::{AttentionPlan, AttentionSpan, BLOCK_SIZE, Cutting, PagedAttention};
+use hashwatt::ops::paged_attention::{
+    AttentionLimits, AttentionPlan, AttentionSpan, BLOCK_SIZE, Cutting, PagedAttention,
+};
 
 use crate::host_kernels::kernels;
 use crate::support::pool;
@@ -30,6 +32,7 @@ struct World {
     tables: Vec<u32>,
     offsets: Vec<u32>,
     cache: Tensor,
+    limits: AttentionLimits,
 }
 
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
@@ -78,7 +81,8 @@ impl World {
             _ => CacheScales::ONE,
         };
         let dtypes = [dtype, if dtype == DType::F8E4M3 { DType::BF16 } else { dtype }];
-        World { dims, dtypes, scales, queries, tables, offsets, cache }
+        let limits = AttentionLimits::default();
+        World { dims, dtypes, scales, queries, tables, offsets, cache, limits }
     }
 
     /// The rows of a step, then two that belong to no span and must stay as they are.
@@ -126,6 +130,7 @@ impl World {
             kv_heads,
             head_dim,
             scale,
+            limits: self.limits,
             scratch: Some(&scratch),
             on,
         };
@@ -155,7 +160,11 @@ fn poisoned_scratch(dims: Dims) -> Tensor {
 }
 
 fn compare(on: &Exec, dims: Dims, dtype: DType, lengths: &[usize], pieces: &[Piece], padding: usize) {
-    let world = World::new(dims, lengths, dtype);
+    world_of(World::new(dims, lengths, dtype), on, pieces, padding);
+}
+
+fn world_of(world: World, on: &Exec, pieces: &[Piece], padding: usize) {
+    let World { dims, dtypes: [dtype, _], limits, .. } = world;
     let want = world.run(&pool(1).into(), pieces, 0);
     let got = world.run(on, pieces, padding);
     // Of numbers up to 1: where the tensor cores take them, queries and weights are rounded too.
@@ -169,7 +178,7 @@ fn compare(on: &Exec, dims: Dims, dtype: DType, lengths: &[usize], pieces: &[Pie
         let (row, at) = (i / width, i % width);
         assert!(
             (got - want).abs() <= tolerance,
-            "{dims:?} {dtype:?} {pieces:?}: {got} for {want} in row {row}, column {at}"
+            "{dims:?} {dtype:?} {limits:?} {pieces:?}: {got} for {want} in row {row}, column {at}"
         );
     }
 }
@@ -178,6 +187,31 @@ const SMALL: [DType; 3] = [DType::F16, DType::BF16, DType::F8E4M3];
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Windows that end inside a chunk, before it and at its edge, with and without a cap, in decode and in prompts.
+#[test]
+fn windows_and_caps_are_the_cpus() {
+    let Some(on) = kernels() else { return };
+    let lengths = [1, 17, 257, 700];
+    let mut pieces: Vec<Piece> = lengths.iter().enumerate().map(|(s, n)| (s, n - 1, *n)).collect();
+    pieces.push((3, 100, 160));
+    pieces.push((2, 0, 12));
+    for (heads, kv_heads, head_dim) in [(4, 2, 64), (7, 1, 128), (2, 2, 256)] {
+        for (window, soft_cap) in [
+            (Some(1), None),
+            (Some(16), Some(2.0)),
+            (Some(100), None),
+            (Some(256), Some(5.0)),
+            (None, Some(1.0)),
+        ] {
+            for dtype in [DType::BF16, DType::F32] {
+                let mut world = World::new(Dims { heads, kv_heads, head_dim }, &lengths, dtype);
+                world.limits = AttentionLimits { window, soft_cap };
+                world_of(world, &on, &pieces, 2);
+            }
+        }
+    }
 }
 
 /// Rows of decode: every number of query heads to a K/V head, contexts about the edges of blocks and chunks.
