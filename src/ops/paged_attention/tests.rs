@@ -160,7 +160,7 @@ impl World {
                 let score = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
                     * f64::from(self.scales.k)
                     / (head_dim as f64).sqrt();
-                let seen = self.limits.window.is_none_or(|window| t + window > position);
+                let seen = self.limits.window.is_none_or(|window| position - t < window);
                 match self.limits.soft_cap.map(f64::from) {
                     _ if !seen => f64::NEG_INFINITY,
                     Some(cap) => cap * (score / cap).tanh(),
