@@ -1,6 +1,9 @@
 //! Borrowing the numbers behind a candle tensor: contiguous slices with a clear error otherwise.
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Tensor};
+use std::alloc;
+
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType};
 use half::bf16;
 
 /// Activations are f32, or bf16 where the weights are.
@@ -33,11 +36,40 @@ pub enum ActivationsMut<'a> {
     Bf16(&'a mut [bf16]),
 }
 
-/// A tensor of zeros; where it does not fit, the error says how many bytes were wanted.
+/// A tensor of zeros; where it does not fit, the error says how many bytes were wanted. On the host its pages cost
+/// memory, and time, only when they are first written.
 pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     let shape = shape.into();
-    let bytes = shape.elem_count() * dtype.size_in_bytes();
-    Tensor::zeros(shape, dtype, device).map_err(|e| no_room(bytes, &e))
+    let count = shape.elem_count();
+    let made = || {
+        let storage = match (device, dtype) {
+            (Device::Cpu, DType::F32) => CpuStorage::F32(untouched(count)?),
+            (Device::Cpu, DType::BF16) => CpuStorage::BF16(untouched(count)?),
+            (Device::Cpu, DType::F16) => CpuStorage::F16(untouched(count)?),
+            (Device::Cpu, DType::F8E4M3) => CpuStorage::F8E4M3(untouched(count)?),
+            _ => return Tensor::zeros(&shape, dtype, device),
+        };
+        Ok(Tensor::from_storage(Storage::Cpu(storage), &shape, BackpropOp::none(), false))
+    };
+    made().map_err(|e| no_room(count * dtype.size_in_bytes(), &e))
+}
+
+/// Zeros that the system has set aside and nobody has written; `vec![bf16::ZERO; n]` writes each.
+fn untouched<T: WithDType>(count: usize) -> Result<Vec<T>> {
+    match alloc::Layout::array::<T>(count) {
+        Ok(layout) if layout.size() > 0 => {
+            // SAFETY: the layout has a size.
+            let first = unsafe { alloc::alloc_zeroed(layout) }.cast::<T>();
+            if first.is_null() {
+                candle_core::bail!("the system has no room");
+            }
+            // SAFETY: the global allocator gave them, with the layout of a vector of so many, and a number without a
+            // bit set is the zero of each of candle's types.
+            Ok(unsafe { Vec::from_raw_parts(first, count, count) })
+        }
+        Ok(_) => Ok(Vec::new()),
+        Err(error) => candle_core::bail!("{error}"),
+    }
 }
 
 /// That a device had no room for so many bytes.

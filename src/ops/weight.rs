@@ -18,6 +18,8 @@ use super::launch::PlaceOfScales;
 mod fp8;
 mod kind;
 mod shard;
+#[cfg(test)]
+mod tests;
 pub use fp8::{ScaleError, Scales};
 pub use kind::WeightType;
 
@@ -426,12 +428,29 @@ impl Weight {
     /// Index of the first element that is NaN or infinite.
     pub fn first_non_finite(&self) -> Option<usize> {
         match self.slice() {
-            WeightSlice::F32(s) => s.iter().position(|x| !x.is_finite()),
-            WeightSlice::F16(s) => s.iter().position(|x| !x.is_finite()),
-            WeightSlice::Bf16(s) => s.iter().position(|x| !x.is_finite()),
+            WeightSlice::F32(s) => first_above(s, f32::INFINITY.to_bits() - 1, |x| x.abs().to_bits()),
+            WeightSlice::F16(s) => first_above(s, f16::INFINITY.to_bits() - 1, |x| x.to_bits() & !SIGN),
+            WeightSlice::Bf16(s) => first_above(s, bf16::INFINITY.to_bits() - 1, |x| x.to_bits() & !SIGN),
             WeightSlice::Fp8(s) => s.iter().position(|x| x.is_nan()),
             // Their scales are finite, or they were not made.
             WeightSlice::Blocks(_) => None,
         }
     }
+}
+
+/// Of a number of two bytes.
+const SIGN: u16 = 1 << 15;
+
+/// Index of the first number whose bits without the sign are above `largest`. A piece at a time, in which nothing is
+/// decided: that is as fast as memory.
+fn first_above<T, B: Ord + Copy + Default>(
+    numbers: &[T],
+    largest: B,
+    magnitude: impl Fn(&T) -> B,
+) -> Option<usize> {
+    const PIECE: usize = 4096;
+    let has_one = |piece: &[T]| piece.iter().map(&magnitude).fold(B::default(), Ord::max) > largest;
+    let piece = numbers.chunks(PIECE).position(has_one)? * PIECE;
+    let at = numbers[piece..].iter().position(|x| magnitude(x) > largest)?;
+    Some(piece + at)
 }
