@@ -36,6 +36,7 @@ def configurations():
                 original_max_position_embeddings=64, partial_rotary_factor=0.75)
     llama3 = rope(5e5, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                   original_max_position_embeddings=32)
+    experts = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
     gemma = {"hidden_activation": "gelu_pytorch_tanh", "hidden_act": None, "tie_word_embeddings": True}
     for name, kind, more in [
         ("Llama", "llama", {**llama3, "attention_bias": True, "mlp_bias": True}),
@@ -58,6 +59,14 @@ def configurations():
         ("Phi3", "phi3", {**long, "sliding_window": None, "hidden_size": 64, "original_max_position_embeddings": 64}),
         ("Granite", "granite", {**rope(1e4), "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
                                 "attention_multiplier": 0.08, "logits_scaling": 8.0, "tie_word_embeddings": True}),
+        ("Mixtral", "mixtral", {**rope(1e6), "sliding_window": None, "num_local_experts": 6, "num_experts_per_tok": 2}),
+        ("Mixtral", "mixtral", {**rope(1e6), "sliding_window": 9, "num_local_experts": 4, "num_experts_per_tok": 3}),
+        ("Qwen2Moe", "qwen2_moe", {**rope(1e6), **experts, "shared_expert_intermediate_size": 56, "norm_topk_prob": False,
+                                   "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []}),
+        ("Qwen3Moe", "qwen3_moe", {**rope(1e6), **experts, "head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [1],
+                                   "use_sliding_window": False, "decoder_sparse_step": 1}),
+        ("Qwen3Moe", "qwen3_moe", {**rope(1e6), **experts, "head_dim": 16, "norm_topk_prob": False, "mlp_only_layers": [],
+                                   "use_sliding_window": False, "decoder_sparse_step": 2}),
         ("Olmo2", "olmo2", {**rope(5e5), "hidden_size": 64}),
         ("SmolLM3", "smollm3", {**rope(2e6), "hidden_size": 64, "no_rope_layers": [1, 1, 0, 1],
                                 "use_sliding_window": False, "layer_types": ["full_attention"] * 4}),
@@ -83,8 +92,23 @@ def model_of(architecture, config):
     tied = config["tie_word_embeddings"]
     names = [(name, t) for name, t in model.state_dict().items() if not (tied and name == "lm_head.weight")]
     layers = config["num_hidden_layers"]
-    model.load_state_dict({name: weight(name, tuple(t.shape), layers) for name, t in names}, strict=not tied)
+    made = {name: tensor_of(name, tuple(t.shape), config["model_type"], layers) for name, t in names}
+    model.load_state_dict(made, strict=not tied)
     return model
+
+
+def tensor_of(name, shape, kind, layers):
+    """A tensor by the name that a checkpoint has for it: the experts of a layer lie in one tensor only here."""
+    if kind == "mixtral":
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    gate, up, down = ("w1", "w3", "w2") if kind == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    one = lambda e, which, out: weight(name.rsplit(".", 1)[0] + f".{e}.{which}.weight", (out, shape[2]), layers)
+    if name.endswith(".experts.gate_up_proj"):
+        half = shape[1] // 2
+        return torch.stack([torch.cat([one(e, gate, half), one(e, up, half)]) for e in range(shape[0])])
+    if name.endswith(".experts.down_proj"):
+        return torch.stack([one(e, down, shape[1]) for e in range(shape[0])])
+    return weight(name, shape, layers)
 
 
 def main():

@@ -35,7 +35,7 @@ def weight(name, shape, layers):
         mean, deviation = 0.0, 0.02
     else:
         mean, deviation = 0.0, numpy.float32(1) / numpy.sqrt(numpy.float32(shape[-1]))
-        if "o_proj" in name or "down_proj" in name:
+        if "o_proj" in name or "down_proj" in name or name.endswith(".w2.weight"):
             deviation /= numpy.sqrt(numpy.float32(2 * layers))
     count = int(numpy.prod(shape))
     with numpy.errstate(over="ignore"):

@@ -160,6 +160,9 @@ fn check_fits(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
             format.name()
         );
     }
+    if checkpoint.spec.experts.is_some() && on_gpus(config) {
+        bail!("routed experts are computed on processors only, as yet: take --device cpu");
+    }
     let made = matches!(checkpoint.source, WeightSource::Synthetic(_))
         || matches!(held(config, checkpoint).layers, WeightType::Blocks(_))
         || config.quantize != Quantize::AsStored

@@ -69,8 +69,7 @@ pub fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> (u64, u64) {
         return table.held_bytes();
     }
     let (spec, held) = (&checkpoint.spec, held(config, checkpoint));
-    let (layers, table) = spec.step_parameters();
-    let step = held.layers.size(layers) + held.head.size(table);
-    let looked_up = if spec.tied_head { 0 } else { held.head.size(table) };
-    ((step + looked_up) as u64, step as u64)
+    let bytes = |(layers, table)| held.layers.size(layers) + held.head.size(table);
+    let looked_up = if spec.tied_head { 0 } else { held.head.size(spec.vocab * spec.hidden) };
+    ((bytes(spec.held_parameters()) + looked_up) as u64, bytes(spec.step_parameters()) as u64)
 }

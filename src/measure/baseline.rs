@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::smol::smollm3;
-use candle_transformers::models::{gemma2, glm4_new, llama, mistral, olmo2, phi3, qwen2, qwen3};
+use candle_transformers::models::{
+    gemma2, glm4_new, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe,
+};
 use serde_json::Value;
 
 use crate::model::Checkpoint;
@@ -29,7 +31,7 @@ enum Model {
 /// A model with one sequence.
 trait Sequence: Send {
     fn forward(&mut self, ids: &Tensor, position: usize) -> Result<Tensor>;
-    fn clear(&mut self);
+    fn clear(&mut self) -> Result<()>;
 }
 
 macro_rules! sequences {
@@ -38,8 +40,9 @@ macro_rules! sequences {
             fn forward(&mut self, ids: &Tensor, position: usize) -> Result<Tensor> {
                 <$model>::forward(self, ids, position)
             }
-            fn clear(&mut self) {
+            fn clear(&mut self) -> Result<()> {
                 self.clear_kv_cache();
+                Ok(())
             }
         }
     )*};
@@ -51,9 +54,34 @@ sequences!(
     olmo2::Model,
     phi3::Model,
     qwen2::ModelForCausalLM,
+    qwen2_moe::Model,
     qwen3::ModelForCausalLM,
+    qwen3_moe::ModelForCausalLM,
     smollm3::ModelForCausalLM
 );
+
+/// Mixtral forgets nothing: it is made anew.
+struct Mixtral {
+    model: mixtral::Model,
+    config: Value,
+    vb: VarBuilder<'static>,
+}
+
+impl Mixtral {
+    fn made(config: Value, vb: VarBuilder<'static>) -> Result<Mixtral> {
+        Ok(Mixtral { model: mixtral::Model::new(&read(config.clone())?, vb.clone())?, config, vb })
+    }
+}
+
+impl Sequence for Mixtral {
+    fn forward(&mut self, ids: &Tensor, position: usize) -> Result<Tensor> {
+        self.model.forward(ids, position)
+    }
+    fn clear(&mut self) -> Result<()> {
+        *self = Mixtral::made(self.config.clone(), self.vb.clone())?;
+        Ok(())
+    }
+}
 
 /// A candle-transformers model with its own cache.
 pub struct Baseline {
@@ -79,24 +107,31 @@ fn with_defaults(config: &Value, defaults: &[(&str, Value)]) -> Value {
     config
 }
 
+fn read<T: serde::de::DeserializeOwned>(config: Value) -> Result<T> {
+    serde_json::from_value(config).map_err(candle_core::Error::wrap)
+}
+
 /// Granite is none of them, since candle's knows no multipliers, nor is Gemma 3, whose cache of windows refuses what the
 /// model hands it (candle-transformers 0.11.1).
-fn other_model(architecture: &str, config: Value, vb: VarBuilder) -> Result<Box<dyn Sequence>> {
-    fn read<T: serde::de::DeserializeOwned>(config: Value) -> Result<T> {
-        serde_json::from_value(config).map_err(candle_core::Error::wrap)
-    }
+fn other_model(architecture: &str, config: Value, vb: VarBuilder<'static>) -> Result<Box<dyn Sequence>> {
     Ok(match architecture {
         "gemma2" => Box::new(gemma2::Model::new(false, &read(config)?, vb)?),
         "glm4" => Box::new(glm4_new::ModelForCausalLM::new(&read(config)?, vb)?),
         "mistral" => Box::new(mistral::Model::new(&read(config)?, vb)?),
+        "mixtral" => Box::new(Mixtral::made(config, vb)?),
         "olmo2" => Box::new(olmo2::Model::new(&read(config)?, vb)?),
         "phi3" => Box::new(phi3::Model::new(&read(config)?, vb)?),
         "qwen2" => Box::new(qwen2::ModelForCausalLM::new(&read(config)?, vb)?),
+        "qwen2_moe" => Box::new(qwen2_moe::Model::new(&read(config)?, vb)?),
         "qwen3" => Box::new(qwen3::ModelForCausalLM::new(&read(config)?, vb)?),
+        "qwen3_moe" => Box::new(qwen3_moe::ModelForCausalLM::new(&read(config)?, vb)?),
         "smollm3" => Box::new(smollm3::ModelForCausalLM::new(&read(config)?, vb)?),
         other => candle_core::bail!("no candle-transformers baseline for `{other}`"),
     })
 }
+
+/// Those whose configuration wants a window.
+const WINDOWED: [&str; 3] = ["qwen2", "qwen2_moe", "mixtral"];
 
 impl Baseline {
     /// Builds the model on a device, with all weights converted to `dtype`.
@@ -126,7 +161,9 @@ impl Baseline {
                     ("use_sliding_window", false.into()),
                     ("partial_rotary_factor", if other == "glm4" { 0.5.into() } else { Value::Null }),
                     // Of use only where the window is.
-                    ("sliding_window", if other == "qwen2" { 4096.into() } else { Value::Null }),
+                    ("sliding_window", if WINDOWED.contains(&other) { 4096.into() } else { Value::Null }),
+                    ("decoder_sparse_step", 1.into()),
+                    ("use_flash_attn", false.into()),
                 ];
                 let json = with_defaults(&checkpoint.config, &defaults);
                 Model::Other(other_model(other, json, vb)?)
@@ -142,7 +179,7 @@ impl Baseline {
             Model::Llama { cache, config, .. } => {
                 *cache = llama::Cache::new(true, self.dtype, config, &self.device)?;
             }
-            Model::Other(model) => model.clear(),
+            Model::Other(model) => model.clear()?,
         }
         Ok(())
     }

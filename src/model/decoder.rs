@@ -13,7 +13,7 @@ use super::kv_cache::KvCache;
 use super::spec::{DecoderSpec, QkNorm};
 use super::weights::WeightSource;
 use super::workspace::Workspace;
-use crate::ops::activation::{GateActivation, GateMul, SoftCap};
+use crate::ops::activation::SoftCap;
 use crate::ops::all_reduce::{AllReduce, Rank};
 use crate::ops::exec::Exec;
 use crate::ops::gather::{Gather, SelectRows};
@@ -26,8 +26,10 @@ use crate::ops::rope::{self, Rope, RopeAngles};
 use crate::ops::weight::{Weight, WeightType};
 
 mod device;
+mod feed_forward;
 mod load;
 mod shard;
+use feed_forward::FeedForward;
 pub use load::{Quantize, Reading, tensors};
 
 /// How the numbers of a checkpoint are held and computed with.
@@ -61,8 +63,7 @@ struct Layer {
     /// Of what attention adds to the residual.
     attention_out_norm: Option<Weight>,
     mlp_norm: Option<Weight>,
-    gate_up: Projection,
-    down: Projection,
+    feed_forward: FeedForward,
     mlp_out_norm: Option<Weight>,
     /// Of what an FP8 cache stores.
     cache_scales: CacheScales,
@@ -71,8 +72,13 @@ struct Layer {
 }
 
 impl Layer {
-    fn projections(&self) -> [&Projection; 4] {
-        [&self.qkv, &self.o, &self.gate_up, &self.down]
+    /// Every matrix.
+    fn weights(&self) -> impl Iterator<Item = &Weight> {
+        self.qkv.weights().chain(self.o.weights()).chain(self.feed_forward.weights())
+    }
+
+    fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
+        self.qkv.weights_mut().chain(self.o.weights_mut()).chain(self.feed_forward.weights_mut())
     }
 }
 
@@ -160,16 +166,14 @@ impl Decoder {
 
     /// Bytes of all matrices, as held.
     pub fn weight_bytes(&self) -> usize {
-        let projections = self.layers.iter().flat_map(Layer::projections);
-        let layers: usize = projections.flat_map(|p| &p.0).map(|m| m.weight.bytes()).sum();
+        let layers: usize = self.layers.iter().flat_map(Layer::weights).map(Weight::bytes).sum();
         let head = if self.spec.tied_head { 0 } else { self.head.bytes() };
         layers + self.embedding.bytes() + head
     }
 
     /// Of the largest matrix that kernels multiply out before its product.
     pub fn dequantised_bytes(&self) -> usize {
-        let projections = self.layers.iter().flat_map(Layer::projections);
-        let weights = projections.flat_map(|p| &p.0).map(|m| &m.weight).chain([&self.head]);
+        let weights = self.layers.iter().flat_map(Layer::weights).chain([&self.head]);
         let of_fp8 = weights.filter(|w| w.kind() == WeightType::Fp8).map(|w| w.rows() * w.cols());
         of_fp8.max().unwrap_or(0) * self.activations().size_in_bytes()
     }
@@ -265,20 +269,6 @@ impl Decoder {
         self.add(&layer.o, layer.attention_out_norm.as_ref(), ws, &ws.attention, rows, on)
     }
 
-    fn feed_forward(&self, layer: &Layer, rows: usize, ws: &Workspace, on: &Exec) -> Result<()> {
-        let norm = layer.mlp_norm.as_ref();
-        // The kernel that does all at once knows the one activation.
-        let silu = self.spec.activation == GateActivation::Silu;
-        let at_once = self.after(norm, &layer.gate_up, rows, on).filter(|_| silu);
-        if !at_once.map_or(Ok(false), |op| op.silu_mul(&ws.activated, &ws.residual))? {
-            self.enter(norm, rows, ws, on)?;
-            layer.gate_up.product(&ws.gate_up, &ws.normed, rows, false, on)?;
-            let (activation, width) = (self.spec.activation, self.spec.intermediate);
-            ws.activated.inplace_op2(&ws.gate_up, &GateMul { activation, rows, width, on })?;
-        }
-        self.add(&layer.down, layer.mlp_out_norm.as_ref(), ws, &ws.activated, rows, on)
-    }
-
     /// A norm and the product behind it as one operation, where there is a norm and one matrix.
     fn after<'a>(
         &self,
@@ -326,6 +316,14 @@ impl Decoder {
 }
 
 impl Projection {
+    fn weights(&self) -> impl Iterator<Item = &Weight> {
+        self.0.iter().map(|matrix| &matrix.weight)
+    }
+
+    fn weights_mut(&mut self) -> impl Iterator<Item = &mut Weight> {
+        self.0.iter_mut().map(|matrix| &mut matrix.weight)
+    }
+
     fn product(&self, dst: &Tensor, src: &Tensor, rows: usize, accumulate: bool, on: &Exec) -> Result<()> {
         let mut column = 0;
         for Matrix { weight, bias } in &self.0 {

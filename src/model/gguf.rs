@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,8 +67,8 @@ impl GgufTable {
         &self.file
     }
 
-    /// What a tensor of HuggingFace's name is called here.
-    fn own_name(&self, name: &str) -> Result<String, LoadError> {
+    /// What a tensor of HuggingFace's name is called here, and which expert's part of it is meant.
+    fn own_name(&self, name: &str) -> Result<(String, Option<usize>), LoadError> {
         let described = Described::of(self.metadata()).map_err(|e| LoadError::file(&self.file, e))?;
         let own = described.name(name);
         own.ok_or_else(|| LoadError::tensor(&self.file, name, "GGUF has no name for it"))
@@ -107,28 +108,43 @@ impl GgufTable {
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.own_name(name).is_ok_and(|own| self.metadata().tensor(&own).is_some())
+        self.own_name(name).is_ok_and(|(own, _)| self.metadata().tensor(&own).is_some())
     }
 
     pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
         self.entry(name, shape).map(|_| ())
     }
 
-    fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &header::Entry), LoadError> {
-        let own = self.own_name(name)?;
+    /// The name of a tensor, its type, and where it lies.
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, WeightType, Range<usize>), LoadError> {
+        let (own, expert) = self.own_name(name)?;
         let fail = |problem: String| LoadError::tensor(&self.file, &own, problem);
         let Some(entry) = self.metadata().tensor(&own) else { return Err(fail("is missing".into())) };
-        if entry.shape() != shape {
-            return Err(fail(format!("has shape {:?}, the metadata asks for {shape:?}", entry.shape())));
+        let (place, found) = (entry.place(), entry.shape());
+        // A product of one output may be a vector.
+        let same = |found: &[usize]| found == shape || shape.first() == Some(&1) && found == &shape[1..];
+        let part = match (expert, found) {
+            (None, whole) if same(whole) => Some(place),
+            (Some(expert), [experts, one @ ..]) if expert < *experts && same(one) => {
+                let bytes = place.len() / experts;
+                Some(place.start + expert * bytes..place.start + (expert + 1) * bytes)
+            }
+            _ => None,
+        };
+        match (part, expert) {
+            (Some(part), _) => Ok((own, entry.kind, part)),
+            (None, None) => Err(fail(format!("has shape {found:?}, the metadata asks for {shape:?}"))),
+            (None, Some(expert)) => Err(fail(format!(
+                "has shape {found:?}, the metadata asks for {shape:?} of each of more than {expert}"
+            ))),
         }
-        Ok((own, entry))
     }
 
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
-        let (own, entry) = self.entry(name, shape)?;
+        let (own, kind, place) = self.entry(name, shape)?;
         let (rows, cols) = rows_cols(shape);
-        let (file, place) = (&self.file, entry.place());
-        match entry.kind {
+        let file = &self.file;
+        match kind {
             WeightType::Blocks(format) => {
                 let blocks = Blocks::from_ggml(format, &self.map[place], (rows, cols), &self.pool);
                 Ok(Weight::from_blocks(blocks.map_err(|e| LoadError::tensor(file, &own, e))?))
@@ -144,7 +160,7 @@ impl GgufTable {
         const BESIDE: [&str; 3] =
             ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
         let own: Result<HashSet<String>, LoadError> =
-            decoder::tensors(spec).iter().map(|(name, _)| self.own_name(name)).collect();
+            decoder::tensors(spec).iter().map(|(name, _)| Ok(self.own_name(name)?.0)).collect();
         let own = own?;
         let known = |name: &str| own.contains(name) || BESIDE.contains(&name);
         match self.metadata().tensors().find(|(name, _)| !known(name)) {

@@ -11,6 +11,7 @@ mod rope;
 pub use rope::{RopeScaling, RopeSpec};
 
 pub use crate::ops::activation::GateActivation;
+use crate::ops::experts::Gating;
 use crate::ops::paged_attention::AttentionLimits;
 
 /// Matrices over the same input: apart, or one below the other in one tensor.
@@ -40,6 +41,39 @@ pub struct TensorNames {
     pub k_norm: &'static str,
     pub gate_up: Parts<2>,
     pub down: &'static str,
+    /// Of layers with experts.
+    pub experts: Option<ExpertNames>,
+}
+
+/// Names of the tensors of a layer's experts, without `.weight`; `{e}` stands for the expert's index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertNames {
+    pub router: &'static str,
+    pub gate_up: Parts<2>,
+    pub down: &'static str,
+    /// Of the one that every row takes.
+    pub shared_gate_up: Parts<2>,
+    pub shared_down: &'static str,
+    pub shared_gate: &'static str,
+}
+
+/// Feed-forward networks of which a router picks some for each row (arXiv 1701.06538).
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertSpec {
+    pub gating: Gating,
+    /// Of each.
+    pub intermediate: usize,
+    /// One that every row takes besides.
+    pub shared: Option<SharedExpert>,
+    /// Layers with a plain network in place of experts.
+    pub dense_layers: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedExpert {
+    pub intermediate: usize,
+    /// Its output is multiplied by σ of a number that is a product of the row.
+    pub gated: bool,
 }
 
 /// Norms of queries and keys, before they are turned.
@@ -94,6 +128,8 @@ pub struct DecoderSpec {
     /// The same in place of logits.
     pub logit_cap: Option<f32>,
     pub activation: GateActivation,
+    /// In place of the one feed-forward network of `intermediate`.
+    pub experts: Option<ExpertSpec>,
     /// What is added to the weights of norms when they are read.
     pub norm_offset: f32,
     pub float_type: FloatType,
@@ -124,20 +160,50 @@ impl DecoderSpec {
         self.layer_ropes.get(layer).copied().unwrap_or(0)
     }
 
-    /// Weights of the matrix products of one layer.
-    fn layer_parameters(&self) -> usize {
-        self.hidden * (2 * self.q_width() + 2 * self.kv_width()) + 3 * self.hidden * self.intermediate
+    /// The experts of a layer that has some.
+    pub fn experts_of(&self, layer: usize) -> Option<&ExpertSpec> {
+        self.experts.as_ref().filter(|experts| !experts.dense_layers.contains(&layer))
+    }
+
+    /// Weights of the matrix products of all layers, with so many experts in each that has some.
+    fn product_parameters(&self, experts: impl Fn(&Gating) -> usize) -> usize {
+        let (network, attention) =
+            (3 * self.hidden, self.hidden * (2 * self.q_width() + 2 * self.kv_width()));
+        let layer = |layer| match self.experts_of(layer) {
+            None => attention + network * self.intermediate,
+            Some(spec) => {
+                let shared =
+                    spec.shared.map_or(0, |s| network * s.intermediate + self.hidden * usize::from(s.gated));
+                let router = self.hidden * spec.gating.experts;
+                attention + router + shared + experts(&spec.gating) * network * spec.intermediate
+            }
+        };
+        (0..self.layers).map(layer).sum()
+    }
+
+    /// Of the layers' matrices, those that one row meets.
+    fn row_parameters(&self) -> usize {
+        self.product_parameters(|gating| gating.per_token)
     }
 
     /// All parameters, norms and biases left out.
     pub fn parameters(&self) -> usize {
         let tables = if self.tied_head { 1 } else { 2 };
-        self.layers * self.layer_parameters() + tables * self.vocab * self.hidden
+        self.product_parameters(|gating| gating.experts) + tables * self.vocab * self.hidden
+    }
+
+    /// Parameters that a step of so many rows reads, where each row takes its experts by chance.
+    fn parameters_met(&self, rows: usize) -> usize {
+        let met = |gating: &Gating| {
+            let (all, of_row) = (gating.experts as f64, gating.per_token as f64);
+            (all * (1.0 - (1.0 - of_row / all).powf(rows as f64))).round() as usize
+        };
+        self.parameters() - self.product_parameters(|gating| gating.experts) + self.product_parameters(met)
     }
 
     /// Floating-point operations of one row at `position`, with or without the head.
     pub fn row_flops(&self, position: usize, with_logits: bool) -> f64 {
-        let products = self.layers * self.layer_parameters();
+        let products = self.row_parameters();
         let attention = 2 * self.layers * self.q_width() * (position + 1);
         let head = if with_logits { self.vocab * self.hidden } else { 0 };
         2.0 * (products + attention + head) as f64
@@ -150,7 +216,12 @@ impl DecoderSpec {
 
     /// Weights that a row of a decode step is multiplied by: those of all layers, and of the head.
     pub fn step_parameters(&self) -> (usize, usize) {
-        (self.layers * self.layer_parameters(), self.vocab * self.hidden)
+        (self.row_parameters(), self.vocab * self.hidden)
+    }
+
+    /// Weights of all layers, and of the head.
+    pub fn held_parameters(&self) -> (usize, usize) {
+        (self.product_parameters(|gating| gating.experts), self.vocab * self.hidden)
     }
 
     /// Modelled work of a sequence's rows in a step of `step_rows` rows, in FLOP: its arithmetic, plus the
@@ -159,13 +230,14 @@ impl DecoderSpec {
     pub fn chunk_work(&self, tokens: &std::ops::Range<usize>, logit_rows: usize, step_rows: usize) -> f64 {
         const ELEMENT_BYTES: usize = 2;
         let rows = tokens.len() as f64;
-        let products = (self.layers * self.layer_parameters()) as f64;
+        let products = self.row_parameters() as f64;
         // Σ (position + 1) over the rows.
         let keys = rows * (tokens.start + tokens.end + 1) as f64 / 2.0;
         let attention = (2 * self.layers * self.q_width()) as f64 * keys;
         let head = (logit_rows * self.vocab * self.hidden) as f64;
         let cache = (self.kv_bytes_per_token(ELEMENT_BYTES) * tokens.end) as f64;
-        let weights = (self.parameters() * ELEMENT_BYTES) as f64 * rows / step_rows.max(1) as f64;
+        let weights =
+            (self.parameters_met(step_rows) * ELEMENT_BYTES) as f64 * rows / step_rows.max(1) as f64;
         2.0 * (rows * products + attention + head) + FLOP_PER_BYTE * (cache + weights)
     }
 

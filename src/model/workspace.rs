@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::spec::DecoderSpec;
+use super::spec::{DecoderSpec, ExpertSpec};
 use crate::ops::paged_attention::kernels;
 use crate::ops::sample::RESULT_WORDS;
 use crate::ops::storage::zeros;
@@ -38,6 +38,8 @@ pub struct Workspace {
     pub gate_up: Tensor,
     /// x `[rows, intermediate]`.
     pub activated: Tensor,
+    /// Where the model has experts.
+    pub experts: Option<ExpertRoom>,
     /// f32 and x `[logit_rows, hidden]`.
     pub selected: Tensor,
     pub selected_normed: Tensor,
@@ -47,6 +49,33 @@ pub struct Workspace {
     pub adjusted: Tensor,
     /// What was sampled last, u32 `[logit_rows, RESULT_WORDS]`.
     pub results: Tensor,
+}
+
+/// What experts compute with. A row has a place for each of its experts.
+pub struct ExpertRoom {
+    /// Of the router, f32 `[rows, experts]`.
+    pub logits: Tensor,
+    /// Which rows are where, u32; see `ops::experts`.
+    pub route: Tensor,
+    /// x `[places, hidden]`.
+    pub grouped: Tensor,
+    /// f32 `[places, 2 × intermediate]`.
+    pub gate_up: Tensor,
+    /// x `[places, intermediate]`.
+    pub activated: Tensor,
+    /// f32 `[places, hidden]`.
+    pub out: Tensor,
+    pub shared: Option<SharedRoom>,
+}
+
+/// Of the expert that every row takes.
+pub struct SharedRoom {
+    /// f32 `[rows, 2 × intermediate]`.
+    pub gate_up: Tensor,
+    /// x `[rows, intermediate]`.
+    pub activated: Tensor,
+    /// f32 `[rows, 1]`.
+    pub gate: Tensor,
 }
 
 impl Workspace {
@@ -65,11 +94,44 @@ impl Workspace {
             attention_scratch: kernels::scratch(spec.heads, spec.kv_heads, spec.head_dim, device)?,
             gate_up: make(r, 2 * spec.intermediate, f)?,
             activated: make(r, spec.intermediate, x)?,
+            experts: spec
+                .experts
+                .as_ref()
+                .map(|experts| ExpertRoom::new(spec, experts, &make, r, x))
+                .transpose()?,
             selected: make(l, spec.hidden, f)?,
             selected_normed: make(l, spec.hidden, x)?,
             logits: make(l, spec.vocab, f)?,
             adjusted: make(l, spec.vocab, f)?,
             results: make(l, RESULT_WORDS, DType::U32)?,
+        })
+    }
+}
+
+impl ExpertRoom {
+    fn new(
+        spec: &DecoderSpec,
+        experts: &ExpertSpec,
+        make: &impl Fn(usize, usize, DType) -> Result<Tensor>,
+        rows: usize,
+        x: DType,
+    ) -> Result<ExpertRoom> {
+        let (places, inner, f) = (rows * experts.gating.per_token, experts.intermediate, DType::F32);
+        let shared = experts.shared.map(|shared| {
+            Ok::<_, candle_core::Error>(SharedRoom {
+                gate_up: make(rows, 2 * shared.intermediate, f)?,
+                activated: make(rows, shared.intermediate, x)?,
+                gate: make(rows, 1, f)?,
+            })
+        });
+        Ok(ExpertRoom {
+            logits: make(rows, experts.gating.experts, f)?,
+            route: make(1, experts.gating.words(rows), DType::U32)?,
+            grouped: make(places, spec.hidden, x)?,
+            gate_up: make(places, 2 * inner, f)?,
+            activated: make(places, inner, x)?,
+            out: make(places, spec.hidden, f)?,
+            shared: shared.transpose()?,
         })
     }
 }

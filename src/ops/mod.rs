@@ -12,6 +12,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod exec;
+pub mod experts;
 pub mod gather;
 pub mod gemv;
 pub mod kv_write;

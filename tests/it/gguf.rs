@@ -13,7 +13,7 @@ use hashwatt::ops::blocks::Format;
 use hashwatt::text::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
-use crate::support::{Shape, Steps, checkpoint, llama, others, pool, prompt, qwen3};
+use crate::support::{Shape, Steps, checkpoint, llama, others, pool, prompt, qwen3, routed};
 
 /// What llama.cpp's converter calls a tensor.
 fn name(architecture: &str, name: &str) -> String {
@@ -47,6 +47,14 @@ fn name(architecture: &str, name: &str) -> String {
         "mlp.gate_proj" => "ffn_gate",
         "mlp.up_proj" | "mlp.gate_up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
+        "mlp.gate" | "block_sparse_moe.gate" => "ffn_gate_inp",
+        "mlp.shared_expert.gate_proj" => "ffn_gate_shexp",
+        "mlp.shared_expert.up_proj" => "ffn_up_shexp",
+        "mlp.shared_expert.down_proj" => "ffn_down_shexp",
+        "mlp.shared_expert_gate" => "ffn_gate_inp_shexp",
+        "mlp.experts.0.gate_proj" | "block_sparse_moe.experts.0.w1" => "ffn_gate_exps",
+        "mlp.experts.0.up_proj" | "block_sparse_moe.experts.0.w3" => "ffn_up_exps",
+        "mlp.experts.0.down_proj" | "block_sparse_moe.experts.0.w2" => "ffn_down_exps",
         other => panic!("{other}"),
     };
     format!("blk.{layer}.{part}.{kind}")
@@ -63,7 +71,7 @@ fn permuted(numbers: &[f32], rows: usize, head_dim: usize) -> Vec<f32> {
 fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
     let class = of.config["architectures"][0].as_str().unwrap();
     let architecture = match class {
-        "MistralForCausalLM" => "llama".into(),
+        "MistralForCausalLM" | "MixtralForCausalLM" => "llama".into(),
         _ => class.trim_end_matches("ForCausalLM").to_lowercase(),
     };
     let own = |key: &str| format!("{architecture}.{key}");
@@ -71,6 +79,7 @@ fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
     let number = |key: &str| of.config[key].as_f64().map(|x| Meta::F32(x as f32));
     let whole = |n: usize| Some(Meta::U32(n as u32));
     let rope = &spec.ropes[0];
+    let shared = spec.experts.as_ref().and_then(|experts| experts.shared);
     let plain = hashwatt::model::spec::RopeSpec::plain(rope.theta, rope.turned);
     let mut values: Vec<(String, Meta)> = [
         ("embedding_length", whole(spec.hidden)),
@@ -89,6 +98,10 @@ fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
         ("logit_scale", number("logits_scaling")),
         ("attn_logit_softcapping", number("attn_logit_softcapping")),
         ("final_logit_softcapping", number("final_logit_softcapping")),
+        ("expert_count", spec.experts.as_ref().and_then(|e| whole(e.gating.experts))),
+        ("expert_used_count", spec.experts.as_ref().and_then(|e| whole(e.gating.per_token))),
+        ("expert_feed_forward_length", spec.experts.as_ref().and_then(|e| whole(e.intermediate))),
+        ("expert_shared_feed_forward_length", shared.and_then(|shared| whole(shared.intermediate))),
         ("attention.sliding_window", of.config["sliding_window"].as_u64().and_then(|n| whole(n as usize))),
     ]
     .into_iter()
@@ -98,13 +111,25 @@ fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
     values.retain(|(key, _)| !more.iter().any(|(other, _)| key == other));
     values.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     let tensor = |numbers: Vec<f32>, shape: &[usize], kind: GgmlDType| {
-        let whole = shape.len() == 2 && shape[1].is_multiple_of(kind.block_size());
+        let whole = shape.len() > 1 && shape[shape.len() - 1].is_multiple_of(kind.block_size());
         let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap();
         QTensor::quantize(&tensor, if whole { kind } else { GgmlDType::F32 }).unwrap()
     };
     let mut tensors = Vec::new();
-    for (hf, shape) in decoder::tensors(spec) {
-        let mut numbers = of.source.weight(&hf, &shape).unwrap().to_f32().f32s().to_vec();
+    for (hf, mut shape) in decoder::tensors(spec) {
+        let read =
+            |name: &str, shape: &[usize]| of.source.weight(name, shape).unwrap().to_f32().f32s().to_vec();
+        let mut numbers = match hf.split_once("experts.0.") {
+            // All experts lie in one tensor.
+            Some((before, after)) => {
+                let experts = spec.experts.as_ref().unwrap().gating.experts;
+                let one = shape.clone();
+                shape.insert(0, experts);
+                (0..experts).flat_map(|e| read(&format!("{before}experts.{e}.{after}"), &one)).collect()
+            }
+            None if hf.contains("experts.") => continue,
+            None => read(&hf, &shape),
+        };
         let turned = hf.contains("q_proj") || hf.contains("k_proj");
         if turned && ["llama", "granite", "smollm3"].contains(&architecture.as_str()) {
             numbers = permuted(&numbers, shape[0], spec.head_dim);
@@ -172,7 +197,7 @@ fn open(path: &Path) -> Checkpoint {
 #[test]
 fn every_architecture_gives_the_logits_it_gives_from_its_own_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
-    let configs = others().into_iter().map(|(_, config)| config).chain([llama(2), qwen3(2)]);
+    let configs = others().into_iter().chain(routed()).map(|(_, config)| config).chain([llama(2), qwen3(2)]);
     for mut config in configs {
         // No file says which layers have no positions, or no window: theirs are every fourth, and every sixth.
         for (key, layers) in [("no_rope_layers", 5), ("sliding_window_pattern", 7)] {
@@ -180,6 +205,8 @@ fn every_architecture_gives_the_logits_it_gives_from_its_own_checkpoint() {
                 config["num_hidden_layers"] = layers.into();
             }
         }
+        // Nor which have no experts.
+        config.as_object_mut().unwrap().remove("decoder_sparse_step");
         if config["architectures"][0] == "MistralForCausalLM" {
             // It goes as Llama there, which has no window.
             config["sliding_window"] = Value::Null;
@@ -307,7 +334,7 @@ fn what_is_not_read_is_named() {
     assert!(rounded.err().unwrap().to_string().contains("is Q8_0 already"));
     for (more, wanted) in [
         (vec![("general.architecture", Meta::String("mamba".into()))], "`mamba` is not an architecture"),
-        (vec![("llama.expert_count", Meta::U32(8))], "llama.expert_count: models of experts"),
+        (vec![("llama.expert_count", Meta::U32(8))], "`blk.0.ffn_down.weight`: is none of"),
         (vec![("split.count", Meta::U16(3))], "one of several parts"),
         (
             vec![("llama.block_count", Meta::U32(10_000_000))],

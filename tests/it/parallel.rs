@@ -41,7 +41,7 @@ fn ranks_give_the_logits_and_the_tokens_of_one() {
         ("llama, one K/V head for two ranks", even(llama(1)), 2),
         ("llama, four ranks", even(llama(4)), 4),
         ("qwen3, norms of heads", even(qwen3(2)), 2),
-        ("glm4, norms behind branches", even(others().swap_remove(0).1), 2),
+        ("gemma2, norms behind branches", even(others().swap_remove(0).1), 2),
     ] {
         let whole = decoder(&config, Precision::F32);
         let want = Steps::new(&whole, Shape::default()).run(&prompts, TOKENS);

@@ -7,7 +7,7 @@ use hashwatt::measure::baseline::Baseline;
 use hashwatt::model::decoder::Precision;
 use serde_json::Value;
 
-use crate::support::{Shape, Steps, checkpoint, decoder, llama, others, prompt, qwen3};
+use crate::support::{Shape, Steps, checkpoint, decoder, llama, others, prompt, qwen3, routed};
 
 const VOCAB: usize = 517;
 
@@ -24,15 +24,16 @@ fn models() -> Vec<(&'static str, Value)> {
 fn logits_equal_candle_transformers() {
     // candle scales no positions but Llama's, and has neither Granite's multipliers nor a Gemma 3 that runs.
     let without = ["GraniteForCausalLM", "Gemma3ForCausalLM"];
-    let others =
-        others().into_iter().filter(|(name, _)| !without.contains(name)).map(|(name, mut config)| {
+    let others = others().into_iter().chain(routed()).filter(|(name, _)| !without.contains(name)).map(
+        |(name, mut config)| {
             config["rope_scaling"] = Value::Null;
             // Nor windows as they are: HuggingFace transformers' logits have those (`architectures`).
             if config.get("sliding_window").is_some() {
                 config["sliding_window"] = 4096.into();
             }
             (name, config, &[17, 60][..])
-        });
+        },
+    );
     let models = models().into_iter().map(|(name, config)| (name, config, &[1, 17, 300][..]));
     for (name, config, lengths) in models.chain(others) {
         let ours = decoder(&config, Precision::F32);
@@ -68,7 +69,7 @@ fn logits_are_the_same_bits_however_the_work_is_cut() {
     let lengths = [1, 17, 300, 700];
     let prompts: Vec<Vec<u32>> =
         (0..16).map(|i| prompt(if i < 4 { lengths[i] } else { 5 + 23 * i }, VOCAB, 100 + i as u64)).collect();
-    for (name, config) in models().into_iter().chain(others()) {
+    for (name, config) in models().into_iter().chain(others()).chain(routed()) {
         for precision in [Precision::F32, Precision::Bf16] {
             let model = decoder(&config, precision);
             let alone: Vec<_> = prompts

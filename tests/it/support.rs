@@ -47,15 +47,16 @@ pub fn qwen3(kv_heads: usize) -> Value {
     })
 }
 
-/// Each other shape that a decoder can have, by the architecture that has it.
+fn of(architecture: &'static str, more: Value) -> (&'static str, Value) {
+    let mut config = llama(2);
+    config["num_hidden_layers"] = 2.into();
+    config["architectures"] = json!([architecture]);
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    (architecture, config)
+}
+
+/// Each other shape that a dense decoder can have, by the architecture that has it.
 pub fn others() -> Vec<(&'static str, Value)> {
-    let of = |architecture: &'static str, more: Value| {
-        let mut config = llama(2);
-        config["num_hidden_layers"] = 2.into();
-        config["architectures"] = json!([architecture]);
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        (architecture, config)
-    };
     let scaled = json!({"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1,
                         "logits_scaling": 8.0});
     let gemma = json!({"hidden_act": null, "hidden_activation": "gelu_pytorch_tanh", "head_dim": 64, "sliding_window": 24,
@@ -74,6 +75,22 @@ pub fn others() -> Vec<(&'static str, Value)> {
         of("Phi3ForCausalLM", json!({"partial_rotary_factor": 0.75})),
         of("Qwen2ForCausalLM", json!({})),
         of("SmolLM3ForCausalLM", json!({"no_rope_layers": [1, 0]})),
+    ]
+}
+
+/// Shapes with routed experts.
+pub fn routed() -> Vec<(&'static str, Value)> {
+    let experts = json!({"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 96, "norm_topk_prob": true,
+                         "decoder_sparse_step": 2});
+    let (mut shared, mut plain) = (experts.clone(), experts);
+    let more =
+        json!({"decoder_sparse_step": 1, "norm_topk_prob": false, "shared_expert_intermediate_size": 160});
+    shared.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    plain["head_dim"] = 64.into();
+    vec![
+        of("MixtralForCausalLM", json!({"num_local_experts": 4, "num_experts_per_tok": 2})),
+        of("Qwen2MoeForCausalLM", shared),
+        of("Qwen3MoeForCausalLM", plain),
     ]
 }
 

@@ -41,6 +41,7 @@ pub(super) fn shape(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
         logit_scale: 1.0,
         logit_cap: None,
         activation: GateActivation::Silu,
+        experts: None,
         norm_offset: 0.0,
         float_type: c.float_type()?,
         names: &HF_NAMES,

@@ -8,17 +8,21 @@ mod glm4;
 mod granite;
 mod llama;
 mod mistral;
+mod mixtral;
 mod olmo2;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 pub mod reader;
 mod smollm3;
 
 use reader::ConfigReader;
 
 use crate::model::LoadError;
-use crate::model::spec::{DecoderSpec, Parts, RopeScaling, TensorNames};
+use crate::model::spec::{DecoderSpec, ExpertNames, ExpertSpec, Parts, RopeScaling, TensorNames};
+use crate::ops::experts::Gating;
 
 type Build = fn(&ConfigReader) -> Result<DecoderSpec, LoadError>;
 
@@ -31,10 +35,13 @@ const REGISTRY: &[(&str, &str, Build)] = &[
     ("LlamaForCausalLM", "llama", llama::spec),
     ("MinistralForCausalLM", "ministral", mistral::spec),
     ("MistralForCausalLM", "mistral", mistral::spec),
+    ("MixtralForCausalLM", "mixtral", mixtral::spec),
     ("Olmo2ForCausalLM", "olmo2", olmo2::spec),
     ("Phi3ForCausalLM", "phi3", phi3::spec),
     ("Qwen2ForCausalLM", "qwen2", qwen2::spec),
+    ("Qwen2MoeForCausalLM", "qwen2_moe", qwen2_moe::spec),
     ("Qwen3ForCausalLM", "qwen3", qwen3::spec),
+    ("Qwen3MoeForCausalLM", "qwen3_moe", qwen3_moe::spec),
     ("SmolLM3ForCausalLM", "smollm3", smollm3::spec),
 ];
 
@@ -62,6 +69,20 @@ pub(crate) const HF_NAMES: TensorNames = TensorNames {
     k_norm: "model.layers.{}.self_attn.k_norm.weight",
     gate_up: Parts::Apart(["model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"]),
     down: "model.layers.{}.mlp.down_proj",
+    experts: Some(ExpertNames {
+        router: "model.layers.{}.mlp.gate",
+        gate_up: Parts::Apart([
+            "model.layers.{}.mlp.experts.{e}.gate_proj",
+            "model.layers.{}.mlp.experts.{e}.up_proj",
+        ]),
+        down: "model.layers.{}.mlp.experts.{e}.down_proj",
+        shared_gate_up: Parts::Apart([
+            "model.layers.{}.mlp.shared_expert.gate_proj",
+            "model.layers.{}.mlp.shared_expert.up_proj",
+        ]),
+        shared_down: "model.layers.{}.mlp.shared_expert.down_proj",
+        shared_gate: "model.layers.{}.mlp.shared_expert_gate",
+    }),
 };
 
 /// The same without the part of the model that they are in: of checkpoints that have nothing else.
@@ -83,6 +104,7 @@ pub(crate) const BARE_NAMES: TensorNames = TensorNames {
     k_norm: "layers.{}.self_attn.k_norm.weight",
     gate_up: Parts::Apart(["layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj"]),
     down: "layers.{}.mlp.down_proj",
+    experts: None,
 };
 
 /// Gate and up in one tensor.
@@ -161,6 +183,9 @@ fn check_with(reader: &ConfigReader, s: &DecoderSpec) -> Result<(), LoadError> {
             return Err(reader.error("rope_scaling.short_factor", problem));
         }
     }
+    if let Some(experts) = &s.experts {
+        check_experts(reader, s, experts)?;
+    }
     for (key, scale) in [
         ("embedding_multiplier", s.embedding_scale),
         ("attention_multiplier", s.attention_scale),
@@ -169,6 +194,32 @@ fn check_with(reader: &ConfigReader, s: &DecoderSpec) -> Result<(), LoadError> {
         if !scale.is_finite() || scale <= 0.0 {
             return Err(reader.error(key, format!("comes to {scale}, which is no finite number above 0")));
         }
+    }
+    Ok(())
+}
+
+fn check_experts(reader: &ConfigReader, s: &DecoderSpec, experts: &ExpertSpec) -> Result<(), LoadError> {
+    const MOST_EXPERTS: usize = 1024;
+    const MOST_OF_A_ROW: usize = 64;
+    let Gating { experts: count, per_token, .. } = experts.gating;
+    if count == 0 || count > MOST_EXPERTS {
+        return Err(reader.error("num_experts", format!("{count} is not between 1 and {MOST_EXPERTS}")));
+    }
+    let most = count.min(MOST_OF_A_ROW);
+    if per_token == 0 || per_token > most {
+        let problem = format!("{per_token} is not between 1 and {most}");
+        return Err(reader.error("num_experts_per_tok", problem));
+    }
+    let shared = experts.shared.map_or(1, |shared| shared.intermediate);
+    for (key, width) in
+        [("moe_intermediate_size", experts.intermediate), ("shared_expert_intermediate_size", shared)]
+    {
+        if width == 0 || width > 1 << 24 {
+            return Err(reader.error(key, format!("{width} is not between 1 and {}", 1 << 24)));
+        }
+    }
+    if s.names.mlp_out_norm.is_some() || s.mlp_bias {
+        return Err(reader.error("architectures", "experts have neither biases nor a norm behind them here"));
     }
     Ok(())
 }

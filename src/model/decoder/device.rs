@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Result};
 
+use super::feed_forward::{FeedForward, Mlp};
 use super::{Decoder, Layer, Matrix, Projection};
 use crate::ops::weight::Weight;
 
@@ -41,8 +42,15 @@ impl Decoder {
                 qk_norms: norms.map(|[q, k]| Ok::<_, candle_core::Error>([one(q)?, one(k)?])).transpose()?,
                 attention_out_norm: some(&layer.attention_out_norm)?,
                 mlp_norm: some(&layer.mlp_norm)?,
-                gate_up: projection(&layer.gate_up)?,
-                down: projection(&layer.down)?,
+                feed_forward: match &layer.feed_forward {
+                    FeedForward::Dense(mlp) => FeedForward::Dense(Mlp {
+                        gate_up: projection(&mlp.gate_up)?,
+                        down: projection(&mlp.down)?,
+                    }),
+                    FeedForward::Experts(_) => {
+                        candle_core::bail!("routed experts have operations on processors only, as yet")
+                    }
+                },
                 mlp_out_norm: some(&layer.mlp_out_norm)?,
                 cache_scales: layer.cache_scales,
                 rope: layer.rope,

@@ -4,9 +4,10 @@ use std::sync::OnceLock;
 
 use candle_core::DType;
 
+use super::feed_forward::{Experts, FeedForward, Mlp};
 use super::{Decoder, Layer, Matrix, Precision, Projection};
 use crate::model::LoadError;
-use crate::model::spec::{DecoderSpec, FloatType, Parts, QkNorm};
+use crate::model::spec::{DecoderSpec, ExpertNames, ExpertSpec, FloatType, Parts, QkNorm};
 use crate::model::weights::WeightSource;
 use crate::ops::blocks::{Blocks, Format};
 use crate::ops::kv_write::CacheScales;
@@ -62,10 +63,15 @@ pub fn tensors(spec: &DecoderSpec) -> Vec<(String, Vec<usize>)> {
             projection(name, spec.qkv_bias, out, spec.hidden);
         }
         projection(n.o, spec.o_bias, spec.hidden, spec.q_width());
-        for (name, out) in named_outputs(n.gate_up, [spec.intermediate; 2]) {
-            projection(name, spec.mlp_bias, out, spec.hidden);
+        match (spec.experts_of(layer), &n.experts) {
+            (Some(experts), Some(names)) => all.extend(tensors_of_experts(spec, experts, names, layer)),
+            _ => {
+                for (name, out) in named_outputs(n.gate_up, [spec.intermediate; 2]) {
+                    projection(name, spec.mlp_bias, out, spec.hidden);
+                }
+                projection(n.down, spec.mlp_bias, spec.hidden, spec.intermediate);
+            }
         }
-        projection(n.down, spec.mlp_bias, spec.hidden, spec.intermediate);
         let of_residual = [n.input_norm, n.attention_out_norm, n.mlp_norm, n.mlp_out_norm];
         all.extend(of_residual.into_iter().flatten().map(|name| (named(name), vec![spec.hidden])));
         let widths = match spec.qk_norm {
@@ -78,6 +84,30 @@ pub fn tensors(spec: &DecoderSpec) -> Vec<(String, Vec<usize>)> {
     all.push((n.final_norm.to_string(), vec![spec.hidden]));
     if !spec.tied_head {
         all.push((n.head.to_string(), vec![spec.vocab, spec.hidden]));
+    }
+    all
+}
+
+fn tensors_of_experts(
+    spec: &DecoderSpec,
+    experts: &ExpertSpec,
+    names: &ExpertNames,
+    layer: usize,
+) -> Vec<(String, Vec<usize>)> {
+    let (hidden, inner, count) = (spec.hidden, experts.intermediate, experts.gating.experts);
+    let named = |name: &str| format!("{}.weight", name.replace("{}", &layer.to_string()));
+    let mut all = vec![(named(names.router), vec![count, hidden])];
+    for e in 0..count {
+        let of_expert = |name: &str| named(name).replace("{e}", &e.to_string());
+        let entering = named_outputs(names.gate_up, [inner; 2]);
+        all.extend(entering.into_iter().map(|(name, out)| (of_expert(name), vec![out, hidden])));
+        all.push((of_expert(names.down), vec![hidden, inner]));
+    }
+    if let Some(shared) = experts.shared {
+        let entering = named_outputs(names.shared_gate_up, [shared.intermediate; 2]);
+        all.extend(entering.into_iter().map(|(name, out)| (named(name), vec![out, hidden])));
+        all.push((named(names.shared_down), vec![hidden, shared.intermediate]));
+        all.extend(shared.gated.then(|| (named(names.shared_gate), vec![1, hidden])));
     }
     all
 }
@@ -297,11 +327,60 @@ impl Loader<'_> {
             qk_norms,
             attention_out_norm: self.some_norm(n.attention_out_norm, l)?,
             mlp_norm: self.some_norm(n.mlp_norm, l)?,
-            gate_up: self.parts(l, n.gate_up, [s.intermediate; 2], s.mlp_bias)?,
-            down: self.projection(l, &[(n.down, s.hidden)], s.intermediate, s.mlp_bias)?,
+            feed_forward: match (s.experts_of(l), &n.experts) {
+                (Some(experts), Some(names)) => FeedForward::Experts(self.experts(l, experts, names)?),
+                _ => FeedForward::Dense(self.mlp(l, (n.gate_up, n.down), s.intermediate, s.mlp_bias)?),
+            },
             mlp_out_norm: self.some_norm(n.mlp_out_norm, l)?,
             cache_scales: self.cache_scales(l)?,
             rope: s.rope_of(l),
+        })
+    }
+
+    fn mlp(
+        &self,
+        layer: usize,
+        (gate_up, down): (Parts<2>, &str),
+        inner: usize,
+        bias: bool,
+    ) -> std::result::Result<Mlp, LoadError> {
+        Ok(Mlp {
+            gate_up: self.parts(layer, gate_up, [inner; 2], bias)?,
+            down: self.projection(layer, &[(down, self.spec.hidden)], inner, bias)?,
+        })
+    }
+
+    fn experts(
+        &self,
+        layer: usize,
+        experts: &ExpertSpec,
+        names: &ExpertNames,
+    ) -> std::result::Result<Experts, LoadError> {
+        let (hidden, inner, gating) = (self.spec.hidden, experts.intermediate, experts.gating);
+        let named = |name: &str| format!("{}.weight", name.replace("{}", &layer.to_string()));
+        let each = |name: &str, shape: [usize; 2]| {
+            let of_expert = |e: usize| named(name).replace("{e}", &e.to_string());
+            (0..gating.experts)
+                .map(|e| self.product_weight(&of_expert(e), &shape))
+                .collect::<std::result::Result<Vec<_>, _>>()
+        };
+        let entering = named_outputs(names.gate_up, [inner; 2]).into_iter();
+        // They decide between experts: never rounded.
+        let router = self.matrix(&named(names.router), &[gating.experts, hidden], true)?;
+        let shared = experts.shared.map(|shared| {
+            let mlp =
+                self.mlp(layer, (names.shared_gate_up, names.shared_down), shared.intermediate, false)?;
+            let gate = shared.gated.then(|| self.matrix(&named(names.shared_gate), &[1, hidden], true));
+            Ok((mlp, gate.transpose()?))
+        });
+        Ok(Experts {
+            gating,
+            router,
+            gate_up: entering
+                .map(|(name, out)| each(name, [out, hidden]))
+                .collect::<std::result::Result<_, _>>()?,
+            down: each(names.down, [hidden, inner])?,
+            shared: shared.transpose()?,
         })
     }
 
@@ -315,8 +394,7 @@ impl Loader<'_> {
     }
 
     fn activations(&self, layers: &[Layer], head: &Weight) -> DType {
-        let matrices = layers.iter().flat_map(Layer::projections).flat_map(|p| &p.0).map(|m| &m.weight);
-        let mut all = matrices.chain([head]).map(Weight::kind);
+        let mut all = layers.iter().flat_map(Layer::weights).chain([head]).map(Weight::kind);
         match (head.kind(), self.reading.precision) {
             (WeightType::Bf16, _) => DType::BF16,
             // Blocks are fast with these alone.
@@ -345,9 +423,9 @@ impl Loader<'_> {
         let (mut embedding, mut head) = (embedding, head);
         if activations == DType::BF16 {
             // No product mixes f16 with bf16.
-            let all = layers.iter_mut().flat_map(|l| [&mut l.qkv, &mut l.o, &mut l.gate_up, &mut l.down]);
-            for matrix in all.flat_map(|p| &mut p.0).filter(|m| m.weight.kind() == WeightType::F16) {
-                matrix.weight = matrix.weight.to_bf16();
+            let all = layers.iter_mut().flat_map(Layer::weights_mut);
+            for weight in all.filter(|weight| weight.kind() == WeightType::F16) {
+                *weight = weight.to_bf16();
             }
             if head.kind() == WeightType::F16 {
                 head = head.to_bf16();

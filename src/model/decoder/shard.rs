@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use candle_core::{Result, bail};
 
+use super::feed_forward::{FeedForward, Mlp};
 use super::{Decoder, Layer, Matrix, Projection};
 use crate::model::spec::QkNorm;
 use crate::ops::all_reduce::Rank;
@@ -43,21 +44,29 @@ impl Decoder {
         let elements = |heads: Range<usize>| heads.start * s.head_dim..heads.end * s.head_dim;
         let (q, kv) = (elements(part(s.heads, index, ranks)), elements(first_kv..first_kv + spec.kv_heads));
         let inner = part(s.intermediate, index, ranks);
-        let layers = self.layers.iter().map(|layer| Layer {
-            input_norm: layer.input_norm.clone(),
-            qkv: layer.qkv.rows(&[q.clone(), kv.clone(), kv.clone()]),
-            o: layer.o.columns(&q, index),
-            qk_norms: layer.qk_norms.clone(),
-            attention_out_norm: layer.attention_out_norm.clone(),
-            mlp_norm: layer.mlp_norm.clone(),
-            gate_up: layer.gate_up.rows(&[inner.clone(), inner.clone()]),
-            down: layer.down.columns(&inner, index),
-            mlp_out_norm: layer.mlp_out_norm.clone(),
-            cache_scales: layer.cache_scales,
-            rope: layer.rope,
-        });
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let FeedForward::Dense(mlp) = &layer.feed_forward else {
+                bail!("ranks cannot share routed experts, as yet")
+            };
+            layers.push(Layer {
+                input_norm: layer.input_norm.clone(),
+                qkv: layer.qkv.rows(&[q.clone(), kv.clone(), kv.clone()]),
+                o: layer.o.columns(&q, index),
+                qk_norms: layer.qk_norms.clone(),
+                attention_out_norm: layer.attention_out_norm.clone(),
+                mlp_norm: layer.mlp_norm.clone(),
+                feed_forward: FeedForward::Dense(Mlp {
+                    gate_up: mlp.gate_up.rows(&[inner.clone(), inner.clone()]),
+                    down: mlp.down.columns(&inner, index),
+                }),
+                mlp_out_norm: layer.mlp_out_norm.clone(),
+                cache_scales: layer.cache_scales,
+                rope: layer.rope,
+            });
+        }
         Ok(Decoder {
-            layers: layers.collect(),
+            layers,
             spec,
             activations: self.activations,
             cache: self.cache,

@@ -18,7 +18,9 @@ const ARCHITECTURES: &[(&str, &str, bool)] = &[
     ("olmo2", "Olmo2ForCausalLM", false),
     ("phi3", "Phi3ForCausalLM", false),
     ("qwen2", "Qwen2ForCausalLM", false),
+    ("qwen2moe", "Qwen2MoeForCausalLM", false),
     ("qwen3", "Qwen3ForCausalLM", false),
+    ("qwen3moe", "Qwen3MoeForCausalLM", false),
     ("smollm3", "SmolLM3ForCausalLM", true),
 ];
 
@@ -44,6 +46,9 @@ impl<'a> Described<'a> {
                 format!("`{name}` is not an architecture this server reads; it reads {}", known.join(", "));
             return Err(HeaderError::Unsupported(KEY.into(), problem));
         };
+        // Mixtral goes as Llama there.
+        let experts = metadata.whole(&format!("{architecture}.expert_count"))?.unwrap_or(0);
+        let class = if architecture == "llama" && experts > 0 { "MixtralForCausalLM" } else { class };
         Ok(Described { metadata, architecture, class, side_by_side: *side_by_side })
     }
 
@@ -58,7 +63,7 @@ impl<'a> Described<'a> {
     /// The configuration that `arch` reads.
     ///
     /// # Errors
-    /// Values of the wrong kind, experts.
+    /// Values of the wrong kind, models that are not what they are called.
     pub fn config(&self) -> Result<Value, HeaderError> {
         let mut config = Map::new();
         config.insert("architectures".into(), json!([self.class]));
@@ -72,10 +77,6 @@ impl<'a> Described<'a> {
         };
         config.insert("torch_dtype".into(), float_type.into());
         config.insert("tie_word_embeddings".into(), json!(!self.has("output.weight")));
-        let experts = self.key("expert_count");
-        if self.metadata.whole(&experts)?.is_some_and(|n| n > 0) {
-            return Err(HeaderError::Value(experts, "models of experts are not read"));
-        }
         let blocks = self.key("block_count");
         if self.metadata.whole(&blocks)?.is_some_and(|n| n > self.metadata.header.tensors() as u64) {
             return Err(HeaderError::Value(blocks, "is more than there are tensors"));
@@ -94,6 +95,13 @@ impl<'a> Described<'a> {
             ("intermediate_size", "feed_forward_length"),
             ("max_position_embeddings", "context_length"),
             ("sliding_window", "attention.sliding_window"),
+            (
+                if self.class == "MixtralForCausalLM" { "num_local_experts" } else { "num_experts" },
+                "expert_count",
+            ),
+            ("num_experts_per_tok", "expert_used_count"),
+            ("moe_intermediate_size", "expert_feed_forward_length"),
+            ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
         ] {
             // A window of 0 is none.
             let value = self.metadata.whole(&self.key(from))?;
@@ -119,6 +127,8 @@ impl<'a> Described<'a> {
         if self.architecture.starts_with("gemma") {
             self.gemma(&mut config);
         }
+        // Which none of the files says.
+        config.insert("norm_topk_prob".into(), json!(self.architecture == "qwen3moe"));
         self.rope(&mut config)?;
         Ok(Value::Object(config))
     }
@@ -127,7 +137,11 @@ impl<'a> Described<'a> {
     fn refuse_variants(&self) -> Result<(), HeaderError> {
         let whole = |key: &str| Ok::<_, HeaderError>(self.metadata.whole(&self.key(key))?.unwrap_or(0));
         let refuse = |key: &str, problem| Err(HeaderError::Value(self.key(key), problem));
+        let with_experts = ["llama", "qwen2moe", "qwen3moe"].contains(&self.architecture);
         match self.architecture {
+            _ if !with_experts && whole("expert_count")? > 0 => {
+                refuse("expert_count", "this architecture is not read with experts")
+            }
             "olmo2" if whole("attention.sliding_window")? > 0 => {
                 refuse("attention.sliding_window", "is OLMo 3's, which is not read")
             }
@@ -245,8 +259,25 @@ impl<'a> Described<'a> {
         Ok(())
     }
 
-    /// The name in this file of what HuggingFace names so.
-    pub fn name(&self, name: &str) -> Option<String> {
+    /// The name in this file of what HuggingFace names so, and the expert whose part of it is meant.
+    pub fn name(&self, name: &str) -> Option<(String, Option<usize>)> {
+        let Some((layer, rest)) = name.split_once("experts.").filter(|_| name.starts_with("model.layers."))
+        else {
+            return Some((self.whole_name(name)?, None));
+        };
+        let (expert, part) = rest.split_once('.')?;
+        let (layer, part) =
+            (layer.strip_prefix("model.layers.")?.split_once('.')?.0, part.strip_suffix(".weight")?);
+        let part = match part {
+            "gate_proj" | "w1" => "ffn_gate_exps",
+            "up_proj" | "w3" => "ffn_up_exps",
+            "down_proj" | "w2" => "ffn_down_exps",
+            _ => return None,
+        };
+        Some((format!("blk.{layer}.{part}.weight"), Some(expert.parse().ok()?)))
+    }
+
+    fn whole_name(&self, name: &str) -> Option<String> {
         let whole = match name {
             "model.embed_tokens.weight" => "token_embd.weight",
             "model.norm.weight" => "output_norm.weight",
@@ -272,6 +303,11 @@ impl<'a> Described<'a> {
                     // Gate and up in one are called up.
                     ("mlp.up_proj" | "mlp.gate_up_proj", _) => "ffn_up",
                     ("mlp.down_proj", _) => "ffn_down",
+                    ("mlp.gate" | "block_sparse_moe.gate", _) => "ffn_gate_inp",
+                    ("mlp.shared_expert.gate_proj", _) => "ffn_gate_shexp",
+                    ("mlp.shared_expert.up_proj", _) => "ffn_up_shexp",
+                    ("mlp.shared_expert.down_proj", _) => "ffn_down_shexp",
+                    ("mlp.shared_expert_gate", _) => "ffn_gate_inp_shexp",
                     _ => return None,
                 };
                 return Some(format!("blk.{layer}.{part}.{kind}"));

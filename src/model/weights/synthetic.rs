@@ -65,7 +65,7 @@ impl Generator {
             (1.0, 0.1)
         } else if name.contains("embed") {
             (0.0, 0.02)
-        } else if name.contains("o_proj") || name.contains("down_proj") {
+        } else if name.contains("o_proj") || name.contains("down_proj") || name.ends_with(".w2.weight") {
             (0.0, fan_in / (2.0 * self.layers as f32).sqrt())
         } else {
             (0.0, fan_in)
