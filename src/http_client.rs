@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 pub mod testing;
+pub mod transfer;
 
 use std::fmt;
 use std::time::Duration;
