@@ -223,24 +223,61 @@ fn open_synthetic(preset: &str, pool: &Arc<Pool>) -> Result<Checkpoint, LoadErro
     Checkpoint::synthetic(&format!("{SYNTHETIC}{preset}"), &file, preset_config(preset)?, pool)
 }
 
-/// A model of one file. A pickle is a program, and never read.
+/// A model of one file.
 fn open_file(file: &Path, pool: &Arc<Pool>) -> Result<Checkpoint, LoadError> {
     match file.extension().and_then(|e| e.to_str()) {
         Some("gguf") => gguf::open(file, pool),
         Some("safetensors") => {
             Err(LoadError::file(file, "is weights alone: name the folder with its config.json"))
         }
-        Some("bin" | "pt" | "pth" | "pkl") => {
-            Err(LoadError::file(file, "is a pickle, which is a program; safetensors and GGUF are read"))
-        }
+        _ if is_pickle(file) => Err(LoadError::file(file, PICKLE)),
         _ => Err(LoadError::file(file, "is a file, and none of GGUF (.gguf); folders are read, too")),
     }
+}
+
+/// What a folder's model is called: as the folder, or as the repository whose snapshot in the hub's cache it is.
+pub(super) fn name_of(folder: &Path) -> String {
+    let last = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
+    let repository = || {
+        let snapshots = folder.parent().filter(|p| last(p).as_deref() == Some("snapshots"))?;
+        Some(last(snapshots.parent()?)?.strip_prefix("models--")?.replacen("--", "/", 1))
+    };
+    repository().or_else(|| last(folder)).unwrap_or_else(|| folder.display().to_string())
+}
+
+/// Refuses what is no model, and weights that are programs, by the file that says so.
+pub(super) fn check_kind(folder: &Path) -> Result<(), LoadError> {
+    if TensorTable::is_in(folder) {
+        return Ok(());
+    }
+    let adapter = folder.join("adapter_config.json");
+    if adapter.is_file() {
+        return Err(LoadError::file(
+            adapter,
+            "this is an adapter, which is no model by itself: whole models are served, in safetensors or GGUF",
+        ));
+    }
+    let files = std::fs::read_dir(folder).map_err(|e| LoadError::io(folder, e))?;
+    let mut pickles: Vec<_> = files.filter_map(|f| Some(f.ok()?.path())).filter(|f| is_pickle(f)).collect();
+    pickles.sort();
+    match pickles.first() {
+        Some(file) => Err(LoadError::file(file, PICKLE)),
+        None => Ok(()),
+    }
+}
+
+const PICKLE: &str = "is a pickle, which is a program, and never loaded; safetensors and GGUF are read";
+
+fn is_pickle(file: &Path) -> bool {
+    let ending = file.extension().and_then(|e| e.to_str());
+    matches!(ending, Some("bin" | "pt" | "pth" | "ckpt" | "pkl" | "pickle"))
 }
 
 fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {
     if !folder.is_dir() {
         return Err(LoadError::Unknown(name.into()));
     }
+    check_kind(folder)?;
     let required = |file: &str| {
         let path = folder.join(file);
         std::fs::read(&path).map_err(|e| LoadError::io(&path, e))
@@ -260,9 +297,8 @@ fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {
     let template = optional("chat_template.jinja")?
         .map(|b| String::from_utf8(b).map_err(|e| LoadError::file(folder.join("chat_template.jinja"), e)))
         .transpose()?;
-    let base = folder.file_name().map_or_else(|| name.to_string(), |n| n.to_string_lossy().into_owned());
     Ok(Checkpoint {
-        name: base,
+        name: name_of(folder),
         spec,
         config,
         text: TextFiles {

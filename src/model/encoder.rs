@@ -21,7 +21,7 @@ pub use self::spec::{Architecture, EncoderSpec, Purpose, Shorter};
 use self::weights::{TensorShape, Weights};
 use super::LoadError;
 use super::arch;
-use super::checkpoint::{SYNTHETIC_SEED, TokenizerSource, card_config};
+use super::checkpoint::{SYNTHETIC_SEED, TokenizerSource, card_config, check_kind, name_of};
 use super::decoder::{self, Decoder, Precision, Quantize, Reading};
 use super::pooling::{self, Pool, Pooling};
 use super::spec::FloatType;
@@ -180,6 +180,7 @@ fn open_folder(name: &str) -> std::result::Result<EncoderCheckpoint, LoadError> 
     if !folder.is_dir() {
         return Err(LoadError::Unknown(name.into()));
     }
+    check_kind(&folder)?;
     let file = folder.join("config.json");
     let config = pooling::read(&file)?;
     let mut spec = EncoderSpec::of(&file.display().to_string(), &config)?;
@@ -208,8 +209,7 @@ fn open_folder(name: &str) -> std::result::Result<EncoderCheckpoint, LoadError> 
         // Without a head there is none to read.
         decoder.tied_head = true;
     }
-    let base = folder.file_name().map_or_else(|| name.to_string(), |n| n.to_string_lossy().into_owned());
-    checked(base, spec, config, tokenizer, source, prefix)
+    checked(name_of(&folder), spec, config, tokenizer, source, prefix)
 }
 
 /// A loaded encoder. Runs on any thread; has no state.

@@ -32,7 +32,7 @@ pub enum LoadError {
     #[error("{file}: tensor `{tensor}`: {problem}")]
     Tensor { file: String, tensor: String, problem: String },
     #[error(
-        "no model `{0}`: not a folder with a config.json, no GGUF file, not `demo`, not a preset (see `hashwatt models`)"
+        "no model `{0}`: not a folder with a config.json, no GGUF file, not `demo`, not a preset (see `hashwatt models`), no org/name of the hub"
     )]
     Unknown(String),
     #[error("the device could not hold the model: {0}")]

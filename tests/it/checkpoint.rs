@@ -158,3 +158,34 @@ fn sharded_folders_are_read() {
     std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
     check(dir.path()).unwrap();
 }
+
+#[test]
+fn a_pickle_or_an_adapter_in_a_folder_is_refused_by_its_file() {
+    for (files, words) in [
+        (&["config.json", "pytorch_model.bin"][..], &["pytorch_model.bin", "pickle", "safetensors"][..]),
+        (&["model.pt"], &["model.pt", "pickle"]),
+        (&["adapter_config.json", "adapter_model.safetensors"], &["adapter_config.json", "adapter", "GGUF"]),
+        (&["adapter_config.json", "adapter_model.bin"], &["adapter_config.json", "adapter"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        files.iter().for_each(|f| std::fs::write(dir.path().join(f), "{}").unwrap());
+        let error = check(dir.path()).unwrap_err();
+        assert!(words.iter().all(|w| error.contains(w)), "{error}");
+        let pickle = dir.path().join(files[files.len() - 1]);
+        let of_file = check(&pickle).unwrap_err();
+        assert!(of_file.contains("pickle") || of_file.contains("folder"), "{of_file}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_the_hub_s_cache_is_called_as_its_repository() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = dir.path().join("models--site--tiny--small/snapshots/0123");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    write(&snapshot, |_, n, s| Some((n, s)));
+    let name = |folder: &Path| Checkpoint::open(folder.to_str().unwrap(), &pool(1)).unwrap().name;
+    assert_eq!(name(&snapshot), "site/tiny--small");
+    let plain = dir.path().join("tiny");
+    std::fs::rename(&snapshot, &plain).unwrap();
+    assert_eq!(name(&plain), "tiny");
+}

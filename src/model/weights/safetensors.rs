@@ -52,6 +52,11 @@ pub struct TensorTable {
 }
 
 impl TensorTable {
+    /// Whether a folder has what [`TensorTable::open`] reads.
+    pub fn is_in(folder: &Path) -> bool {
+        ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| folder.join(file).is_file())
+    }
+
     /// The tensors of a folder: `model.safetensors`, or the shards of `model.safetensors.index.json`.
     pub fn open(folder: &Path) -> Result<TensorTable, LoadError> {
         let index = folder.join("model.safetensors.index.json");
