@@ -10,7 +10,7 @@
 //! | L1 | [`wire`] [`ops`] [`http_client`] [`power`] [`economics`] [`metrics`] |
 //! | L2 | [`model`] [`text`] |
 //! | L3 | [`engine`] |
-//! | L4 | [`energy`] [`market`] [`store`] [`access`] [`mod@unit`] [`service`] [`measure`] |
+//! | L4 | [`energy`] [`market`] [`hub`] [`store`] [`access`] [`mod@unit`] [`service`] [`measure`] |
 //! | L5 | [`api`] |
 //! | top | [`config`] [`cli`] |
 
@@ -24,6 +24,7 @@ pub mod energy;
 pub mod engine;
 pub mod error;
 pub mod http_client;
+pub mod hub;
 pub mod market;
 pub mod measure;
 pub mod metrics;

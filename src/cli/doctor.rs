@@ -8,7 +8,7 @@ mod gpu;
 mod xid;
 
 use super::devices::Chosen;
-use super::{Exit, accounts, assemble, machine};
+use super::{Exit, accounts, assemble, hub, machine};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::ops::cpu::Isa;
@@ -170,6 +170,12 @@ fn power(config: &Config) -> Finding {
 }
 
 fn model(config: &Config) -> Finding {
+    let away = config.models.iter().find_map(|m| hub::named(&m.model).ok().flatten());
+    if let Some(name) = away {
+        let fix =
+            format!("`hashwatt models pull {name}` fetches it; `serve` does so, too, before its port opens");
+        return finding("model", Level::Warn, format!("{name}: is not in the hub's cache"), &fix);
+    }
     match assemble::open(config, &Unit::new(Clock::system())) {
         Ok(opened) => {
             let s = opened.sizes;

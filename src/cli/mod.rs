@@ -12,6 +12,7 @@ mod doctor;
 mod encoders;
 mod given;
 pub mod held;
+mod hub;
 mod keys;
 pub mod machine;
 mod market;
@@ -83,12 +84,16 @@ pub fn command() -> Command {
                 ),
         )
         .subcommand(
-            Command::new("models").about("List presets and local checkpoints").arg(json()).subcommand(
-                Command::new("write")
-                    .about("Write a model as a HuggingFace-style folder")
-                    .arg(Arg::new("source").required(true).value_name("synthetic:PRESET|demo"))
-                    .arg(Arg::new("folder").required(true).value_name("DIR")),
-            ),
+            Command::new("models")
+                .about("List presets, local checkpoints and the hub's cache")
+                .arg(json())
+                .subcommand(
+                    Command::new("write")
+                        .about("Write a model as a HuggingFace-style folder")
+                        .arg(Arg::new("source").required(true).value_name("synthetic:PRESET|demo"))
+                        .arg(Arg::new("folder").required(true).value_name("DIR")),
+                )
+                .subcommand(hub::pull_command()),
         )
         .subcommand(bench::command())
         .subcommand(market::command())
@@ -138,6 +143,12 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
     if ["models", "market", "report", "doctor", "selftest", "keys", "usage"].contains(&name) {
         end_with_the_reader();
     }
+    match name {
+        "serve" | "bench" | "selftest" => hub::resolve(&mut config)?,
+        "chat" if inner.get_one::<String>("url").is_none() => hub::resolve(&mut config)?,
+        "doctor" => hub::resolve_cached(&mut config),
+        _ => {}
+    }
     // The others open no device.
     let mut chosen = Chosen::default();
     if ["serve", "chat", "bench", "doctor", "selftest"].contains(&name) {
@@ -155,6 +166,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
     match (name, inner.subcommand()) {
         ("chat", _) => chat::run(&config, inner),
         ("models", Some(("write", m))) => models::write(m),
+        ("models", Some(("pull", m))) => hub::pull(&config, m),
         ("models", _) => models::list(&config, inner.get_flag("json")),
         ("bench", _) => bench::run(&config, inner),
         ("market", _) => market::run(inner),

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::ArgMatches;
 use serde_json::{Map, Value, json};
 
-use super::{Exit, machine};
+use super::{Exit, hub, machine};
 use crate::config::Config;
 use crate::model::Checkpoint;
 use crate::model::arch;
@@ -22,7 +22,7 @@ use crate::ops::pool::Pool;
 use crate::ops::weight::{Weight, WeightSlice, WeightType};
 use crate::text::tokenizer::{STAND_IN_SPECIALS, STAND_IN_TEMPLATE, stand_in_json};
 
-/// Lists the demo, the presets, and the checkpoints under `models-dir`.
+/// Lists the demo, the presets, the checkpoints under `models-dir`, and what the hub's cache holds.
 pub fn list(config: &Config, json: bool) -> Exit {
     let mut rows = vec![("demo".to_string(), describe("demo"))];
     rows.extend(PRESETS.iter().map(|(name, _)| {
@@ -47,11 +47,15 @@ pub fn list(config: &Config, json: bool) -> Exit {
         folders.sort();
         rows.extend(folders.into_iter().map(|p| (p.display().to_string(), describe(&p.to_string_lossy()))));
     }
-    if json {
-        let all: Vec<Value> = rows.iter().map(|(m, about)| json!({"model": m, "about": about})).collect();
-        println!("{}", Value::from(all));
-    } else {
-        rows.iter().for_each(|(model, about)| println!("{model:<24} {about}"));
+    let mut all: Vec<Value> = rows.iter().map(|(m, about)| json!({"model": m, "about": about})).collect();
+    for (name, folder) in hub::cached(config) {
+        let about = describe_cached(&folder);
+        all.push(json!({"model": name, "about": about, "path": folder}));
+        rows.push((name, about));
+    }
+    match json {
+        true => println!("{}", Value::from(all)),
+        false => rows.iter().for_each(|(model, about)| println!("{model:<24} {about}")),
     }
     Ok(0)
 }
@@ -62,6 +66,23 @@ fn size(architecture: &str, parameters: usize, context: usize) -> String {
         n => format!("{:.2} B", n as f64 / 1e9),
     };
     format!("{architecture}, {parameters} parameters, context {context}")
+}
+
+/// Of a snapshot, which may hold GGUF files alone.
+fn describe_cached(folder: &Path) -> String {
+    let ggufs = || {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|e| Some(e.ok()?.path()));
+        let mut all: Vec<_> = entries.filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect();
+        all.sort();
+        all.iter().filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect::<Vec<_>>()
+    };
+    match folder.join("config.json").is_file() {
+        true => describe(&folder.to_string_lossy()),
+        false => match ggufs() {
+            none if none.is_empty() => "incomplete: no config.json".into(),
+            all => format!("GGUF: {}", all.join(", ")),
+        },
+    }
 }
 
 fn describe(model: &str) -> String {

@@ -4,6 +4,7 @@
 //! variable, that beats the file, that beats the default. This is the only place that reads the
 //! environment.
 
+pub mod hub;
 pub mod places;
 pub mod settings;
 pub mod value;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use crate::power::PowerError;
 use crate::power::spec::MeterSpec;
+use hub::HubPlaces;
 use places::{AdminAddress, Places};
 use settings::{SETTINGS, Setting};
 use value::{parse_bytes, parse_duration, without_credentials};
@@ -61,7 +63,7 @@ pub struct Resolved(BTreeMap<&'static str, (String, Origin)>, Places);
 pub struct ModelSource {
     /// What clients call it, where the operator says so.
     pub name: Option<String>,
-    /// `demo`, `synthetic:PRESET` or a folder.
+    /// `demo`, `synthetic:PRESET`, a path, or the hub's name of a model.
     pub model: String,
 }
 
@@ -158,6 +160,7 @@ pub struct Config {
     pub meter: MeterSpec,
     pub require_measured: bool,
     pub models_dir: Option<PathBuf>,
+    pub hub: HubPlaces,
     pub log_level: String,
     pub log_format: LogFormat,
 }
@@ -345,6 +348,7 @@ impl Resolved {
             meter: self.get("meter", |v| v.parse().map_err(|e: PowerError| e.problem()))?,
             require_measured: self.flag("require-measured")?,
             models_dir: self.text("models-dir").map(PathBuf::from),
+            hub: self.1.hub.clone(),
             log_level: self.text("log-level").unwrap_or_default(),
             log_format: self.get("log-format", |v| match v {
                 "text" => Ok(LogFormat::Text),

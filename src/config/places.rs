@@ -3,13 +3,16 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// What the environment tells of the user's folders.
+use super::hub::HubPlaces;
+
+/// What the environment tells of the user's folders, and of the model hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
     /// For what outlives the process.
     pub state: Option<PathBuf>,
     /// For sockets; of this user only.
     pub runtime: Option<PathBuf>,
+    pub hub: HubPlaces,
 }
 
 impl Places {
@@ -20,7 +23,11 @@ impl Places {
             value.filter(|path| path.is_absolute())
         };
         let state = named("XDG_STATE_HOME").or_else(|| Some(named("HOME")?.join(".local/state")));
-        Places { state: state.map(|dir| dir.join("hashwatt")), runtime: named("XDG_RUNTIME_DIR") }
+        Places {
+            state: state.map(|dir| dir.join("hashwatt")),
+            runtime: named("XDG_RUNTIME_DIR"),
+            hub: HubPlaces::of(environment),
+        }
     }
 }
 
@@ -59,7 +66,7 @@ mod tests {
         let of = |pairs: &[(&str, &str)]| {
             Places::of(&pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<Vec<_>>())
         };
-        assert_eq!(of(&[]), Places::default());
+        assert_eq!((of(&[]).state, of(&[]).runtime), (None, None));
         let home = of(&[("HOME", "/home/a"), ("XDG_STATE_HOME", "relative")]);
         assert_eq!(home.state, Some("/home/a/.local/state/hashwatt".into()));
         let xdg = of(&[("HOME", "/home/a"), ("XDG_STATE_HOME", "/s"), ("XDG_RUNTIME_DIR", "/run/user/1")]);

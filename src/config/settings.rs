@@ -34,7 +34,7 @@ pub static SETTINGS: &[Setting] = &[
             "model",
             "demo",
             "[NAME=]MODEL",
-            "demo, synthetic:PRESET, a GGUF file, or a folder with config.json and safetensors; more than once for encoders beside it",
+            "demo, synthetic:PRESET, a GGUF file, a folder with config.json and safetensors, or ORG/NAME[@REVISION][:FILE.gguf] of the hub; more than once for encoders beside it",
         )
     },
     setting(

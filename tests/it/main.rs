@@ -18,6 +18,10 @@ mod failover_http;
 mod fp8;
 mod gguf;
 mod host_kernels;
+#[cfg(feature = "hub")]
+mod hub;
+#[cfg(feature = "hub")]
+mod hub_server;
 mod kernels;
 mod keys;
 mod nvml;

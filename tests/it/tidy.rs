@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("engine", &["error", "quantity", "clock", "model"]),
     ("energy", &["error", "quantity", "clock", "power", "engine", "metrics"]),
     ("market", &["error", "quantity", "clock", "economics", "http_client"]),
+    ("hub", &["error", "quantity", "clock", "http_client"]),
     ("store", &["error", "quantity", "clock"]),
     ("access", &["error", "quantity", "clock", "store"]),
     ("unit", &["error", "quantity", "clock", "engine", "power", "economics", "metrics", "energy"]),
