@@ -56,6 +56,12 @@ impl<'a> CachedRepo<'a> {
         self.folder().join("blobs").join(format!("{etag}.incomplete"))
     }
 
+    /// Whether a commit's file is there, of the size that is said of it.
+    pub fn has(&self, commit: &str, file: &str, size: Option<u64>) -> bool {
+        let found = fs::metadata(self.snapshot(commit).join(file));
+        found.is_ok_and(|m| m.is_file() && size.is_none_or(|size| m.len() == size))
+    }
+
     /// The files that the named model needs and a snapshot lacks. `surely`: files that a model may have count as
     /// lacking until the commit is known not to have them.
     pub fn missing(&self, commit: &str, surely: bool) -> Vec<String> {

@@ -35,7 +35,9 @@ impl Fetch<'_> {
                     self.progress.note(&format!("{}: as it is in the cache; {error}", self.name));
                     return Ok(found);
                 }
-                Err(_) => return Err(error),
+                Err(_) => {
+                    return Err(HubError::Away { name: self.name.to_string(), problem: error.to_string() });
+                }
             },
             listing => listing?,
         };
@@ -45,9 +47,14 @@ impl Fetch<'_> {
     fn all(&self, cached: &CachedRepo, listing: &Listing) -> Result<Snapshot, HubError> {
         let (commit, mut bytes) = (&listing.commit, 0);
         let mut get = |file: &str| -> Result<(), HubError> {
+            let listed = &listing.files[file];
+            // A commit's file does not change: what is there is not asked for again.
+            if cached.has(commit, file, listed.size) {
+                return Ok(());
+            }
             let (server, name, progress) = (&self.server, self.name, self.progress);
             let download = Download { server, cached, name, commit, file, progress };
-            bytes += download.run(&listing.files[file])?;
+            bytes += download.run(listed)?;
             Ok(())
         };
         let small = listing.small_files(self.name)?;

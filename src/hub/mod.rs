@@ -105,6 +105,8 @@ pub enum HubError {
         "{name}: HF_HUB_OFFLINE is set, and {cache} lacks {missing}: fetch it with `hashwatt models pull {name}` online"
     )]
     Offline { name: String, cache: String, missing: String },
+    #[error("{name}: is no path here and not in the hub's cache, and the hub cannot be asked: {problem}")]
+    Away { name: String, problem: String },
     #[error(transparent)]
     Http(#[from] HttpError),
     #[error("{file}: the connection ended at byte {at} of {size}: {problem}")]
