@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use candle_core::{DType, Device};
 
 use super::encoders::{self, OpenedEncoder};
-use super::held::{activations, held, is_fp8, weight_bytes};
+use super::room::{self, Cache, GpuMemory, GpuNeeds, MIN_LOGIT_ROWS};
 use super::{machine, served};
 use crate::clock::Clock;
 use crate::config::value::without_credentials;
@@ -22,28 +22,16 @@ use crate::engine::fault::Faults;
 use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
 use crate::model::Checkpoint;
-use crate::model::decoder::{Decoder, Precision, Quantize};
+use crate::model::decoder::Decoder;
 use crate::model::encoder::EncoderCheckpoint;
-use crate::model::input::BLOCK_SIZE;
-use crate::model::kv_cache::KvCache;
 use crate::model::runner::Runner;
-use crate::model::weights::WeightSource;
 use crate::model::workspace::Capacity;
 use crate::ops::exec::{Exec, cuda};
-use crate::ops::paged_attention::kernels;
 use crate::ops::pool::Pool;
-use crate::ops::weight::WeightType;
 use crate::power::monitor::{Monitor, MonitorConfig};
 use crate::power::spec::{self, MeterContext, MeterSpec};
 use crate::service::Service;
 use crate::unit::Unit;
-
-/// Share of the free memory the KV cache takes by default.
-const KV_SHARE_OF_FREE: u64 = 4;
-/// Of a GPU: the context, the kernels, cuBLASLt's workspace, captured graphs.
-const GPU_RESERVE_BYTES: u64 = 768 << 20;
-/// Rows with logits in a step: enough to score a prompt in reasonable chunks.
-const MIN_LOGIT_ROWS: usize = 64;
 
 /// How often boards that are not metered are looked at.
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
@@ -127,58 +115,18 @@ pub fn gpu_uuids(config: &Config) -> Vec<String> {
 
 /// Bytes of the KV cache that a GPU has room for beside the weights and the workspace.
 fn gpu_room(config: &Config, checkpoint: &Checkpoint, beside: u64, ordinal: usize) -> anyhow::Result<u64> {
-    let spec = &checkpoint.spec;
     let (free, total) = cuda::memory(ordinal)?;
-    let (rows, logit_rows) = (config.batched_tokens() as u64, config.sequences().max(MIN_LOGIT_ROWS) as u64);
-    let row = 4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
-    let scratch = kernels::scratch_bytes(spec.heads, spec.kv_heads, spec.head_dim) as u64;
-    // An FP8 matrix is multiplied out before its product.
-    let widest = (2 * spec.intermediate).max(spec.q_width() + 2 * spec.kv_width()) * spec.hidden;
-    let room =
-        if is_fp8(config, checkpoint) { widest * activations(config, checkpoint).size_in_bytes() } else { 0 };
-    let workspace =
-        scratch + room as u64 + rows * row + 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
-    let taken = (total - free) + weight_bytes(config, checkpoint).0 + workspace + GPU_RESERVE_BYTES + beside;
-    let room = ((total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken);
-    if room == 0 {
-        bail!(
-            "cuda:{ordinal}: of {total} bytes {free} are free; weights and workspace need {}: lower \
-             --max-num-batched-tokens, raise --gpu-memory-utilization, or take a smaller model",
-            taken - (total - free)
-        );
-    }
-    Ok(room)
+    let needs = GpuNeeds::of(config, checkpoint, beside);
+    room::gpu_cache(config, &needs, &format!("cuda:{ordinal}"), GpuMemory { total, free })
 }
 
-/// Weights that are made or rounded when they are loaded must lie in memory; those of a file may stay there.
+/// Whether there are products for the weights, and memory.
 fn check_fits(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
-    if let WeightType::Blocks(format) = held(config, checkpoint).layers
-        && on_gpus(config)
-    {
-        bail!(
-            "weights of type {} have products on processors only, as yet: take --device cpu",
-            format.name()
-        );
+    room::check_products(config, checkpoint)?;
+    let Some(memory) = machine::memory().filter(|_| !on_gpus(config)) else { return Ok(()) };
+    if let Some(word) = room::check_weights(config, checkpoint, memory.available)? {
+        tracing::warn!("{word}");
     }
-    if checkpoint.spec.experts.is_some() && on_gpus(config) {
-        bail!("routed experts are computed on processors only, as yet: take --device cpu");
-    }
-    let made = matches!(checkpoint.source, WeightSource::Synthetic(_))
-        || matches!(held(config, checkpoint).layers, WeightType::Blocks(_))
-        || config.quantize != Quantize::AsStored
-        || config.precision != Precision::AsStored;
-    let (needed, memory) = (weight_bytes(config, checkpoint).0, machine::memory());
-    let Some(memory) = memory.filter(|m| !on_gpus(config) && needed > m.available) else { return Ok(()) };
-    let problem = format!(
-        "the weights of {} are {:.1} GiB and {:.1} GiB of memory are available",
-        checkpoint.name,
-        needed as f64 / f64::from(1 << 30),
-        memory.available as f64 / f64::from(1 << 30)
-    );
-    if made {
-        bail!("{problem}: take a smaller model, or --quantization fp8");
-    }
-    tracing::warn!("{problem}: they are read from the disk again and again");
     Ok(())
 }
 
@@ -193,39 +141,26 @@ fn sizes_of_encoders(config: &Config) -> Sizes {
 
 /// `beside`: bytes of other models on each device.
 fn sizes(config: &Config, checkpoint: &Checkpoint, beside: u64) -> anyhow::Result<Sizes> {
-    let devices = config.devices.len();
-    let spec = &checkpoint.spec;
-    if let Some(asked) = config.max_model_len.filter(|l| *l > spec.max_positions) {
-        bail!("max-model-len = {asked}: the model's context is {} tokens", spec.max_positions);
-    }
-    let context = config.max_model_len.unwrap_or(spec.max_positions);
-    let block_bytes = KvCache::block_bytes(spec, held(config, checkpoint).cache) as u64;
-    let wanted = config.sequences() * context.div_ceil(BLOCK_SIZE);
+    let devices = config.devices.len() as u64;
     let rooms = config.devices.iter().filter_map(|d| match d {
         DeviceKind::Cuda(ordinal) => Some(gpu_room(config, checkpoint, beside, *ordinal)),
         _ => None,
     });
     let smallest = rooms.collect::<anyhow::Result<Vec<u64>>>()?.into_iter().min();
     let budget = match (config.kv_memory, smallest) {
-        (Some(bytes), _) => bytes / devices as u64,
+        (Some(bytes), _) => bytes / devices,
         (None, Some(room)) => room,
         (None, None) => {
-            machine::memory().map_or(1 << 30, |m| m.available / KV_SHARE_OF_FREE) / devices as u64
+            let share = |m: machine::Memory| room::processor_cache(config, checkpoint, m.available);
+            machine::memory().map_or(1 << 30, share) / devices
         }
     };
-    let blocks = wanted.min(usize::try_from(budget / block_bytes).unwrap_or(usize::MAX));
-    let room = blocks * BLOCK_SIZE;
-    if room < 2 * BLOCK_SIZE || config.max_model_len.is_some_and(|l| l > room) {
-        bail!(
-            "the KV cache of {budget} bytes per device has room for {room} tokens, and one sequence may have \
-             {context}: raise --kv-memory or lower --max-model-len"
-        );
-    }
+    let cache = Cache::of(config, checkpoint, budget)?;
     Ok(Sizes {
         threads_per_device: threads_per_device(config),
-        blocks_per_device: blocks,
-        max_model_len: context.min(room),
-        kv_bytes: blocks as u64 * block_bytes * devices as u64,
+        blocks_per_device: cache.blocks,
+        max_model_len: cache.max_model_len,
+        kv_bytes: cache.blocks as u64 * cache.block_bytes * devices,
     })
 }
 

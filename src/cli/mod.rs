@@ -18,6 +18,7 @@ pub mod machine;
 mod market;
 mod models;
 mod report;
+pub mod room;
 mod selftest;
 mod serve;
 mod served;

@@ -1,0 +1,191 @@
+//! What fits: the memory of a device, what a model needs of it, and the KV cache that the rest has room for.
+//!
+//! Plain arithmetic, before anything is read: `serve` asks it of the devices that are there, `models fit` of any.
+
+use anyhow::bail;
+use candle_core::DType;
+
+use super::assemble::on_gpus;
+use super::held::{activations, held, is_fp8, weight_bytes};
+use crate::config::Config;
+use crate::model::Checkpoint;
+use crate::model::decoder::{Precision, Quantize};
+use crate::model::input::BLOCK_SIZE;
+use crate::model::kv_cache::KvCache;
+use crate::model::weights::WeightSource;
+use crate::ops::paged_attention::kernels;
+use crate::ops::weight::WeightType;
+
+/// Share of the free memory the KV cache takes by default.
+const KV_SHARE_OF_FREE: u64 = 4;
+/// Of a GPU: the context, the kernels, cuBLASLt's workspace, captured graphs.
+pub const GPU_RESERVE_BYTES: u64 = 768 << 20;
+/// Rows with logits in a step: enough to score a prompt in reasonable chunks.
+pub const MIN_LOGIT_ROWS: usize = 64;
+
+/// Memory of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuMemory {
+    pub total: u64,
+    pub free: u64,
+}
+
+/// Bytes of a GPU that the KV cache cannot have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuNeeds {
+    pub weights: u64,
+    pub workspace: u64,
+    pub reserve: u64,
+    /// Of other models.
+    pub beside: u64,
+}
+
+impl GpuNeeds {
+    pub fn of(config: &Config, checkpoint: &Checkpoint, beside: u64) -> GpuNeeds {
+        let spec = &checkpoint.spec;
+        let (rows, logit_rows) =
+            (config.batched_tokens() as u64, config.sequences().max(MIN_LOGIT_ROWS) as u64);
+        let row =
+            4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
+        let scratch = kernels::scratch_bytes(spec.heads, spec.kv_heads, spec.head_dim) as u64;
+        // An FP8 matrix is multiplied out before its product.
+        let widest = (2 * spec.intermediate).max(spec.q_width() + 2 * spec.kv_width()) * spec.hidden;
+        let room = match is_fp8(config, checkpoint) {
+            true => widest * activations(config, checkpoint).size_in_bytes(),
+            false => 0,
+        };
+        let logits = 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
+        GpuNeeds {
+            weights: weight_bytes(config, checkpoint).0,
+            workspace: scratch + room as u64 + rows * row + logits,
+            reserve: GPU_RESERVE_BYTES,
+            beside,
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.weights + self.workspace + self.reserve + self.beside
+    }
+
+    /// Bytes left for the KV cache; 0 where there is no room.
+    fn room(&self, config: &Config, memory: GpuMemory) -> u64 {
+        let taken = (memory.total - memory.free) + self.total();
+        ((memory.total as f64 * config.gpu_memory_utilization) as u64).saturating_sub(taken)
+    }
+}
+
+/// Bytes for the KV cache of a GPU, which `name` names.
+///
+/// # Errors
+/// None are left, in numbers.
+pub fn gpu_cache(config: &Config, needs: &GpuNeeds, name: &str, memory: GpuMemory) -> anyhow::Result<u64> {
+    let GpuMemory { total, free } = memory;
+    match needs.room(config, memory) {
+        0 => bail!(
+            "{name}: of {total} bytes {free} are free; weights and workspace need {}: lower \
+             --max-num-batched-tokens, raise --gpu-memory-utilization, or take a smaller model",
+            needs.total()
+        ),
+        room => Ok(room),
+    }
+}
+
+/// Whether the devices have products for the type that a model's layers are held in.
+///
+/// # Errors
+/// They have not, by the type's name; or none for routed experts.
+pub fn check_products(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    if let WeightType::Blocks(format) = held(config, checkpoint).layers
+        && on_gpus(config)
+    {
+        bail!(
+            "weights of type {} have products on processors only, as yet: take --device cpu",
+            format.name()
+        );
+    }
+    if checkpoint.spec.experts.is_some() && on_gpus(config) {
+        bail!("routed experts are computed on processors only, as yet: take --device cpu");
+    }
+    Ok(())
+}
+
+/// Weights that are made or rounded when they are loaded must lie in memory; those of a file may stay there.
+fn are_made(config: &Config, checkpoint: &Checkpoint) -> bool {
+    matches!(checkpoint.source, WeightSource::Synthetic(_))
+        || matches!(held(config, checkpoint).layers, WeightType::Blocks(_))
+        || config.quantize != Quantize::AsStored
+        || config.precision != Precision::AsStored
+}
+
+/// Whether a processor's memory holds the weights; a word where it does not and they may stay in their file.
+///
+/// # Errors
+/// It does not and must, in numbers.
+pub fn check_weights(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    available: u64,
+) -> anyhow::Result<Option<String>> {
+    let needed = weight_bytes(config, checkpoint).0;
+    if needed <= available {
+        return Ok(None);
+    }
+    let problem = format!(
+        "the weights of {} are {:.1} GiB and {:.1} GiB of memory are available",
+        checkpoint.name,
+        gib(needed),
+        gib(available)
+    );
+    if are_made(config, checkpoint) {
+        bail!("{problem}: take a smaller model, or --quantization fp8");
+    }
+    Ok(Some(format!("{problem}: they are read from the disk again and again")))
+}
+
+pub fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+/// Bytes for the KV caches of a processor's engines together, unless they are said: never what the weights will take.
+pub fn processor_cache(config: &Config, checkpoint: &Checkpoint, available: u64) -> u64 {
+    let made = if are_made(config, checkpoint) { weight_bytes(config, checkpoint).0 } else { 0 };
+    (available / KV_SHARE_OF_FREE).min(available.saturating_sub(made))
+}
+
+/// The KV cache of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cache {
+    pub blocks: usize,
+    pub block_bytes: u64,
+    pub max_model_len: usize,
+}
+
+impl Cache {
+    /// Of `budget` bytes, and no larger than all sequences can fill.
+    ///
+    /// # Errors
+    /// A context that the model does not have, or that there is no room for.
+    pub fn of(config: &Config, checkpoint: &Checkpoint, budget: u64) -> anyhow::Result<Cache> {
+        let spec = &checkpoint.spec;
+        if let Some(asked) = config.max_model_len.filter(|l| *l > spec.max_positions) {
+            bail!("max-model-len = {asked}: the model's context is {} tokens", spec.max_positions);
+        }
+        let context = config.max_model_len.unwrap_or(spec.max_positions);
+        let wanted = config.sequences() * context.div_ceil(BLOCK_SIZE);
+        let block_bytes = block_bytes(checkpoint, held(config, checkpoint).cache);
+        let blocks = wanted.min(usize::try_from(budget / block_bytes).unwrap_or(usize::MAX));
+        let room = blocks * BLOCK_SIZE;
+        if room < 2 * BLOCK_SIZE || config.max_model_len.is_some_and(|l| l > room) {
+            bail!(
+                "the KV cache of {budget} bytes per device has room for {room} tokens, and one sequence may have \
+                 {context}: raise --kv-memory or lower --max-model-len"
+            );
+        }
+        Ok(Cache { blocks, block_bytes, max_model_len: context.min(room) })
+    }
+}
+
+/// Bytes of a block of the cache over all layers.
+pub fn block_bytes(checkpoint: &Checkpoint, cache: DType) -> u64 {
+    KvCache::block_bytes(&checkpoint.spec, cache) as u64
+}
