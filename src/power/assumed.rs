@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::declared::{Declared, GAIN_ERROR, PERIOD};
-use super::{Boundary, MeterInfo, Method, PowerError};
+use super::{Boundary, MeterInfo, Method, PowerError, boards};
 use crate::clock::{BusyTime, Clock};
 use crate::quantity::Watts;
 
@@ -12,19 +12,6 @@ use crate::quantity::Watts;
 /// 90 W are drawn when nothing runs. A round figure of its class, not of this machine.
 const FULL_WATTS_PER_CORE: f64 = 5.6;
 const IDLE_WATTS_PER_CORE: f64 = 1.4;
-
-/// Boards by a part of their name: (name, idle W, full W). Full is the maker's board power; idle of an H200
-/// as published (80 W), of the others in proportion where nobody says.
-const BOARDS: &[(&str, f64, f64)] = &[
-    ("H100 PCIe", 50.0, 350.0),
-    ("H100", 80.0, 700.0),
-    ("H200", 80.0, 700.0),
-    ("B200", 140.0, 1000.0),
-    ("A100", 55.0, 400.0),
-    ("L40S", 40.0, 350.0),
-    ("RTX 5090", 30.0, 575.0),
-    ("RTX 4090", 20.0, 450.0),
-];
 
 fn info(name: String, device: Option<usize>, boundary: Boundary) -> MeterInfo {
     MeterInfo {
@@ -52,9 +39,9 @@ pub fn cpu(cores: usize, clock: Clock, busy: Vec<BusyTime>) -> Result<Declared, 
 
 /// A board of this name that runs engine `device`; `None` for one that is not in the table.
 pub fn board(name: &str, device: usize, clock: Clock, busy: BusyTime) -> Option<Declared> {
-    let (known, idle, full) = BOARDS.iter().find(|(part, _, _)| name.contains(part))?;
-    let info = info(format!("assumed:{device} {known}"), Some(device), Boundary::GpuBoard);
-    Declared::new(info, Watts(*idle), Watts(*full), clock, vec![busy]).ok()
+    let board = boards::find(name).ok()?;
+    let info = info(format!("assumed:{device} {}", board.name), Some(device), Boundary::GpuBoard);
+    Declared::new(info, Watts(board.idle()), Watts(board.watts), clock, vec![busy]).ok()
 }
 
 #[cfg(test)]
@@ -67,7 +54,7 @@ mod tests {
     fn nameplates_are_called_assumed_and_grow_with_utilisation() {
         let (clock, busy) = (Clock::fake(), BusyTime::default());
         let mut cpu = cpu(2, clock.clone(), vec![busy.clone()]).unwrap();
-        let mut h200 = board("NVIDIA H200 NVL", 0, clock.clone(), busy.clone()).unwrap();
+        let mut h200 = board("NVIDIA H200", 0, clock.clone(), busy.clone()).unwrap();
         assert_eq!((cpu.info().method, h200.info().method), (Method::Assumed, Method::Assumed));
         clock.advance(Duration::from_secs(1));
         busy.add(Duration::from_secs(1));

@@ -4,6 +4,7 @@
 //! and handles wrap, resets and losses. Whatever rests on assumed watts is headed EXAMPLE.
 
 pub mod assumed;
+pub mod boards;
 pub mod caps;
 pub mod declared;
 pub mod health;
