@@ -78,6 +78,12 @@ pub fn given(matches: &ArgMatches) -> anyhow::Result<Given> {
     })
 }
 
+/// # Errors
+/// A file that cannot be read or is no market.
+pub fn market(matches: &ArgMatches) -> anyhow::Result<Option<Market>> {
+    read(matches, "market", |text| Ok(Market::parse(text)?))
+}
+
 /// What the flags say of prices, of tokens and of power.
 ///
 /// # Errors
@@ -85,7 +91,7 @@ pub fn given(matches: &ArgMatches) -> anyhow::Result<Given> {
 pub fn prices(matches: &ArgMatches) -> anyhow::Result<Given> {
     let number = |name: &str| matches.get_one::<f64>(name).copied();
     Ok(Given {
-        market: read(matches, "market", |text| Ok(Market::parse(text)?))?,
+        market: market(matches)?,
         site: read(matches, "site", |text| Ok(Site::parse(text)?))?,
         prices: PricesGiven {
             input: number("price-input"),

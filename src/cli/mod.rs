@@ -10,6 +10,7 @@ mod chat;
 mod devices;
 mod doctor;
 mod encoders;
+mod fit;
 mod given;
 pub mod held;
 mod hub;
@@ -94,7 +95,8 @@ pub fn command() -> Command {
                         .arg(Arg::new("source").required(true).value_name("synthetic:PRESET|demo"))
                         .arg(Arg::new("folder").required(true).value_name("DIR")),
                 )
-                .subcommand(hub::pull_command()),
+                .subcommand(hub::pull_command())
+                .subcommand(fit::command()),
         )
         .subcommand(bench::command())
         .subcommand(market::command())
@@ -168,6 +170,7 @@ pub fn run(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Exit {
         ("chat", _) => chat::run(&config, inner),
         ("models", Some(("write", m))) => models::write(m),
         ("models", Some(("pull", m))) => hub::pull(&config, m),
+        ("models", Some(("fit", m))) => fit::run(&config, m),
         ("models", _) => models::list(&config, inner.get_flag("json")),
         ("bench", _) => bench::run(&config, inner),
         ("market", _) => market::run(inner),

@@ -241,6 +241,13 @@ pub fn preset_config(preset: &str) -> Result<Value, LoadError> {
     card_config(preset, card)
 }
 
+/// The repository that a preset has its shape of.
+pub fn preset_repo(preset: &str) -> Option<String> {
+    let (_, card) = PRESETS.iter().find(|(name, _)| *name == preset)?;
+    let card: Value = toml::from_str(card).ok()?;
+    card.get("repo")?.as_str().map(str::to_string)
+}
+
 /// The `[config]` of the card of a preset.
 pub(super) fn card_config(preset: &str, card: &str) -> Result<Value, LoadError> {
     let file = format!("models/{preset}.toml");

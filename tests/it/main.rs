@@ -15,6 +15,7 @@ mod energy;
 mod engine;
 mod failover;
 mod failover_http;
+mod fit;
 mod fp8;
 mod gguf;
 mod host_kernels;

@@ -68,7 +68,7 @@ fn draw(matches: &ArgMatches) -> Exit {
 }
 
 /// Columns as wide as their widest cell, the first and the last to the left, the others to the right.
-fn columns(rows: &[Vec<String>]) -> String {
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
