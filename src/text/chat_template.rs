@@ -10,7 +10,7 @@ use minijinja::{Environment, ErrorKind, Value as Jinja, context};
 use serde_json::{Map, Value};
 
 use super::TextError;
-use super::template_functions;
+use super::template::{self, source};
 
 /// Steps a rendering may take; the largest real templates take a few thousand for a long conversation.
 const FUEL: u64 = 2_000_000;
@@ -43,6 +43,8 @@ impl Message {
         let mut pairs = vec![("role", Jinja::from(&self.role)), ("content", Jinja::from(&self.content))];
         let texts = [
             ("name", &self.name),
+            // gpt-oss's template knows thoughts by another name than the others.
+            ("thinking", &self.reasoning),
             ("reasoning_content", &self.reasoning),
             ("tool_call_id", &self.tool_call_id),
         ];
@@ -59,30 +61,41 @@ impl Message {
 /// A compiled template with the special tokens it may name.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    /// By their names in the tokenizer's configuration: `bos_token` and the like. One it has not is undefined.
+    tokens: Vec<(String, String)>,
     source: String,
     /// Another one for conversations with tools.
     with_tools: Option<Box<ChatTemplate>>,
 }
 
 impl ChatTemplate {
-    /// Compiles a template.
+    /// Compiles a template. An empty token is none.
     ///
     /// # Errors
     /// A syntax error, or a source that is too long to be a template.
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<ChatTemplate, TextError> {
+        let tokens = [("bos_token", bos_token), ("eos_token", eos_token)].map(|(n, t)| (n.into(), t.into()));
+        ChatTemplate::with_tokens(source, tokens.into())
+    }
+
+    /// The same with all special tokens that the tokenizer's configuration names.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn with_tokens(source: &str, mut tokens: Vec<(String, String)>) -> Result<ChatTemplate, TextError> {
         if source.len() > MAX_SOURCE {
             let problem = format!("it has {} bytes, at most {MAX_SOURCE} are taken", source.len());
             return Err(TextError::Template(problem));
         }
         // As Jinja reads a source, in its strings, too.
         let lines = source.replace("\r\n", "\n").replace('\r', "\n");
-        let environment = compile_within(COMPILE_TIME, without_training_marks(&lines))?;
+        let environment = compile_within(COMPILE_TIME, source::rewritten(&lines))?;
         Ok(ChatTemplate {
             environment,
-            bos_token: bos_token.into(),
-            eos_token: eos_token.into(),
+            tokens: {
+                tokens.retain(|(_, text)| !text.is_empty());
+                tokens
+            },
             source: lines,
             with_tools: None,
         })
@@ -114,11 +127,17 @@ impl ChatTemplate {
     /// # Errors
     /// A syntax error, or a `chat_template` of another form.
     pub fn of_checkpoint(file: Option<&str>, config: &Value) -> Result<Option<ChatTemplate>, TextError> {
-        let token = |key: &str| match config.get(key) {
-            Some(Value::String(s)) => s.clone(),
-            Some(Value::Object(o)) => o.get("content").and_then(Value::as_str).unwrap_or_default().into(),
-            _ => String::new(),
+        let token = |(key, value): (&String, &Value)| {
+            let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+            key.ends_with("_token").then(|| (key.clone(), text.to_string()))
         };
+        let tokens: Vec<_> =
+            config.as_object().map(|map| map.iter().filter_map(token).collect()).unwrap_or_default();
+        let place = match file {
+            Some(_) => "chat_template.jinja (of a GGUF file tokenizer.chat_template)",
+            None => "tokenizer_config.json, chat_template",
+        };
+        let fail = |problem: String| TextError::Template(format!("{place}: {problem}"));
         let named = |all: &'_ [Value], name: &str| {
             let found = all.iter().find(|t| t.get("name").is_some_and(|n| n == name));
             found.and_then(|t| Some(t.get("template")?.as_str()?.to_string()))
@@ -128,10 +147,15 @@ impl ChatTemplate {
             Some(Value::String(s)) => (Some(s.clone()), None),
             Some(Value::Array(all)) => (named(all, "default"), named(all, "tool_use")),
             Some(_) => {
-                return Err(TextError::Template("chat_template is neither a string nor a list".into()));
+                return Err(fail("is neither a string nor a list of named ones".into()));
             }
         };
-        let compile = |source: &str| ChatTemplate::new(source, &token("bos_token"), &token("eos_token"));
+        let compile = |source: &str| {
+            ChatTemplate::with_tokens(source, tokens.clone()).map_err(|e| match e {
+                TextError::Template(problem) => fail(problem),
+                other => other,
+            })
+        };
         let Some(source) = file.or(inline.as_deref()) else { return Ok(None) };
         let mut template = compile(source)?;
         // A file of its own is for all conversations.
@@ -160,21 +184,32 @@ impl ChatTemplate {
         tools: Option<&Value>,
         arguments: &Map<String, Value>,
     ) -> Result<String, TextError> {
+        let now = crate::clock::unix_seconds();
+        self.render_at(now, messages, add_generation_prompt, tools, arguments)
+    }
+
+    /// The same on another day than today: `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_at(
+        &self,
+        now: u64,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        tools: Option<&Value>,
+        arguments: &Map<String, Value>,
+    ) -> Result<String, TextError> {
         let own = context! {
             messages => messages.iter().map(Message::to_jinja).collect::<Vec<_>>(),
             add_generation_prompt => add_generation_prompt,
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
             tools => tools.map(to_jinja),
-            documents => (),
+            strftime_now => template::strftime_now(now),
+            documents => arguments.get("documents").map(to_jinja),
         };
-        let context = match arguments.is_empty() {
-            true => own,
-            false => {
-                let given = arguments.iter().map(|(name, value)| (name.as_str(), to_jinja(value)));
-                context! { ..own, ..Jinja::from_pairs(given) }
-            }
-        };
+        let tokens = self.tokens.iter().map(|(name, text)| (name.as_str(), Jinja::from(text.as_str())));
+        let given = arguments.iter().map(|(name, value)| (name.as_str(), to_jinja(value)));
+        let context = context! { ..own, ..Jinja::from_pairs(tokens), ..Jinja::from_pairs(given) };
         let mut out = Bounded::default();
         let fail = |e: minijinja::Error| TextError::Template(describe(&e));
         let template = self.environment.get_template("chat").map_err(fail)?;
@@ -188,9 +223,10 @@ fn to_jinja(value: &Value) -> Jinja {
     match value {
         Value::Null => Jinja::from(()),
         Value::Bool(on) => Jinja::from(*on),
-        Value::Number(n) => match (n.as_i64(), n.as_f64()) {
+        Value::Number(n) => match (n.as_i64(), n.as_u64()) {
             (Some(whole), _) => Jinja::from(whole),
-            (None, number) => Jinja::from(number.unwrap_or_default()),
+            (None, Some(whole)) => Jinja::from(whole),
+            (None, None) => Jinja::from(n.as_f64().unwrap_or_default()),
         },
         Value::String(text) => Jinja::from(text.as_str()),
         Value::Array(all) => Jinja::from(all.iter().map(to_jinja).collect::<Vec<_>>()),
@@ -218,7 +254,7 @@ fn compile(source: String) -> Result<Environment<'static>, TextError> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(|e| TextError::Template(e.to_string()))?);
     environment.set_fuel(Some(FUEL));
-    template_functions::install(&mut environment);
+    template::install(&mut environment);
     environment.add_template_owned("chat", source).map_err(|e| TextError::Template(e.to_string()))?;
     Ok(environment)
 }
@@ -246,29 +282,6 @@ impl std::io::Write for Bounded {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-/// Replaces the tags that mark an assistant's answer for training (`{% generation %}`) by a block that
-/// always renders: HuggingFace's renderer knows them, Jinja does not.
-fn without_training_marks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, tag)) = rest.split_once("{%") {
-        out.push_str(before);
-        out.push_str("{%");
-        let Some((inside, after)) = tag.split_once("%}") else {
-            rest = tag;
-            continue;
-        };
-        match inside.trim_matches(['-', '+']).trim() {
-            "generation" => out.push_str(&inside.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&inside.replace("endgeneration", "endif")),
-            _ => out.push_str(inside),
-        }
-        out.push_str("%}");
-        rest = after;
-    }
-    out + rest
 }
 
 #[cfg(test)]
@@ -366,7 +379,6 @@ mod tests {
     #[test]
     fn training_marks_are_passed_over() {
         let source = "a\n{%- generation %} {{ add_generation_prompt }}{% endgeneration -%}\n b {% generation";
-        assert_eq!(without_training_marks("{% for x in y %}{%"), "{% for x in y %}{%");
         let marked = &source[..source.len() - 13];
         assert_eq!(ChatTemplate::new(marked, "", "").unwrap().render(&[], true).unwrap(), "a Trueb ");
         assert!(ChatTemplate::new(source, "", "").is_err());

@@ -10,7 +10,7 @@ mod json_pattern;
 mod json_schema;
 mod masks;
 pub mod reasoning;
-mod template_functions;
+mod template;
 pub mod tokenizer;
 pub mod tool_calls;
 mod turns;

@@ -34,6 +34,7 @@ mod selftest;
 mod serving;
 mod structured;
 mod support;
+mod text;
 mod tidy;
 mod tls;
 mod tools;
