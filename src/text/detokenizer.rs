@@ -1,7 +1,7 @@
 //! Text from tokens as they come: never half a character, and in the end the whole decoding.
 //!
-//! Byte-level vocabularies concatenate bytes, and so do runs of byte-fallback tokens. What any other
-//! token adds is found by decoding it behind its predecessor: decoders (sentencepiece, WordPiece) join
+//! Byte-level vocabularies concatenate bytes, and so do runs of byte-fallback tokens (of which each byte is U+FFFD from
+//! where they are no text on, as a whole decoding has it but for what was told before). What any other token adds is found by decoding it behind its predecessor: decoders (sentencepiece, WordPiece) join
 //! tokens with the context of their neighbour only. So each token costs the same however long the text.
 
 use std::sync::Arc;
@@ -15,13 +15,15 @@ pub struct Detokenizer {
     shown: Arc<[u32]>,
     /// Bytes that do not make a character yet.
     bytes: Vec<u8>,
+    /// The run of byte-fallback tokens is no text any more.
+    is_broken: bool,
     /// Not byte-level: the last token that was not special, and its text at the beginning of a line.
     last: Option<(u32, String)>,
 }
 
 impl Detokenizer {
     pub fn new(tokenizer: Arc<Tokenizer>, shown: Arc<[u32]>) -> Detokenizer {
-        Detokenizer { tokenizer, shown, bytes: Vec::new(), last: None }
+        Detokenizer { tokenizer, shown, bytes: Vec::new(), is_broken: false, last: None }
     }
 
     /// The text this token completes; empty while a character is open.
@@ -44,18 +46,34 @@ impl Detokenizer {
         match byte {
             // A leading space that the decoder strips is stripped as a byte, too.
             Some(_) if first && added.is_empty() => String::new(),
-            Some(byte) => {
-                self.bytes.push(byte);
-                self.take_complete()
-            }
+            Some(byte) => self.fall_back(byte),
             None => self.finish() + &added,
         }
     }
 
     /// What is still held back: a character that was begun is U+FFFD, as in a whole decoding.
     pub fn finish(&mut self) -> String {
+        self.is_broken = false;
         let rest = std::mem::take(&mut self.bytes);
-        String::from_utf8_lossy(&rest).into_owned()
+        match self.tokenizer.is_byte_level() {
+            true => String::from_utf8_lossy(&rest).into_owned(),
+            false => "\u{FFFD}".repeat(rest.len()),
+        }
+    }
+
+    fn fall_back(&mut self, byte: u8) -> String {
+        self.bytes.push(byte);
+        let text = match std::str::from_utf8(&self.bytes) {
+            Ok(text) if !self.is_broken => text.to_string(),
+            // The bytes end inside a character.
+            Err(e) if !self.is_broken && e.error_len().is_none() => return String::new(),
+            _ => {
+                self.is_broken = true;
+                "\u{FFFD}".repeat(self.bytes.len())
+            }
+        };
+        self.bytes.clear();
+        text
     }
 
     /// Decodes the complete characters; a broken byte becomes U+FFFD as in a whole decoding.
@@ -160,9 +178,9 @@ mod tests {
         let byte = |b: u8| 7 + u32::from(b);
         let ids = [byte(0xE4), byte(0xBD), byte(0xA0), byte(0xFF), 4, 5000, 2, byte(0xF0), byte(0x9F), 1, 6];
         let (pieces, text) = pieces(&tokenizer, &ids);
-        assert_eq!(text, "你\u{FFFD}a world\u{FFFD} hello.");
+        assert_eq!(text, "你\u{FFFD}a world\u{FFFD}\u{FFFD} hello.");
         assert_eq!(pieces[2..5], ["你", "\u{FFFD}", "a"]);
-        assert_eq!(pieces[7..10], ["", "", "\u{FFFD} hello"]);
+        assert_eq!(pieces[7..10], ["", "", "\u{FFFD}\u{FFFD} hello"]);
     }
 
     /// BERT-like: pieces that continue a word are marked, the others get a space before.

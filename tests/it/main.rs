@@ -37,6 +37,7 @@ mod support;
 mod text;
 mod tidy;
 mod tls;
+mod tokenizers;
 mod tools;
 mod verdict;
 
