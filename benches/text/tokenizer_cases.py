@@ -198,6 +198,18 @@ def is_broken_late(tokenizer, ids):
     return False
 
 
+def continued(tokenizer):
+    """Of some texts, cut in two: what the second part's ids add to the text of the first's, and their text alone."""
+    for number in range(6, 60, 3):
+        ids = tokenizer.encode(TEXTS[number], add_special_tokens=True).ids
+        for at in range(1, len(ids), 4):
+            before, whole, alone = (tokenizer.decode(part) for part in (ids[:at], ids, ids[at:]))
+            # A character that the cut goes through is told whole; here only what is plain is asked.
+            if "\ufffd" not in before + alone and whole.startswith(before):
+                added = whole[len(before):]
+                yield [number, at, added] + ([alone] if alone != added else [])
+
+
 def golden(name, tokenizer):
     """Ids of each text as it stands and with what is put around it; text of them without special tokens and with.
 
@@ -217,7 +229,8 @@ def golden(name, tokenizer):
         if is_broken_late(tokenizer, ids):
             continue
         loose.append([ids, *(tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))])
-    return {"name": name, "tokenizer": json.loads(tokenizer.to_str()), "cases": cases, "loose": loose}
+    return {"name": name, "tokenizer": json.loads(tokenizer.to_str()), "cases": cases, "loose": loose,
+            "continued": list(continued(tokenizer))}
 
 
 def goldens(constructions):

@@ -85,6 +85,8 @@ pub(super) struct Plan {
     pub named: bool,
     /// Special tokens whose text is read here.
     pub shown_tokens: Arc<[u32]>,
+    /// The prompt whose text it goes on with.
+    pub continued: Option<Arc<[u32]>>,
 }
 
 impl Choice {
@@ -93,7 +95,11 @@ impl Choice {
         Choice {
             index,
             events: Some(events),
-            detokenizer: Detokenizer::new(tokenizer.clone(), plan.shown_tokens.clone()),
+            detokenizer: Detokenizer::behind(
+                tokenizer.clone(),
+                plan.shown_tokens.clone(),
+                plan.continued.as_deref().unwrap_or_default(),
+            ),
             tokenizer,
             stops: StopMatcher::new(plan.stops.clone()),
             unstoppable: plan.min_tokens,

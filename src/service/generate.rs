@@ -67,7 +67,7 @@ impl ServedModel {
             budget: self.thought_tokens(thinking),
             shown: thinking.shown,
         });
-        let asked = Asked { thoughts, tools, tenant: tenant(&request.parameters) };
+        let asked = Asked { thoughts, tools, tenant: tenant(&request.parameters), continues: false };
         self.generate(&request.parameters, vec![prompt], "messages", None, asked, admit)
     }
 
@@ -83,7 +83,7 @@ impl ServedModel {
         let prompts = request.prompts.iter().map(|p| self.encode_prompt(p)).collect::<Result<Vec<_>, _>>()?;
         let echo =
             request.echo.then(|| request.prompts.iter().zip(&prompts).map(|p| self.shown(p)).collect());
-        let asked = Asked { tenant: tenant(&request.parameters), ..Asked::default() };
+        let asked = Asked { tenant: tenant(&request.parameters), continues: true, ..Asked::default() };
         self.generate(&request.parameters, prompts, "prompt", echo, asked, admit)
     }
 
@@ -134,6 +134,7 @@ impl ServedModel {
                 hides_thoughts: asked.thoughts.is_some_and(|thoughts| !thoughts.shown),
                 named: asked.tools.is_some_and(|tools| matches!(tools.choice, ToolChoice::Named(_))),
                 shown_tokens: shown_tokens.clone(),
+                continued: asked.continues.then(|| request.prompt.clone()),
                 echo: text.map(|text| Echo {
                     prompt: request.prompt.clone(),
                     text: text.clone(),

@@ -302,6 +302,35 @@ async fn an_echo_is_the_prompt_as_it_was_written() {
     assert_eq!(collected.usage.completion_tokens, 0);
 }
 
+/// A vocabulary of SentencePiece's: a word holds the space before it, and a text's first space is stripped.
+fn words() -> Tokenizer {
+    let pieces = ["<unk>", "▁", "▁one", "▁two"].into_iter().enumerate();
+    let vocab: serde_json::Map<String, Value> = pieces.map(|(id, piece)| (piece.into(), id.into())).collect();
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let json = json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": metaspace,
+        "post_processor": null, "truncation": null, "padding": null, "decoder": metaspace,
+        "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": vocab},
+    });
+    Tokenizer::from_json("words", json.to_string().as_bytes()).unwrap()
+}
+
+#[tokio::test]
+async fn a_completion_keeps_its_first_space_and_an_answer_has_none() {
+    let bench = bench_with(9, |model| model.tokenizer = Arc::new(words()));
+    let completion = json!({"prompt": "one", "echo": true});
+    let chat = json!({"messages": [{"role": "user", "content": "one"}]});
+    for (generation, text) in [(bench.complete(completion), "one two one"), (bench.chat(chat), "two one")] {
+        let generation = generation.unwrap();
+        let (_, events) = bench.asked();
+        events.send(token(3));
+        events.send(token(2));
+        events.send(finished(FinishReason::Length));
+        assert_eq!(generation.collect().await.unwrap().choices[0].text, text);
+    }
+}
+
 #[tokio::test]
 async fn the_engine_is_asked_for_what_the_request_says() {
     let bench = bench_with(1000, |model| {

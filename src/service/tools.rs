@@ -21,6 +21,8 @@ pub struct Asked<'a> {
     pub tools: Option<&'a Tools>,
     /// Who asks, by the number that keeps prefixes apart.
     pub tenant: u64,
+    /// The answer goes on with the prompt's text; one to a conversation is a text of its own.
+    pub continues: bool,
 }
 
 impl ServedModel {

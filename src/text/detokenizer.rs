@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use super::tokenizer::Tokenizer;
 
+/// Tokens at the end of a prompt that are read: more than a character has, with some special ones behind.
+const PROMPT_TAIL: usize = 16;
+
 /// The state of one sequence.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
@@ -24,6 +27,22 @@ pub struct Detokenizer {
 impl Detokenizer {
     pub fn new(tokenizer: Arc<Tokenizer>, shown: Arc<[u32]>) -> Detokenizer {
         Detokenizer { tokenizer, shown, bytes: Vec::new(), is_broken: false, last: None }
+    }
+
+    /// The same behind a prompt whose text it goes on with: what its first token adds there, not at the beginning of a
+    /// line, where decoders strip a space.
+    pub fn behind(tokenizer: Arc<Tokenizer>, shown: Arc<[u32]>, prompt: &[u32]) -> Detokenizer {
+        let mut detokenizer = Detokenizer::new(tokenizer, shown);
+        let tail = &prompt[prompt.len().saturating_sub(PROMPT_TAIL)..];
+        // It may begin inside a character, which would break the run of bytes.
+        let is_inside = |id: &&u32| {
+            detokenizer.tokenizer.fallback_byte(**id).is_some_and(|byte| (0x80..0xC0).contains(&byte))
+        };
+        let inside = if tail.len() < prompt.len() { tail.iter().take_while(is_inside).count() } else { 0 };
+        for id in &tail[inside..] {
+            detokenizer.push(*id);
+        }
+        detokenizer
     }
 
     /// The text this token completes; empty while a character is open.

@@ -54,6 +54,35 @@ fn ids_of_texts_are_the_references() {
     });
 }
 
+/// A completion goes on with the prompt's text, so the space before its first word is there; an answer begins anew.
+#[test]
+fn a_completion_is_what_it_adds_to_the_prompt() {
+    let spaces = std::cell::Cell::new(0);
+    each(|tokenizer, made, _, wrong| {
+        for case in made["continued"].as_array().unwrap() {
+            let [number, at] = [0, 1].map(|i| case[i].as_u64().unwrap() as usize);
+            let of_text = &made["cases"][number];
+            let ids = ids(of_text.get("around").unwrap_or(&of_text["ids"]));
+            let (prompt, completion) = ids.split_at(at);
+            let alone = case.get(3).unwrap_or(&case[2]);
+            let mut behind = Detokenizer::behind(tokenizer.clone(), Arc::new([]), prompt);
+            let mut text: String = completion.iter().map(|id| behind.push(*id)).collect();
+            text += &behind.finish();
+            for (way, ours, theirs) in
+                [("behind", &text, &case[2]), ("alone", &streamed(tokenizer, completion), alone)]
+            {
+                if Some(ours.as_str()) != theirs.as_str() {
+                    wrong.push(format!(
+                        "{way} {prompt:?}, {completion:?}\n  ours   {ours:?}\n  theirs {theirs}"
+                    ));
+                }
+            }
+            spaces.set(spaces.get() + usize::from(alone != &case[2]));
+        }
+    });
+    assert!(spaces.get() > 25, "{} differ from an answer", spaces.get());
+}
+
 #[test]
 fn text_of_ids_is_the_references_whole_and_token_by_token() {
     each(|tokenizer, made, texts, wrong| {
