@@ -66,6 +66,8 @@ CASES = {
 {{ list is sequence }} {{ 'a' is sequence }} {{ map is sequence }} {{ 1 is sequence }} {{ none is sequence }} {{ (1,) is sequence }} {{ missing is sequence }} {{ list[1:] is sequence }} {{ messages[1:] is iterable }}
 {{ map.items() is sequence }} {{ map.keys() is sequence }}
 {{ (list | map('string')) is sequence }}
+{{ list | map('string') | tojson }}
+{{ ('<' | safe) + '<' }}
 {{ none is none }} {{ missing is none }} {{ 0 is none }} {{ missing is defined }} {{ missing is undefined }} {{ none is undefined }} {{ messages[0].nope is defined }} {{ map.C is defined }} {{ map.C is none }}
 {{ true is boolean }} {{ 1 is boolean }} {{ 1 is integer }} {{ true is integer }} {{ 1.0 is integer }} {{ 1.0 is float }} {{ 1 is float }} {{ 1 is number }} {{ true is number }} {{ '1' is number }} {{ 1.5 is number }} {{ true is float }}
 {{ true is sameas true }} {{ 1 is sameas true }} {{ none is sameas none }} {{ false is sameas(false) }} {{ missing is sameas none }}

@@ -399,6 +399,17 @@ mod tests {
             serde_json::json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]);
         assert_eq!(render(None, serde_json::json!({"chat_template": named})).as_deref(), Some("d"));
         assert_eq!(render(None, serde_json::json!({})), None);
-        assert!(ChatTemplate::of_checkpoint(None, &serde_json::json!({"chat_template": 3})).is_err());
+        let error = |file, config| ChatTemplate::of_checkpoint(file, &config).err().unwrap().to_string();
+        for (config, problem) in
+            [(serde_json::json!(3), "neither a string"), ("{% if %}".into(), "syntax error")]
+        {
+            let error = error(None, serde_json::json!({"chat_template": config}));
+            assert!(
+                error.contains("tokenizer_config.json, chat_template: ") && error.contains(problem),
+                "{error}"
+            );
+        }
+        let error = error(Some("{{ x | nothing }}{% endif %}"), serde_json::json!({}));
+        assert!(error.contains("chat_template.jinja") && error.contains("chat:1"), "{error}");
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer as Inner;
 
 use super::TextError;
+use super::tokenizer_file::{at_fault, check, guarded};
 
 /// Special tokens of the stand-in, at the end of its vocabulary.
 pub const STAND_IN_SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
@@ -36,9 +37,8 @@ impl Tokenizer {
         let steps = json.get("decoder").map(decoder_steps).unwrap_or_default();
         let (byte_level, byte_fallback) = (is_byte_level(&steps), steps.contains(&"ByteFallback"));
         // The crate has panicked on malformed files before; a bad file must stay an error.
-        let mut inner = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
-            .map_err(|_| fail("is malformed".into()))?
-            .map_err(|e| fail(e.to_string()))?;
+        let mut inner = guarded(|| Inner::from_bytes(bytes)).map_err(|e| fail(at_fault(&json, e)))?;
+        check(&json, &inner).map_err(fail)?;
         // Training settings that some files carry: they would cut or pad prompts without a word.
         inner.with_padding(None).with_truncation(None).map_err(|e| fail(e.to_string()))?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
@@ -79,9 +79,8 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer refuses the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        let encoding =
-            self.inner.encode_fast(text, add_special_tokens).map_err(|e| TextError::Encode(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens));
+        Ok(encoding.map_err(TextError::Encode)?.get_ids().to_vec())
     }
 
     /// Token ids of two texts that a model reads together, with what the tokenizer puts around them, and of each token
@@ -91,7 +90,7 @@ impl Tokenizer {
     /// When the tokenizer refuses a text.
     pub fn encode_pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, Vec<u32>), TextError> {
         let encoding =
-            self.inner.encode_fast((first, second), true).map_err(|e| TextError::Encode(e.to_string()))?;
+            guarded(|| self.inner.encode_fast((first, second), true)).map_err(TextError::Encode)?;
         Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
     }
 
@@ -115,7 +114,7 @@ impl Tokenizer {
         if let Some(&id) = ids.iter().find(|id| **id as usize >= self.vocab) {
             return Err(TextError::UnknownToken { id, vocab: self.vocab });
         }
-        self.inner.decode(ids, skip_specials).map_err(|e| TextError::Encode(e.to_string()))
+        guarded(|| self.inner.decode(ids, skip_specials)).map_err(TextError::Encode)
     }
 
     pub fn is_special(&self, id: u32) -> bool {

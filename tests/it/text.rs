@@ -25,6 +25,8 @@ const OTHERWISE: &[&str] = &[
     "{{ namespace(a=1) | tojson }}",
     "{{ '½'.isdigit() }}",
     "{{ (list | map('string')) is sequence }}",
+    "{{ list | map('string') | tojson }}",
+    "{{ ('<' | safe) + '<' }}",
     "{% macro m(a, b=a) %}{{ a }}{{ b }}{% endmacro %}{{ m(1) }}",
     "{% macro m(a, a) %}{% endmacro %}",
     "{{ schema.properties['keys']['items'] is defined }}",

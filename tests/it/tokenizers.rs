@@ -107,3 +107,58 @@ fn text_of_ids_is_the_references_whole_and_token_by_token() {
         }
     });
 }
+
+/// The first file's tokenizer of this name, changed.
+fn mangled(name: &str, change: impl FnOnce(&mut Value)) -> Result<Tokenizer, String> {
+    let all = FILES.map(|file| serde_json::from_str::<Value>(file).unwrap()["tokenizers"].take());
+    let mut all = all.iter().flat_map(|made| made.as_array().unwrap());
+    let mut json = all.find(|made| made["name"] == name).unwrap()["tokenizer"].clone();
+    change(&mut json);
+    Tokenizer::from_json("x/tokenizer.json", json.to_string().as_bytes()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_mangled_file_is_one_error_that_names_file_and_key() {
+    let (llama3, llama2) = ("llama3, glm4", "llama2, mistral");
+    type Change = fn(&mut Value);
+    let cases: &[(&str, &str, Change)] = &[
+        (llama3, "model.type", |t| t["model"]["type"] = "Tiktoken".into()),
+        (llama3, "model", |t| t["model"] = 7.into()),
+        (llama3, "model", |t| t["model"]["vocab"] = Value::Array(vec![])),
+        (llama3, "model", |t| t["model"]["vocab"]["a"] = (-1).into()),
+        (llama3, "model", |t| t["model"]["vocab"]["a"] = 5_000_000_000u64.into()),
+        (llama3, "model", |t| t["model"]["merges"][0] = "no such".into()),
+        (llama3, "model.vocab", |t| t["model"]["vocab"]["a"] = t["model"]["vocab"]["b"].clone()),
+        (llama3, "model.vocab", |t| t["model"]["vocab"]["!"] = t["added_tokens"][0]["id"].clone()),
+        (llama3, "added_tokens[0]", |t| t["added_tokens"][0]["id"] = 4_000_000_000u64.into()),
+        (llama3, "added_tokens[1]", |t| t["added_tokens"][1]["id"] = 7.into()),
+        (llama3, "added_tokens", |t| drop(t["added_tokens"].as_array_mut().unwrap().remove(1))),
+        (llama3, "normalizer", |t| t["normalizer"] = "NFC".into()),
+        (llama3, "pre_tokenizer", |t| t["pre_tokenizer"]["type"] = "Sequences".into()),
+        (llama3, "pre_tokenizer", |t| {
+            t["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(".into()
+        }),
+        (llama3, "post_processor", |t| t["post_processor"]["processors"][1]["special_tokens"] = Value::Null),
+        (llama2, "post_processor", |t| t["post_processor"]["special_tokens"] = serde_json::json!({})),
+        (llama2, "post_processor", |t| t["post_processor"]["special_tokens"]["<s>"]["ids"][0] = 9_999.into()),
+        (llama2, "decoder", |t| t["decoder"]["decoders"][3]["stop"] = 3.into()),
+        (llama2, "decoder", |t| t["decoder"]["decoders"][1]["type"] = "Bytes".into()),
+    ];
+    for (i, (name, key, change)) in cases.iter().enumerate() {
+        let error = mangled(name, change).err().unwrap_or_else(|| panic!("case {i}, {key}: taken"));
+        let start = format!("x/tokenizer.json: {key}");
+        assert!(error.starts_with(&start) && error.len() < 400, "case {i}, {key}: {error}");
+    }
+    assert!(mangled(llama3, |_| ()).is_ok() && mangled(llama2, |_| ()).is_ok());
+}
+
+#[test]
+fn a_file_that_is_cut_short_is_an_error_that_names_it() {
+    let goldens: Value = serde_json::from_str(FILES[0]).unwrap();
+    let whole = goldens["tokenizers"][0]["tokenizer"].to_string();
+    for end in (0..whole.len()).step_by(331) {
+        let Some(part) = whole.get(..end) else { continue };
+        let error = Tokenizer::from_json("x/tokenizer.json", part.as_bytes()).err().unwrap().to_string();
+        assert!(error.starts_with("x/tokenizer.json: "), "{end}: {error}");
+    }
+}

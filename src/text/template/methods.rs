@@ -49,13 +49,13 @@ fn of_string(
         "strip" => strip(text, args, true, true),
         "lstrip" => strip(text, args, true, false),
         "rstrip" => strip(text, args, false, true),
-        "split" => split(text, args, false),
-        "rsplit" => split(text, args, true),
+        "split" => list(state, split(text, args, false)?),
+        "rsplit" => list(state, split(text, args, true)?),
         "splitlines" => {
             let (keep, kwargs): (Option<bool>, Kwargs) = from_args(args)?;
             let keep = keep.or(kwargs.get("keepends")?).unwrap_or(false);
             kwargs.assert_all_used()?;
-            Ok(python::lines(text, keep).into_iter().map(Value::from).collect())
+            list(state, python::lines(text, keep))
         }
         "partition" | "rpartition" => partition(text, args, name == "rpartition"),
         "replace" => replace(state, text, args),
@@ -93,6 +93,12 @@ fn of_string(
     }
 }
 
+/// A value takes more than a short text.
+fn list(state: &State, parts: Vec<&str>) -> Result<Value, Error> {
+    pay(state, 64 * parts.len())?;
+    Ok(parts.into_iter().map(Value::from).collect())
+}
+
 fn strip(text: &str, args: &[Value], left: bool, right: bool) -> Result<Value, Error> {
     let (chars,): (Option<&str>,) = from_args(args)?;
     let matches = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
@@ -100,7 +106,7 @@ fn strip(text: &str, args: &[Value], left: bool, right: bool) -> Result<Value, E
     Ok(Value::from(if right { text.trim_end_matches(matches) } else { text }))
 }
 
-fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
+fn split<'a>(text: &'a str, args: &[Value], from_right: bool) -> Result<Vec<&'a str>, Error> {
     let (separator, most, kwargs): (Option<Value>, Option<i64>, Kwargs) = from_args(args)?;
     let separator = separator.or(kwargs.get("sep")?).filter(|v| !v.is_none());
     let most = most.or(kwargs.get("maxsplit")?);
@@ -117,7 +123,7 @@ fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     if from_right {
         parts.reverse();
     }
-    Ok(parts.into_iter().map(Value::from).collect())
+    Ok(parts)
 }
 
 /// Words between spaces, the last part with all that is left; from the right in their order from there.

@@ -111,6 +111,9 @@ mod tests {
             "{{ 'x' | indent(10000000000) }}",
             "{% set s = 'x' * 1000000 %}{{ ([s] * 10000) | join(s) | length }}",
             "{{ [1] | tojson(indent=10000000000) }}",
+            // Lists that are larger than what they were made of.
+            "{% set s = 'a ' * 1000000 %}{% set ns = namespace(a=[]) %}{% for i in range(1000) %}{% set ns.a = ns.a + [s.split()] %}{% endfor %}",
+            "{% set s = 'a\n' * 1000000 %}{% set ns = namespace(a=[]) %}{% for i in range(1000) %}{% set ns.a = ns.a + [s.splitlines()] %}{% endfor %}",
             // Reading costs, too.
             "{% set s = 'x' * 1000000 %}{% for i in range(90000) %}{{ s.find('y') }}{% endfor %}",
         ] {
