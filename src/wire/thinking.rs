@@ -11,7 +11,9 @@ const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh",
 const MAX_TEMPLATE_ARGUMENTS: usize = 32;
 /// What a template is given anyway.
 const RESERVED: [&str; 6] =
-    ["messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"];
+    ["messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception"];
+/// How the names of special tokens end, which are given, too.
+const TOKEN: &str = "_token";
 
 /// What a request says of the model's thoughts.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +47,8 @@ impl Thinking {
                 return Err(wrong("chat_template_kwargs", &expected, &other));
             }
         };
-        if let Some(name) = RESERVED.iter().find(|name| template.contains_key(**name)) {
+        let is_given = |name: &&String| RESERVED.contains(&name.as_str()) || name.ends_with(TOKEN);
+        if let Some(name) = template.keys().find(is_given) {
             let param = format!("chat_template_kwargs.{name}");
             return Err(RequestError::invalid(&param, format!("{param} is given by the server")));
         }
@@ -116,6 +119,7 @@ mod tests {
             (json!({"chat_template_kwargs": []}), "chat_template_kwargs"),
             (json!({"chat_template_kwargs": {"enable_thinking": 1}}), "chat_template_kwargs.enable_thinking"),
             (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages"),
+            (json!({"chat_template_kwargs": {"a": 1, "pad_token": ""}}), "chat_template_kwargs.pad_token"),
             (json!({"thinking_token_budget": -1}), "thinking_token_budget"),
         ] {
             assert_eq!(read(body.clone()).unwrap_err().param.as_deref(), Some(param), "{body}");
