@@ -39,6 +39,7 @@ fn engine(checkpoint: &Checkpoint) -> EngineHandle {
         prefix_caching: false,
         run_ahead: false,
         faults: Default::default(),
+        speculative_tokens: 0,
         max_queue: 512,
     };
     spawn(runner, config, Clock::system(), Observed::default()).expect("the engine starts").0

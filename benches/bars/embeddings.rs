@@ -11,7 +11,7 @@ use hashwatt::clock::Clock;
 use hashwatt::engine::encode::{EncodeRequest, HostedEncoder};
 use hashwatt::engine::event::Tier;
 use hashwatt::engine::step_log::Observed;
-use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits};
+use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits, Models};
 use hashwatt::model::encoder::{EncoderCheckpoint, EncoderText};
 use hashwatt::ops::exec::Exec;
 use hashwatt::ops::pool::Pool;
@@ -49,12 +49,20 @@ fn engine(threads: usize) -> EngineHandle {
         limits: Limits { max_rows: 64, max_tokens: 512, duty: 1.0 },
         prefix_caching: false,
         run_ahead: false,
+        speculative_tokens: 0,
         max_queue: 16,
         faults: Default::default(),
     };
     let hosted =
         vec![HostedEncoder { encoder, threads, on: Exec::cpu(threads), longest: checkpoint.spec.max_tokens }];
-    worker::spawn_with(None, hosted, config, Clock::system(), Observed::default()).expect("an engine").0
+    worker::spawn_with(
+        Models { encoders: hosted, ..Models::default() },
+        config,
+        Clock::system(),
+        Observed::default(),
+    )
+    .expect("an engine")
+    .0
 }
 
 struct Rival {

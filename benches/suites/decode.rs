@@ -54,6 +54,7 @@ pub fn engine(model: &str) -> Engine {
         prefix_caching: false,
         run_ahead: false,
         faults: Default::default(),
+        speculative_tokens: 0,
         max_queue: 512,
     };
     let (clock, observed) = (Clock::system(), Observed::default());

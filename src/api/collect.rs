@@ -77,7 +77,11 @@ pub fn wire_energy(energy: RequestEnergy) -> Energy {
 pub fn wire_usage(usage: service::Usage, energy: Option<RequestEnergy>) -> Usage {
     Usage {
         energy: energy.map(wire_energy),
-        completion_tokens_details: CompletionTokensDetails { reasoning_tokens: usage.reasoning_tokens },
+        completion_tokens_details: CompletionTokensDetails {
+            reasoning_tokens: usage.reasoning_tokens,
+            accepted_prediction_tokens: usage.right_guesses,
+            rejected_prediction_tokens: usage.wrong_guesses,
+        },
         ..Usage::new(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
     }
 }

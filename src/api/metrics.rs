@@ -49,6 +49,8 @@ pub fn engine_source(unit: Arc<Unit>) -> EngineSource {
                 blocks_held: stats.blocks_held.load(Relaxed),
                 block_size: stats.block_size.load(Relaxed),
                 prefix_queries: stats.prefix_queries.load(Relaxed),
+                guessed_tokens: stats.guessed_tokens.load(Relaxed),
+                right_guesses: stats.right_guesses.load(Relaxed),
                 prefix_hits: stats.prefix_hits.load(Relaxed),
                 preemptions: stats.preemptions.load(Relaxed),
                 steps: stats.steps.load(Relaxed),

@@ -210,6 +210,8 @@ mod tests {
                 prompt_tokens: 5,
                 completion_tokens: 2,
                 reasoning_tokens: 0,
+                right_guesses: 0,
+                wrong_guesses: 0,
                 cached_tokens: 1,
             }
         }

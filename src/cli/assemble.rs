@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use candle_core::{DType, Device};
 
+use super::draft;
 use super::encoders::{self, OpenedEncoder};
 use super::room::{self, Cache, GpuMemory, GpuNeeds, MIN_LOGIT_ROWS};
 use super::{machine, served};
@@ -20,7 +21,7 @@ use crate::energy::Ledger;
 use crate::engine::encode::HostedEncoder;
 use crate::engine::fault::Faults;
 use crate::engine::step_log::Observed;
-use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits};
+use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits, Models};
 use crate::model::Checkpoint;
 use crate::model::decoder::Decoder;
 use crate::model::encoder::EncoderCheckpoint;
@@ -49,6 +50,8 @@ pub struct Sizes {
 pub struct Opened {
     /// The one that generates text, if any.
     pub checkpoint: Option<Checkpoint>,
+    /// Guesses what that one will say.
+    pub draft: Option<Checkpoint>,
     pub encoders: Vec<OpenedEncoder>,
     pub sizes: Sizes,
     pub service: Arc<Service>,
@@ -84,19 +87,22 @@ pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
         }
     }
     let beside = encoders.iter().map(OpenedEncoder::bytes).sum();
-    let (mut models, mut checkpoint) = (Vec::new(), None);
+    let (mut models, mut checkpoint, mut draft) = (Vec::new(), None, None);
     let mut sizes = sizes_of_encoders(config);
     if let Some((source, names)) = chat {
         let opened = Checkpoint::open(&source.model, &pool)?;
         check_fits(config, &opened)?;
-        sizes = self::sizes(config, &opened, beside)?;
-        models.push(served::served_model(config, &opened, names, sizes.max_model_len, unit)?);
+        let mut served = served::served_model(config, &opened, names, unit)?;
+        draft = draft::open(config, &served.tokenizer, &pool)?;
+        sizes = self::sizes(config, &opened, draft.as_ref(), beside)?;
+        served.max_model_len = sizes.max_model_len;
+        models.push(served);
         checkpoint = Some(opened);
     }
     let chat_names = models.iter().flat_map(|m| std::iter::once(&m.id).chain(&m.aliases));
     served::check_names(chat_names.chain(encoders.iter().flat_map(|e| &e.names)))?;
     let service = Service::new(models, unit.clone()).with_encoders(encoders::served(&encoders, unit)?);
-    Ok(Opened { checkpoint, encoders, sizes, service: Arc::new(service) })
+    Ok(Opened { checkpoint, draft, encoders, sizes, service: Arc::new(service) })
 }
 
 /// Whether any engine is a GPU's.
@@ -140,7 +146,13 @@ fn sizes_of_encoders(config: &Config) -> Sizes {
 }
 
 /// `beside`: bytes of other models on each device.
-fn sizes(config: &Config, checkpoint: &Checkpoint, beside: u64) -> anyhow::Result<Sizes> {
+fn sizes(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    draft: Option<&Checkpoint>,
+    beside: u64,
+) -> anyhow::Result<Sizes> {
+    let beside = beside + draft::bytes(config, draft);
     let devices = config.devices.len() as u64;
     let rooms = config.devices.iter().filter_map(|d| match d {
         DeviceKind::Cuda(ordinal) => Some(gpu_room(config, checkpoint, beside, *ordinal)),
@@ -155,7 +167,7 @@ fn sizes(config: &Config, checkpoint: &Checkpoint, beside: u64) -> anyhow::Resul
             machine::memory().map_or(1 << 30, share) / devices
         }
     };
-    let cache = Cache::of(config, checkpoint, budget)?;
+    let cache = Cache::of(config, checkpoint, draft, budget)?;
     Ok(Sizes {
         threads_per_device: threads_per_device(config),
         blocks_per_device: cache.blocks,
@@ -206,6 +218,35 @@ fn capture(runner: &mut Runner, sequences: usize, ordinal: usize) -> anyhow::Res
     Ok(())
 }
 
+fn exec_of_gpu(config: &Config, ordinal: usize, pool: Arc<Pool>) -> anyhow::Result<Exec> {
+    let mut on = Exec::cuda(ordinal, pool, config.enable_pdl)?;
+    on.batch_invariant = config.batch_invariant;
+    Ok(on)
+}
+
+/// What runs a decoder on the device of that index.
+fn runner(
+    config: &Config,
+    sizes: Sizes,
+    decoder: &Arc<Decoder>,
+    on: &Exec,
+    index: usize,
+) -> anyhow::Result<Runner> {
+    let capacity =
+        Capacity { rows: config.batched_tokens(), logit_rows: config.sequences().max(MIN_LOGIT_ROWS) };
+    let there = match on.device {
+        Device::Cpu => decoder.clone(),
+        _ => Arc::new(decoder.on_device(&on.device)?),
+    };
+    let mut runner = Runner::new(there, on.clone(), capacity, sizes.blocks_per_device)?;
+    if let DeviceKind::Cuda(ordinal) = config.devices[index]
+        && !config.enforce_eager
+    {
+        capture(&mut runner, config.sequences(), ordinal)?;
+    }
+    Ok(runner)
+}
+
 /// One engine per device, warmed up, all of one decoder. `faults`: what is to go wrong with each, for tests and drills;
 /// an engine beyond its end has none.
 ///
@@ -220,6 +261,7 @@ pub fn start_engines(
     faults: &[Faults],
 ) -> anyhow::Result<Vec<EngineHandle>> {
     let (decoder, sizes) = (decoder.map(Arc::new), opened.sizes);
+    let draft = opened.draft.as_ref().map(|draft| load(config, draft, false)).transpose()?.map(Arc::new);
     let mut engines = Vec::new();
     // The processor's engines share them.
     let on_cpu = match on_gpus(config) {
@@ -227,13 +269,10 @@ pub fn start_engines(
         false => encoders::load(opened, &Exec::from(pool_for(config)))?,
     };
     for (index, observed) in observed.into_iter().enumerate() {
-        let capacity =
-            Capacity { rows: config.batched_tokens(), logit_rows: config.sequences().max(MIN_LOGIT_ROWS) };
         let pool = Arc::new(Pool::new(sizes.threads_per_device));
         let (device, on, encoders) = match config.devices[index] {
             DeviceKind::Cuda(ordinal) => {
-                let mut on = Exec::cuda(ordinal, pool, config.enable_pdl)?;
-                on.batch_invariant = config.batch_invariant;
+                let on = exec_of_gpu(config, ordinal, pool)?;
                 let encoders = encoders::load(opened, &on)?;
                 (format!("cuda:{ordinal}"), on, encoders)
             }
@@ -243,22 +282,18 @@ pub fn start_engines(
                 (format!("cpu:{index}"), on.clone(), on_cpu.iter().cloned().map(here).collect())
             }
         };
-        let runner = |decoder: &Arc<Decoder>| -> anyhow::Result<Runner> {
-            let failed = |e| anyhow!("device {device}: {e}");
-            let there = match on.device {
-                Device::Cpu => decoder.clone(),
-                _ => Arc::new(decoder.on_device(&on.device).map_err(failed)?),
-            };
-            let mut runner =
-                Runner::new(there, on.clone(), capacity, sizes.blocks_per_device).map_err(failed)?;
-            if let DeviceKind::Cuda(ordinal) = config.devices[index]
-                && !config.enforce_eager
-            {
-                capture(&mut runner, config.sequences(), ordinal)?;
-            }
-            Ok(runner)
+        let runner = |decoder: &Arc<Decoder>, on: &Exec| {
+            runner(config, sizes, decoder, on, index).with_context(|| format!("device {device}"))
         };
-        let runner = decoder.as_ref().map(runner).transpose()?;
+        let draft = match (&draft, config.devices[index]) {
+            (None, _) => None,
+            // With launches of its own: what a captured step reads does not move.
+            (Some(draft), DeviceKind::Cuda(ordinal)) => {
+                Some(runner(draft, &exec_of_gpu(config, ordinal, on.pool.clone())?)?)
+            }
+            (Some(draft), _) => Some(runner(draft, &on)?),
+        };
+        let runner = decoder.as_ref().map(|decoder| runner(decoder, &on)).transpose()?;
         let engine = EngineConfig {
             device: device.clone(),
             limits: Limits { max_rows: config.sequences(), max_tokens: config.batched_tokens(), duty: 1.0 },
@@ -266,10 +301,12 @@ pub fn start_engines(
             run_ahead: config
                 .async_scheduling
                 .unwrap_or(runner.as_ref().is_some_and(Runner::is_asynchronous)),
+            speculative_tokens: config.speculation.as_ref().map_or(0, |s| s.tokens),
             max_queue: config.max_queue,
             faults: faults.get(index).cloned().unwrap_or_default(),
         };
-        let (handle, _thread) = worker::spawn_with(runner, encoders, engine, clock.clone(), observed)
+        let models = Models { decoder: runner, draft, encoders };
+        let (handle, _thread) = worker::spawn_with(models, engine, clock.clone(), observed)
             .map_err(|e| anyhow!("device {device}: {e}"))?;
         engines.push(handle);
     }

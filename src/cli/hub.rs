@@ -55,6 +55,11 @@ pub fn resolve(config: &mut Config) -> anyhow::Result<()> {
         }
     }
     config.model = config.models[0].model.clone();
+    let draft = config.speculation.as_ref().and_then(|s| s.draft.as_deref());
+    if let Some(name) = draft.map(named).transpose()?.flatten() {
+        let found = path(&fetch(config, &name)?)?;
+        config.speculation.iter_mut().for_each(|s| s.draft = Some(found.clone()));
+    }
     Ok(())
 }
 

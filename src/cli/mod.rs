@@ -9,6 +9,7 @@ mod bench;
 mod chat;
 mod devices;
 mod doctor;
+mod draft;
 mod encoders;
 mod fit;
 mod given;

@@ -165,14 +165,21 @@ impl Cache {
     ///
     /// # Errors
     /// A context that the model does not have, or that there is no room for.
-    pub fn of(config: &Config, checkpoint: &Checkpoint, budget: u64) -> anyhow::Result<Cache> {
+    pub fn of(
+        config: &Config,
+        checkpoint: &Checkpoint,
+        draft: Option<&Checkpoint>,
+        budget: u64,
+    ) -> anyhow::Result<Cache> {
         let spec = &checkpoint.spec;
         if let Some(asked) = config.max_model_len.filter(|l| *l > spec.max_positions) {
             bail!("max-model-len = {asked}: the model's context is {} tokens", spec.max_positions);
         }
         let context = config.max_model_len.unwrap_or(spec.max_positions);
         let wanted = config.sequences() * context.div_ceil(BLOCK_SIZE);
-        let block_bytes = block_bytes(checkpoint, held(config, checkpoint).cache);
+        let of = |model| block_bytes(model, held(config, model).cache);
+        // A draft model has as many blocks of its own.
+        let block_bytes = of(checkpoint) + draft.map_or(0, of);
         let blocks = wanted.min(usize::try_from(budget / block_bytes).unwrap_or(usize::MAX));
         let room = blocks * BLOCK_SIZE;
         if room < 2 * BLOCK_SIZE || config.max_model_len.is_some_and(|l| l > room) {

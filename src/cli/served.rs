@@ -22,7 +22,6 @@ pub fn served_model(
     config: &Config,
     checkpoint: &Checkpoint,
     mut names: Vec<String>,
-    max_model_len: usize,
     unit: &Arc<Unit>,
 ) -> anyhow::Result<ServedModel> {
     let text = &checkpoint.text;
@@ -53,7 +52,8 @@ pub fn served_model(
         id: names.remove(0),
         aliases: names,
         created: crate::clock::unix_seconds(),
-        max_model_len,
+        // As long as there is room for no less.
+        max_model_len: checkpoint.spec.max_positions,
         vocab: checkpoint.spec.vocab,
         end_tokens,
         tokenizer: Arc::new(tokenizer),

@@ -7,6 +7,7 @@
 pub mod hub;
 pub mod places;
 pub mod settings;
+pub mod speculation;
 pub mod value;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use crate::power::spec::MeterSpec;
 use hub::HubPlaces;
 use places::{AdminAddress, Places};
 use settings::{SETTINGS, Setting};
+use speculation::Speculation;
 use value::{parse_bytes, parse_duration, without_credentials};
 
 /// A setting that cannot be honoured; names it and where it came from.
@@ -122,6 +124,7 @@ pub struct Config {
     /// Share of a GPU's memory that this process may fill.
     pub gpu_memory_utilization: f64,
     pub prefix_caching: bool,
+    pub speculation: Option<Speculation>,
     /// `None` where it pays.
     pub async_scheduling: Option<bool>,
     pub enforce_eager: bool,
@@ -295,6 +298,7 @@ impl Resolved {
                 _ => Err("is not a share from 0.05 to 1".to_string()),
             })?,
             prefix_caching: self.flag("enable-prefix-caching")?,
+            speculation: self.speculation()?,
             async_scheduling: self.get("async-scheduling", |v| match v {
                 "auto" => Ok(None),
                 "true" | "1" => Ok(Some(true)),
@@ -552,6 +556,9 @@ mod tests {
             ("kv-cache-dtype", "fp8_e5m2"),
             ("device", "tpu"),
             ("async-scheduling", "maybe"),
+            ("speculative", "wild"),
+            ("num-speculative-tokens", "65"),
+            ("num-speculative-tokens", "0"),
             ("step-timeout", "long"),
             ("kv-memory", "lots"),
             ("drain-timeout", "-3"),

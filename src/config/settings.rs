@@ -95,6 +95,24 @@ pub static SETTINGS: &[Setting] = &[
     ),
     setting("enable-prefix-caching", "true", "", "Reuse the computed blocks of prompts that begin alike"),
     setting(
+        "speculative",
+        "none",
+        "none|prompt-lookup",
+        "Guess tokens from what the prompt and the answer have said before; answers are the same, and come sooner where they quote",
+    ),
+    setting(
+        "draft-model",
+        "",
+        "MODEL",
+        "Guess tokens with this smaller model, which has the same tokenizer; answers are the same",
+    ),
+    setting(
+        "num-speculative-tokens",
+        "16",
+        "N",
+        "Tokens guessed in a step at most, of all sequences together: each is a row more that is computed",
+    ),
+    setting(
         "async-scheduling",
         "auto",
         "auto|true|false",

@@ -89,6 +89,9 @@ pub struct SequenceStats {
     pub cached_tokens: usize,
     pub generated_tokens: usize,
     pub preemptions: usize,
+    /// Tokens that were guessed and computed, and those of them that were right.
+    pub guessed_tokens: usize,
+    pub right_guesses: usize,
     pub queued_at: Tick,
     pub scheduled_at: Tick,
     pub first_token_at: Tick,

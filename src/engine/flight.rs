@@ -9,7 +9,7 @@ use crate::clock::Tick;
 use crate::engine::event::EngineError;
 use crate::engine::live::Live;
 use crate::engine::scheduler::Entry;
-use crate::engine::sequence::Rank;
+use crate::engine::sequence::{Rank, Sequence};
 use crate::engine::stats::EngineStats;
 use crate::engine::step_log::Share;
 use crate::ops::sample::Outcome;
@@ -23,6 +23,8 @@ pub(super) struct FlightRow {
     pub first_sample: usize,
     /// The last of them is the next token, not a score.
     pub draws: bool,
+    /// Beyond it: positions of guesses, each of which says what comes next if the guesses up to it are right.
+    pub guesses: usize,
 }
 
 /// A step whose results are not read yet. Keeps its memory from step to step.
@@ -64,14 +66,15 @@ pub(super) fn apply(
 
 fn use_results(entry: &mut Entry<Live>, row: &FlightRow, results: &[u32], now: Tick, stats: &EngineStats) {
     let Entry { sequence, payload: live } = entry;
-    sequence.publish(row.tokens.end);
+    // Of guesses nobody is to know before it is known that they are right.
+    sequence.publish(row.tokens.end - row.guesses);
     live.stats.cached_tokens = sequence.cached_tokens;
     live.stats.preemptions = sequence.preemptions;
     if row.tokens.start < sequence.prompt_len {
         let prompt_rows = row.tokens.end.min(sequence.prompt_len) - row.tokens.start;
         stats.prompt_tokens.fetch_add(prompt_rows as u64, Ordering::Relaxed);
     }
-    let scores = row.logits.start..row.logits.end - usize::from(row.draws);
+    let scores = row.logits.start..row.logits.end - usize::from(row.draws) - row.guesses;
     for (i, position) in scores.enumerate() {
         live.take_score(sequence.tokens[position + 1], Outcome::of(results, row.first_sample + i));
         sequence.score_from = Some(position + 1);
@@ -82,15 +85,48 @@ fn use_results(entry: &mut Entry<Live>, row: &FlightRow, results: &[u32], now: T
     if live.send_scores() {
         sequence.score_from = None;
     }
-    let outcome = Outcome::of(results, row.first_sample + row.logits.len() - 1);
-    match outcome.token() {
-        Some(token) => {
-            sequence.settle(token);
-            let before = live.stats.generated_tokens;
-            live.accept(&mut sequence.tokens, sequence.prompt_len, outcome, now);
-            let made = live.stats.generated_tokens - before;
-            stats.generated_tokens.fetch_add(made as u64, Ordering::Relaxed);
-        }
-        None => live.fail(EngineError::NonFiniteLogits),
+    let (known, before) = (row.tokens.end - row.guesses, live.stats.generated_tokens);
+    let right = take_tokens(sequence, live, row, results, now);
+    if row.guesses > 0 {
+        sequence.take_back(known + right);
+        sequence.publish(known + right);
+        live.trust.learn(row.guesses, right);
+        stats.guessed_tokens.fetch_add(row.guesses as u64, Ordering::Relaxed);
+        stats.right_guesses.fetch_add(right as u64, Ordering::Relaxed);
     }
+    let made = live.stats.generated_tokens - before;
+    stats.generated_tokens.fetch_add(made as u64, Ordering::Relaxed);
+}
+
+/// Takes what was chosen: the next token and, as long as a guess was what was chosen, the one behind it. How many
+/// guesses were right.
+fn take_tokens(
+    sequence: &mut Sequence,
+    live: &mut Live,
+    row: &FlightRow,
+    results: &[u32],
+    now: Tick,
+) -> usize {
+    let first = row.first_sample + row.logits.len() - 1 - row.guesses;
+    // Counted first: what ends a sequence takes the counts along.
+    live.stats.guessed_tokens += row.guesses;
+    for right in 0..=row.guesses {
+        let outcome = Outcome::of(results, first + right);
+        let Some(token) = outcome.token() else {
+            live.fail(EngineError::NonFiniteLogits);
+            return right;
+        };
+        match right {
+            0 => sequence.settle(token),
+            _ => {
+                sequence.tokens.push(token);
+                live.stats.right_guesses += 1;
+            }
+        }
+        live.accept(&mut sequence.tokens, sequence.prompt_len, outcome, now);
+        if live.ended || sequence.guesses[..row.guesses].get(right) != Some(&token) {
+            return right;
+        }
+    }
+    row.guesses
 }

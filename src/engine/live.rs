@@ -10,6 +10,7 @@ use crate::engine::event::{
     EngineError, EventSender, FinishReason, GenerateRequest, SequenceStats, TokenEvent, TokenLogprob,
 };
 use crate::engine::sampler::{self, Draw, History, SamplingParams};
+use crate::engine::speculation::Trust;
 use crate::ops::sample::{Outcome, Samples};
 
 pub(super) struct Live {
@@ -28,6 +29,8 @@ pub(super) struct Live {
     prompt_logprobs: Option<usize>,
     prompt_scores: Vec<TokenLogprob>,
     pub stats: SequenceStats,
+    /// In guesses of its tokens.
+    pub trust: Trust,
     /// Set when the sequence must leave after this step.
     pub ended: bool,
     /// What its client is told once it has left.
@@ -56,6 +59,7 @@ impl Live {
                 queued_at: now,
                 ..SequenceStats::default()
             },
+            trust: Trust::default(),
             ended: false,
             last_event: None,
         }
@@ -134,6 +138,21 @@ impl Live {
         };
         draw.add_to(samples);
         true
+    }
+
+    /// True when the choice of a token depends on the logits alone, and not on how the tokens before it were taken.
+    pub fn draws_by_logits(&self) -> bool {
+        self.constraint.is_none() && !self.params.has_penalties()
+    }
+
+    /// True when all tokens that its draws are told of are below.
+    pub fn names_only_below(&self, vocab: u32) -> bool {
+        let biased = self.params.logit_bias.iter().map(|(token, _)| token);
+        self.stop_tokens.iter().chain(biased).all(|token| *token < vocab)
+    }
+
+    pub fn stops_at(&self, token: u32) -> bool {
+        self.stop_tokens.contains(&token)
     }
 
     /// Adds the task of scoring a token of the prompt.

@@ -17,6 +17,7 @@ use crate::engine::flight::{Flight, FlightRow, apply};
 use crate::engine::live::Live;
 use crate::engine::scheduler::{Budget, Entry, Scheduler, StepPlan};
 use crate::engine::sequence::{Rank, Sequence};
+use crate::engine::speculation::Speculation;
 use crate::engine::stats::EngineStats;
 use crate::engine::step_log::{OVERHEAD, Observed, Share, StepRecord};
 use crate::model::input::{BLOCK_SIZE, StepInput};
@@ -46,6 +47,7 @@ pub(super) struct Resident {
     /// Why the device serves nobody any more.
     lost: Option<EngineError>,
     ordered: Option<Fault>,
+    speculation: Option<Speculation>,
     clock: Clock,
     stats: Arc<EngineStats>,
     observed: Observed,
@@ -58,6 +60,7 @@ impl Resident {
         runner: Runner,
         max_sequences: usize,
         prefix_caching: bool,
+        speculation: Option<Speculation>,
         clock: Clock,
         stats: Arc<EngineStats>,
         observed: Observed,
@@ -81,6 +84,7 @@ impl Resident {
             suspect: false,
             lost: None,
             ordered: None,
+            speculation,
             clock,
             stats,
             observed,
@@ -244,9 +248,10 @@ impl Resident {
         let capacity = self.runner.capacity();
         let budget = Budget { sequences, tokens: tokens.min(capacity.rows), logit_rows: capacity.logit_rows };
         let waiting = self.scheduler.waiting();
+        let begun = if ahead { None } else { self.guess() };
         self.scheduler.plan(budget, &mut self.plan);
         self.count_plan(waiting);
-        let mut launched = self.launch();
+        let mut launched = self.launch(begun);
         // What the device did while this was planned; its next step is there already.
         let mut report = self.in_flight.then(|| self.settle());
         if let Ok(true) = launched {
@@ -268,17 +273,36 @@ impl Resident {
         report
     }
 
-    /// Starts the step of the plan; false when it is empty.
-    fn launch(&mut self) -> Result<bool, EngineError> {
+    /// Guesses what comes next in the running sequences, and says when it began to.
+    fn guess(&mut self) -> Option<Tick> {
+        let speculation = self.speculation.as_mut()?;
+        let now = self.clock.now();
+        if speculation.has_model() {
+            self.observed.begin(now);
+        }
+        if let Err(error) =
+            speculation.guess(self.scheduler.running_mut(), self.runner.decoder().spec().vocab)
+        {
+            // Whatever it is, it is met again where it matters.
+            tracing::warn!(%error, "speculation: the draft model failed; going on without it");
+            self.scheduler.running_mut().iter_mut().for_each(|entry| entry.sequence.guesses.clear());
+            self.speculation = None;
+        }
+        Some(now)
+    }
+
+    /// Starts the step of the plan; false when it is empty. `begun`: when work for it began, if before.
+    fn launch(&mut self, begun: Option<Tick>) -> Result<bool, EngineError> {
         if self.plan.rows.is_empty() {
             return Ok(false);
         }
-        batch::build(&self.plan, self.scheduler.running(), BLOCK_SIZE, &mut self.input);
+        batch::build(&self.plan, self.scheduler.running(), &mut self.input);
         let now = self.clock.now();
+        let started = begun.unwrap_or(now);
         if !self.in_flight {
-            self.observed.begin(now);
+            self.observed.begin(started);
         }
-        self.next.started = now;
+        self.next.started = started;
         self.next.tokens = self.plan.tokens();
         self.mark_scheduled(now);
         self.log_shares();
@@ -310,7 +334,9 @@ impl Resident {
         for (row, share) in plan.rows.iter().zip(&mut next.shares) {
             let Entry { sequence, payload: live } = &mut scheduler.running_mut()[row.sequence];
             let first_sample = samples.tasks.len();
-            let draws = row.tokens.end == sequence.tokens.len() && !row.logits.is_empty();
+            let known = sequence.tokens.len();
+            let draws = row.tokens.end >= known && !row.logits.is_empty();
+            let guesses = if draws { row.tokens.end - known } else { 0 };
             sequence.schedule(row.tokens.end);
             if live.ended {
                 // It ended with the step before: nobody's row.
@@ -325,19 +351,21 @@ impl Resident {
                 logits.end = logits.start;
             }
             for position in logits.clone() {
-                if draws && position + 1 == row.tokens.end {
-                    let generated = row.tokens.end - sequence.prompt_len;
+                if draws && position + 1 >= known {
+                    let generated = position + 1 - sequence.prompt_len;
                     if !live.draw(generated, samples) {
                         samples.tasks.push(Task::GREEDY);
                     }
-                    sequence.expect(samples.tasks.len() as u32 - 1);
-                    sequence.complete = generated + 1 >= live.max_tokens;
+                    if position + 1 == known {
+                        sequence.expect(samples.tasks.len() as u32 - 1);
+                        sequence.complete = generated + 1 >= live.max_tokens;
+                    }
                 } else {
                     live.score(sequence.tokens[position + 1], samples);
                 }
             }
             let (rank, tokens) = (sequence.rank, row.tokens.clone());
-            next.rows.push(FlightRow { rank, tokens, logits, first_sample, draws });
+            next.rows.push(FlightRow { rank, tokens, logits, first_sample, draws, guesses });
         }
         runner.sample(samples).map_err(|e| EngineError::of_step(&e))
     }

@@ -61,7 +61,7 @@ impl SamplingParams {
         });
     }
 
-    fn has_penalties(&self) -> bool {
+    pub(super) fn has_penalties(&self) -> bool {
         self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 || self.repetition_penalty != 1.0
     }
 }

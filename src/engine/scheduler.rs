@@ -26,7 +26,7 @@ pub struct Budget {
 pub struct StepRow {
     /// Index among the running sequences.
     pub sequence: usize,
-    /// Positions to compute.
+    /// Positions to compute; beyond the known tokens they are of guesses.
     pub tokens: Range<usize>,
     /// Positions whose logits are wanted, at the end of `tokens`; may be empty.
     pub logits: Range<usize>,
@@ -146,7 +146,11 @@ impl<P> Scheduler<P> {
     fn plan_running(&mut self, decoding: bool, left: &mut Budget, plan: &mut StepPlan) {
         let mut index = 0;
         while index < self.running.len() && left.tokens > 0 && left.sequences > 0 {
-            let s = &self.running[index].sequence;
+            let s = &mut self.running[index].sequence;
+            if s.table.missing(s.tokens.len() + s.guesses.len()) > self.pool.borrow().free() {
+                // Nobody's blocks are taken for a guess.
+                s.guesses.clear();
+            }
             if (s.uncomputed() == 1) == decoding
                 && !s.complete
                 && let Some(row) = next_row(s, index, left)
@@ -220,10 +224,10 @@ impl<P> Scheduler<P> {
 /// The next rows of a sequence under the budget; `None` when nothing of it fits.
 fn next_row(s: &Sequence, index: usize, left: &Budget) -> Option<StepRow> {
     let start = s.computed;
-    let mut end = start + s.uncomputed().min(left.tokens);
+    let mut end = start + (s.uncomputed() + s.usable_guesses()).min(left.tokens);
     let scored = |end: usize| match s.score_from {
         Some(from) if from < s.prompt_len => from.max(start)..end,
-        _ if end == s.tokens.len() => end - 1..end,
+        _ if end >= s.tokens.len() => s.tokens.len() - 1..end,
         _ => end..end,
     };
     let over = scored(end).len().saturating_sub(left.logit_rows);

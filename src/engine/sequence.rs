@@ -4,7 +4,7 @@ use crate::engine::block_pool::{BlockTable, SharedPool};
 use crate::engine::event::Tier;
 
 /// Priority among sequences: tier first, then age. Smaller is served first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rank {
     pub tier: Tier,
     /// Order of arrival; unique.
@@ -27,6 +27,8 @@ pub struct Sequence {
     pub score_from: Option<usize>,
     /// Where the step in flight samples its last token, while the host does not know it.
     pub pending: Option<u32>,
+    /// What may come next: computed with the last token, and kept where it is what is chosen.
+    pub guesses: Vec<u32>,
     /// Has all the tokens it may have, the last of them pending.
     pub complete: bool,
     /// Of the prompt, found in the prefix cache at first admission.
@@ -51,6 +53,7 @@ impl Sequence {
             use_prefix: true,
             score_from: None,
             pending: None,
+            guesses: Vec::new(),
             complete: false,
             cached_tokens: 0,
             preemptions: 0,
@@ -62,6 +65,11 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Guesses that a step may compute with the last token.
+    pub fn usable_guesses(&self) -> usize {
+        if self.uncomputed() == 1 && self.pending.is_none() { self.guesses.len() } else { 0 }
+    }
+
     pub fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_len
     }
@@ -70,6 +78,7 @@ impl Sequence {
     pub fn preempt(&mut self) {
         self.table.clear(self.salt);
         self.computed = 0;
+        self.guesses.clear();
         self.preemptions += 1;
     }
 
@@ -97,6 +106,11 @@ impl Sequence {
         {
             *last = token;
         }
+    }
+
+    /// Of the guesses in the cache, only those before `end` are what came next.
+    pub fn take_back(&mut self, end: usize) {
+        self.computed = self.computed.min(end);
     }
 
     /// Lets others find what is in the cache of the first `end` tokens.

@@ -26,6 +26,9 @@ pub struct EngineStats {
     pub max_sequences: AtomicUsize,
     pub prompt_tokens: AtomicU64,
     pub generated_tokens: AtomicU64,
+    /// Tokens that were guessed and computed, and those of them that were right.
+    pub guessed_tokens: AtomicU64,
+    pub right_guesses: AtomicU64,
     /// Requests at encoders, and their texts that are not computed yet.
     pub encodes: AtomicUsize,
     pub encoder_texts: AtomicUsize,

@@ -13,12 +13,14 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
+use crate::engine::draft::DraftModel;
 use crate::engine::encode::{EncodeRequest, EncodeResult, EncoderResident, HostedEncoder};
 use crate::engine::event::{
     EngineError, EventSender, EventStream, GenerateRequest, Tier, TokenEvent, event_channel,
 };
 use crate::engine::fault::Faults;
 use crate::engine::resident::{Resident, StepReport};
+use crate::engine::speculation::{MOST_GUESSES, Source, Speculation};
 use crate::engine::stats::EngineStats;
 use crate::engine::step_log::Observed;
 use crate::model::runner::Runner;
@@ -48,10 +50,21 @@ pub struct EngineConfig {
     pub prefix_caching: bool,
     /// Launch a step before the tokens of the one before it are read; no use where launching waits for it.
     pub run_ahead: bool,
+    /// Tokens guessed in a step at most, 0 for none; by the draft model if there is one, else from what was said before.
+    pub speculative_tokens: usize,
     /// Requests taken beyond those that one step can hold.
     pub max_queue: usize,
     /// For tests and drills.
     pub faults: Faults,
+}
+
+/// What a device runs.
+#[derive(Default)]
+pub struct Models {
+    pub decoder: Option<Runner>,
+    /// Guesses what the decoder will say; of the same vocabulary.
+    pub draft: Option<Runner>,
+    pub encoders: Vec<HostedEncoder>,
 }
 
 pub(crate) enum Command {
@@ -154,7 +167,8 @@ pub fn spawn(
     clock: Clock,
     observed: Observed,
 ) -> Result<(EngineHandle, JoinHandle<()>), EngineError> {
-    spawn_with(Some(runner), Vec::new(), config, clock, observed)
+    let models = Models { decoder: Some(runner), ..Models::default() };
+    spawn_with(models, config, clock, observed)
 }
 
 /// The same for a device with encoders beside its decoder, or instead of one.
@@ -162,12 +176,12 @@ pub fn spawn(
 /// # Errors
 /// As [`spawn`].
 pub fn spawn_with(
-    runner: Option<Runner>,
-    encoders: Vec<HostedEncoder>,
+    models: Models,
     config: EngineConfig,
     clock: Clock,
     observed: Observed,
 ) -> Result<(EngineHandle, JoinHandle<()>), EngineError> {
+    let Models { decoder: runner, draft, encoders } = models;
     let (commands, inbox) = mpsc::channel();
     let stats = Arc::new(EngineStats::default());
     let handle = EngineHandle {
@@ -181,8 +195,22 @@ pub fn spawn_with(
         .name(format!("hashwatt-{}", config.device))
         .spawn(move || {
             let (rows, caching) = (config.limits.max_rows, config.prefix_caching);
-            let decoder =
-                |runner| Resident::new(runner, rows, caching, clock.clone(), stats.clone(), observed.clone());
+            let most = config.speculative_tokens.min(MOST_GUESSES);
+            let source =
+                draft.map_or(Source::PromptLookup, |runner| Source::Draft(Box::new(DraftModel::new(runner))));
+            let mut speculation = (most > 0).then_some(Speculation { source, most });
+            let decoder = |runner| {
+                let speculation = speculation.take();
+                Resident::new(
+                    runner,
+                    rows,
+                    caching,
+                    speculation,
+                    clock.clone(),
+                    stats.clone(),
+                    observed.clone(),
+                )
+            };
             let encoder = |hosted| {
                 EncoderResident::new(hosted, &config.device, clock.clone(), stats.clone(), observed.clone())
             };
@@ -206,7 +234,8 @@ pub fn spawn_with(
                 ceiling,
                 limits: ceiling,
                 arrivals: 0,
-                run_ahead: config.run_ahead,
+                // A token that is not known yet is no beginning of a guess.
+                run_ahead: config.run_ahead && config.speculative_tokens == 0,
                 faults: config.faults,
                 steps: 0,
             };

@@ -32,6 +32,9 @@ pub struct EngineSample {
     pub block_size: usize,
     pub prefix_queries: u64,
     pub prefix_hits: u64,
+    /// Tokens that were guessed and computed, and those of them that were right.
+    pub guessed_tokens: u64,
+    pub right_guesses: u64,
     pub preemptions: u64,
     pub steps: u64,
     pub last_rows: usize,
@@ -116,6 +119,8 @@ static TABLE: &[Row] = &[
     row("hashwatt_encoder_padding_tokens", "", "Tokens of padding that encoders computed beside them", Origin::EngineCounter(|e| e.padding_tokens)),
     row("hashwatt_prefix_cache_queries", "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache", Origin::EngineCounter(|e| e.prefix_queries)),
     row("hashwatt_prefix_cache_hits", "vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", Origin::EngineCounter(|e| e.prefix_hits)),
+    row("hashwatt_speculation_guessed_tokens", "vllm:spec_decode_num_draft_tokens", "Tokens that were guessed and computed", Origin::EngineCounter(|e| e.guessed_tokens)),
+    row("hashwatt_speculation_right_tokens", "vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were what was chosen", Origin::EngineCounter(|e| e.right_guesses)),
     row("hashwatt_preemptions", "vllm:num_preemptions", "Sequences that gave their blocks back and began anew", Origin::EngineCounter(|e| e.preemptions)),
     row("hashwatt_cache_config_info", "vllm:cache_config_info", "Shape of the KV cache, as labels", Origin::CacheConfig),
     row("hashwatt_requests_finished", "vllm:request_success", "Choices that ended, by reason", Origin::FinishReasons),

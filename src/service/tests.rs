@@ -236,7 +236,14 @@ async fn choices_are_one_stream_and_share_the_prompt() {
     assert_eq!(texts, ["0", "1", "2", "3"]);
     assert_eq!(
         collected.usage,
-        Usage { prompt_tokens: 3, completion_tokens: 4, reasoning_tokens: 0, cached_tokens: 3 }
+        Usage {
+            prompt_tokens: 3,
+            completion_tokens: 4,
+            reasoning_tokens: 0,
+            right_guesses: 0,
+            wrong_guesses: 0,
+            cached_tokens: 3
+        }
     );
 }
 

@@ -44,6 +44,11 @@ pub struct PromptTokensDetails {
 pub struct CompletionTokensDetails {
     #[serde(default)]
     pub reasoning_tokens: usize,
+    /// Guesses of speculation that were right, and those computed in vain. Only the former are completion tokens.
+    #[serde(default)]
+    pub accepted_prediction_tokens: usize,
+    #[serde(default)]
+    pub rejected_prediction_tokens: usize,
 }
 
 impl Usage {

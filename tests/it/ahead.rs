@@ -68,6 +68,7 @@ fn engine(model: &Arc<Decoder>, on: Exec, run_ahead: bool, graphs: bool) -> (Eng
         limits,
         prefix_caching: true,
         run_ahead,
+        speculative_tokens: 0,
         max_queue: 64,
         faults: Default::default(),
     };

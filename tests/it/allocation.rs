@@ -113,6 +113,7 @@ fn count_decode_steps(model: Arc<Decoder>) {
         prefix_caching: true,
         run_ahead: false,
         faults: Default::default(),
+        speculative_tokens: 0,
         max_queue: 64,
     };
     // With the steps kept for energy, as in a server with a meter.

@@ -12,7 +12,7 @@ use hashwatt::engine::encode::{EncodeRequest, HostedEncoder};
 use hashwatt::engine::event::{EngineError, Tier};
 use hashwatt::engine::fault::{Fault, Faults};
 use hashwatt::engine::step_log::Observed;
-use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits};
+use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits, Models};
 use hashwatt::model::encoder::{Architecture, EncoderCheckpoint, EncoderText, Purpose};
 use hashwatt::ops::exec::Exec;
 use serde_json::{Value, json};
@@ -188,11 +188,14 @@ fn engine(
         limits: Limits { max_rows: 4, max_tokens, duty: 1.0 },
         prefix_caching: false,
         run_ahead: false,
+        speculative_tokens: 0,
         max_queue: 16,
         faults,
     };
     let encoders = checkpoints.iter().map(load).collect();
-    worker::spawn_with(None, encoders, config, Clock::system(), Observed::default()).unwrap().0
+    worker::spawn_with(Models { encoders, ..Models::default() }, config, Clock::system(), Observed::default())
+        .unwrap()
+        .0
 }
 
 fn request(encoder: usize, texts: Vec<EncoderText>) -> EncodeRequest {

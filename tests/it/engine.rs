@@ -186,6 +186,7 @@ fn a_model_with_numbers_that_are_not_finite_does_not_come_up() {
         prefix_caching: true,
         run_ahead: false,
         faults: Default::default(),
+        speculative_tokens: 0,
         max_queue: 4,
     };
     let error = spawn(runner, config, Clock::system(), Observed::default()).err().unwrap();

@@ -37,6 +37,7 @@ pub fn unit(model: &Arc<Decoder>, faults: Faults) -> Arc<Unit> {
             limits: Limits { max_rows: 8, max_tokens: 64, duty: 1.0 },
             prefix_caching: true,
             run_ahead: false,
+            speculative_tokens: 0,
             max_queue: 64,
             faults,
         };

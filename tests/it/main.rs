@@ -32,6 +32,7 @@ mod reasoning;
 mod scheduler;
 mod selftest;
 mod serving;
+mod speculation;
 mod structured;
 mod support;
 mod text;

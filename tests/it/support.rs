@@ -10,7 +10,7 @@ use hashwatt::engine::sampler::SamplingParams;
 use hashwatt::engine::scheduler::{Budget, Scheduler, StepPlan};
 use hashwatt::engine::sequence::{Rank, Sequence};
 use hashwatt::engine::step_log::Observed;
-use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits};
+use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Limits, Models};
 use hashwatt::model::Checkpoint;
 use hashwatt::model::decoder::{Decoder, Precision};
 use hashwatt::model::input::{BLOCK_SIZE, StepInput};
@@ -178,7 +178,7 @@ impl Steps {
             self.preemptions += plan.preempted;
             self.prefix_hits += plan.prefix_hits;
             self.largest_step = self.largest_step.max(plan.rows.len());
-            batch::build(&plan, self.scheduler.running(), BLOCK_SIZE, &mut input);
+            batch::build(&plan, self.scheduler.running(), &mut input);
             self.runner.launch(&mut input).unwrap();
             let rows: Vec<Vec<f32>> = self
                 .runner
@@ -213,17 +213,34 @@ pub fn engine(
     tokens: usize,
     sequences: usize,
 ) -> EngineHandle {
+    let runner = runner(decoder, threads, blocks, tokens, sequences);
+    let models = Models { decoder: Some(runner), ..Models::default() };
+    engine_of(models, tokens, sequences, 0)
+}
+
+pub fn runner(
+    decoder: &Arc<Decoder>,
+    threads: usize,
+    blocks: usize,
+    tokens: usize,
+    sequences: usize,
+) -> Runner {
     let capacity = Capacity { rows: tokens, logit_rows: sequences.max(64) };
-    let runner = Runner::new(decoder.clone(), pool(threads), capacity, blocks).unwrap();
+    Runner::new(decoder.clone(), pool(threads), capacity, blocks).unwrap()
+}
+
+/// An engine that guesses so many tokens in a step.
+pub fn engine_of(models: Models, tokens: usize, sequences: usize, speculative_tokens: usize) -> EngineHandle {
     let config = EngineConfig {
         device: "test".into(),
         limits: Limits { max_rows: sequences, max_tokens: tokens, duty: 1.0 },
         prefix_caching: true,
         run_ahead: false,
         faults: Default::default(),
+        speculative_tokens,
         max_queue: 4096,
     };
-    worker::spawn(runner, config, Clock::system(), Observed::default()).unwrap().0
+    worker::spawn_with(models, config, Clock::system(), Observed::default()).unwrap().0
 }
 
 pub fn request(prompt: &[u32], max_tokens: usize, sampling: SamplingParams) -> GenerateRequest {

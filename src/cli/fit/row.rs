@@ -163,7 +163,7 @@ fn fitted(
             .map(|_| room::processor_cache(config, checkpoint, memory) / devices),
     };
     let budget = budget.map(|left| config.kv_memory.map_or(left, |bytes| bytes / devices));
-    let checked = budget.and_then(|bytes| Cache::of(config, checkpoint, bytes).map(|_| bytes));
+    let checked = budget.and_then(|bytes| Cache::of(config, checkpoint, None, bytes).map(|_| bytes));
     checked.map_err(|e| Some(e.to_string()))
 }
 
