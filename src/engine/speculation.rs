@@ -52,8 +52,7 @@ impl Speculation {
             let sequence = &mut entry.sequence;
             sequence.guesses.clear();
             if let Source::PromptLookup = self.source {
-                let found = lookup(&sequence.tokens, wanted);
-                sequence.guesses.extend_from_slice(&sequence.tokens[found]);
+                lookup(&sequence.tokens, wanted, &mut sequence.guesses);
             }
         }
         match &mut self.source {
@@ -106,23 +105,25 @@ impl Trust {
     }
 }
 
-/// Where in `tokens` what comes next may stand: behind the longest earlier match of their end, of equal ones the last.
-/// Looks at each token once; empty when there is none.
-pub(super) fn lookup(tokens: &[u32], most: usize) -> std::ops::Range<usize> {
-    let Some((last, before)) = tokens.split_last().filter(|_| most > 0) else { return 0..0 };
-    let mut best = (SHORTEST_MATCH - 1, 0..0);
+/// Adds what may come next: what stands behind the longest earlier match of the end, of equal ones the last, and from
+/// there on what was added, so that what goes in circles goes on. Looks at each token once; adds nothing when there is no
+/// match.
+fn lookup(tokens: &[u32], most: usize, guesses: &mut Vec<u32>) {
+    let Some((last, before)) = tokens.split_last().filter(|_| most > 0) else { return };
+    let mut best = (SHORTEST_MATCH - 1, tokens.len());
     for end in (1..=before.len()).rev().filter(|end| tokens[end - 1] == *last) {
         let longest = LONGEST_MATCH.min(end);
         let same =
             (1..longest).take_while(|back| tokens[end - 1 - back] == before[before.len() - back]).count() + 1;
         if same > best.0 {
-            best = (same, end..(end + most).min(tokens.len()));
+            best = (same, end);
             if same == LONGEST_MATCH {
                 break;
             }
         }
     }
-    best.1
+    let behind = &tokens[best.1..];
+    guesses.extend(behind.iter().cycle().take(most));
 }
 
 #[cfg(test)]
@@ -131,13 +132,17 @@ mod tests {
 
     #[test]
     fn what_comes_next_stands_behind_the_longest_match() {
-        let found = |tokens: &[u32], most| tokens[lookup(tokens, most)].to_vec();
+        let found = |tokens: &[u32], most| {
+            let mut guesses = Vec::new();
+            lookup(tokens, most, &mut guesses);
+            guesses
+        };
         assert_eq!(found(&[1, 2, 3, 4, 9, 1, 2], 3), [3, 4, 9]);
         // Of equal ones the last, which runs into the end itself.
-        assert_eq!(found(&[1, 2, 3, 1, 2, 4, 1, 2], 5), [4, 1, 2]);
+        assert_eq!(found(&[1, 2, 3, 1, 2, 4, 1, 2], 5), [4, 1, 2, 4, 1]);
         // The longer one, though it is older.
         assert_eq!(found(&[5, 1, 2, 3, 7, 1, 2, 4, 5, 1, 2], 1), [3]);
-        assert_eq!(found(&[7, 7, 7, 7], 2), [7]);
+        assert_eq!(found(&[7, 7, 7, 7], 3), [7; 3]);
         // One token is no match, nor is the end itself.
         assert!(found(&[1, 2, 3, 2], 4).is_empty());
         assert!(found(&[1, 2], 4).is_empty() && found(&[], 4).is_empty() && found(&[1, 1, 1], 0).is_empty());
