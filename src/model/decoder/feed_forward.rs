@@ -20,7 +20,7 @@ pub(super) struct Mlp {
 #[derive(Clone)]
 pub(super) enum FeedForward {
     Dense(Mlp),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 /// Of each kind of matrix one for every expert.
@@ -51,7 +51,8 @@ impl FeedForward {
     pub fn weights(&self) -> Vec<&Weight> {
         match self {
             FeedForward::Dense(mlp) => mlp.weights().collect(),
-            FeedForward::Experts(Experts { router, gate_up, down, shared, .. }) => {
+            FeedForward::Experts(experts) => {
+                let Experts { router, gate_up, down, shared, .. } = &**experts;
                 let own = gate_up.iter().flatten().chain(down).chain([router]);
                 own.chain(shared.iter().flat_map(|(mlp, gate)| mlp.weights().chain(gate))).collect()
             }
@@ -62,7 +63,8 @@ impl FeedForward {
     pub fn weights_mut(&mut self) -> Vec<&mut Weight> {
         match self {
             FeedForward::Dense(mlp) => mlp.weights_mut().collect(),
-            FeedForward::Experts(Experts { router, gate_up, down, shared, .. }) => {
+            FeedForward::Experts(experts) => {
+                let Experts { router, gate_up, down, shared, .. } = &mut **experts;
                 let own = gate_up.iter_mut().flatten().chain(down).chain([router]);
                 own.chain(shared.iter_mut().flat_map(|(mlp, gate)| mlp.weights_mut().chain(gate))).collect()
             }

@@ -328,7 +328,9 @@ impl Loader<'_> {
             attention_out_norm: self.some_norm(n.attention_out_norm, l)?,
             mlp_norm: self.some_norm(n.mlp_norm, l)?,
             feed_forward: match (s.experts_of(l), &n.experts) {
-                (Some(experts), Some(names)) => FeedForward::Experts(self.experts(l, experts, names)?),
+                (Some(experts), Some(names)) => {
+                    FeedForward::Experts(Box::new(self.experts(l, experts, names)?))
+                }
                 _ => FeedForward::Dense(self.mlp(l, (n.gate_up, n.down), s.intermediate, s.mlp_bias)?),
             },
             mlp_out_norm: self.some_norm(n.mlp_out_norm, l)?,

@@ -40,13 +40,13 @@ proptest! {
             best.sort_by(|a, b| own[*b].total_cmp(&own[*a]));
             let raised = |i: usize| f64::from(own[i]).exp();
             let over: f64 = if normalised { best[..per_token].iter().map(|i| raised(*i)).sum() } else { (0..experts).map(raised).sum() };
-            for choice in 0..per_token {
+            for (choice, chosen) in best.iter().enumerate().take(per_token) {
                 let at = row * per_token + choice;
                 let place = words[table.place_of()][at];
-                prop_assert_eq!(expert_of(place), best[choice]);
+                prop_assert_eq!(expert_of(place), *chosen);
                 prop_assert_eq!(words[table.rows()][place as usize], row as u32);
                 let weight = f64::from(f32::from_bits(words[table.weights()][at]));
-                prop_assert!((weight - raised(best[choice]) / over).abs() < 1e-6);
+                prop_assert!((weight - raised(*chosen) / over).abs() < 1e-6);
             }
         }
         // The places of an expert are in the order of their rows, so a row's own order is all that there is.
