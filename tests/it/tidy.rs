@@ -67,6 +67,7 @@ const OPS_TOO: &[&str] = &[
     "engine/encode.rs",
     "engine/sampler.rs",
     "engine/live.rs",
+    "engine/draft.rs",
     "engine/flight.rs",
 ];
 
