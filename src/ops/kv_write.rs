@@ -1,13 +1,15 @@
 //! Writes the step's keys and values into their slots of a layer's cache.
 //!
 //! K and V rows, side by side in f32 → the cache tensor
-//! `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, rounded to its type. Knows slots, not sequences.
+//! `[blocks, 2, kv_heads, BLOCK_SIZE, width]`, rounded to its type; `width` is `head_dim`, and a scale more where it is Q8
+//! (`CacheType::width`). Knows slots, not sequences.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, WithDType, bail};
 
-use super::cpu::Element;
+use super::cache_type;
 use super::cpu::fp8::F8E4M3;
+use super::cpu::{Element, q8};
 use super::paged_attention::{BLOCK_SIZE, cache_blocks};
 
 /// What a layer's stored keys and values are to be multiplied by: stored = x / scale. Ones but for FP8.
@@ -44,20 +46,36 @@ impl InplaceOp2 for KvWrite<'_> {
         src: &CpuStorage,
         src_l: &Layout,
     ) -> Result<()> {
-        let (blocks, start) = cache_blocks(cache_l, self.kv_heads, self.head_dim)?;
+        let (blocks, start) = cache_blocks(cache_l, cache.dtype(), self.kv_heads, self.head_dim)?;
         if let Some(slot) = self.slots.iter().find(|s| **s as usize >= blocks * BLOCK_SIZE) {
             bail!("kv_write: slot {slot} of a cache of {blocks} blocks of {BLOCK_SIZE}")
         }
         let (from, stride) = self.rows(src_l)?;
-        let src = &src.as_slice::<f32>()?[from..];
+        let rows = Rows {
+            numbers: &src.as_slice::<f32>()?[from..],
+            stride,
+            width: cache_type::width(cache.dtype(), self.head_dim),
+        };
         match cache {
-            CpuStorage::BF16(cache) => self.write(&mut cache[start..], src, stride),
-            CpuStorage::F32(cache) => self.write(&mut cache[start..], src, stride),
-            CpuStorage::F8E4M3(cache) => self.write(fp8_mut(&mut cache[start..]), src, stride),
+            CpuStorage::BF16(cache) => self.write(&mut cache[start..], rows, round),
+            CpuStorage::F32(cache) => self.write(&mut cache[start..], rows, round),
+            CpuStorage::F8E4M3(cache) => self.write(fp8_mut(&mut cache[start..]), rows, round),
+            CpuStorage::U8(cache) => {
+                // A row finds its own scale.
+                self.write(&mut cache[start..], rows, |from, _, to| q8::round(from, to));
+            }
             other => bail!("kv_write: no cache of {:?}", other.dtype()),
         }
         Ok(())
     }
+}
+
+/// The step's rows, from their keys on, and the elements of the cache that a head of theirs becomes.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    numbers: &'a [f32],
+    stride: usize,
+    width: usize,
 }
 
 impl KvWrite<'_> {
@@ -76,17 +94,19 @@ impl KvWrite<'_> {
         }
     }
 
-    fn write<T: Element>(&self, cache: &mut [T], rows: &[f32], stride: usize) {
+    /// `round` stores a head's numbers, to be divided by the scale.
+    fn write<T>(&self, cache: &mut [T], from: Rows<'_>, round: impl Fn(&[f32], f32, &mut [T])) {
         let (heads, dim) = (self.kv_heads, self.head_dim);
-        let half = heads * BLOCK_SIZE * dim; // the keys of a block, or its values
+        let Rows { numbers: rows, stride, width } = from;
+        let half = heads * BLOCK_SIZE * width; // the keys of a block, or its values
         for (row, slot) in self.slots.iter().enumerate() {
             let (block, offset) = (*slot as usize / BLOCK_SIZE, *slot as usize % BLOCK_SIZE);
             for head in 0..heads {
                 let k = &rows[row * stride + head * dim..][..dim];
                 let v = &rows[row * stride + (heads + head) * dim..][..dim];
-                let to = block * 2 * half + (head * BLOCK_SIZE + offset) * dim;
-                round(k, self.scales.k, &mut cache[to..to + dim]);
-                round(v, self.scales.v, &mut cache[to + half..to + half + dim]);
+                let to = block * 2 * half + (head * BLOCK_SIZE + offset) * width;
+                round(k, self.scales.k, &mut cache[to..to + width]);
+                round(v, self.scales.v, &mut cache[to + half..to + half + width]);
             }
         }
     }

@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod all_reduce;
 pub mod blocks;
+pub mod cache_type;
 pub mod copy;
 pub mod cpu;
 #[cfg(feature = "cuda")]

@@ -6,11 +6,11 @@
 //! and values are in the cache already (`kv_write`).
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, bail};
 
-use super::cpu::attention::{
-    self, BLOCK, CacheElement, Group, MAX_HEAD_DIM, MAX_QUERIES, Queries, Scores, Shape,
-};
+use super::cache_type::width;
+use super::cpu::attention::{self, BLOCK, Group, MAX_HEAD_DIM, MAX_QUERIES, Queries, Scores, Shape};
+use super::cpu::attention_cache::{Cache, Q8};
 use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
 use super::kv_write::{CacheScales, fp8};
@@ -74,7 +74,8 @@ pub struct AttentionLimits {
 #[derive(Clone, Copy)]
 pub struct PagedAttention<'a> {
     pub plan: AttentionPlan<'a>,
-    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`, f32, bf16 or FP8 (kernels: f16 too); K at 0, V at 1.
+    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, width]`, f32, bf16, FP8 or Q8 (kernels: f16 too, and no Q8); K at
+    /// 0, V at 1. The width is `CacheType::width`.
     pub kv: &'a Tensor,
     pub scales: CacheScales,
     pub heads: usize,
@@ -132,7 +133,7 @@ impl InplaceOp2 for PagedAttentionOn<'_> {
         let (s, stride) = op.rows("queries", q_l, |found| found >= width)?;
         let q = Queries { rows: &q.as_slice::<f32>()?[s], stride };
         let (kv, kv_l) = op.kv.storage_and_layout();
-        let (blocks, start) = cache_blocks(kv_l, op.kv_heads, op.head_dim)?;
+        let (blocks, start) = cache_blocks(kv_l, kv.dtype(), op.kv_heads, op.head_dim)?;
         op.check(blocks)?;
         let Storage::Cpu(kv) = &*kv else { bail!("paged_attention: the cache is not on the CPU") };
         match (dst, kv) {
@@ -142,21 +143,31 @@ impl InplaceOp2 for PagedAttentionOn<'_> {
             (CpuStorage::BF16(dst), CpuStorage::BF16(kv)) => self.attend(&mut dst[d], q, &kv[start..]),
             (CpuStorage::F32(dst), CpuStorage::F8E4M3(kv)) => self.attend(&mut dst[d], q, fp8(&kv[start..])),
             (CpuStorage::BF16(dst), CpuStorage::F8E4M3(kv)) => self.attend(&mut dst[d], q, fp8(&kv[start..])),
+            (CpuStorage::F32(dst), CpuStorage::U8(kv)) => self.attend(&mut dst[d], q, Q8(&kv[start..])),
+            (CpuStorage::BF16(dst), CpuStorage::U8(kv)) => self.attend(&mut dst[d], q, Q8(&kv[start..])),
             (dst, kv) => bail!("paged_attention: no {:?} from a {:?} cache", dst.dtype(), kv.dtype()),
         }
         Ok(())
     }
 }
 
-/// How many blocks a layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]` has, and where it
+/// How many blocks a layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, width]` of that type has, and where it
 /// begins in its storage.
-pub(super) fn cache_blocks(layout: &Layout, kv_heads: usize, head_dim: usize) -> Result<(usize, usize)> {
+pub(super) fn cache_blocks(
+    layout: &Layout,
+    dtype: DType,
+    kv_heads: usize,
+    head_dim: usize,
+) -> Result<(usize, usize)> {
+    let wanted = width(dtype, head_dim);
     match (layout.dims(), layout.contiguous_offsets()) {
-        ([blocks, 2, heads, BLOCK_SIZE, dim], Some((start, _))) if *heads == kv_heads && *dim == head_dim => {
+        ([blocks, 2, heads, BLOCK_SIZE, width], Some((start, _)))
+            if *heads == kv_heads && *width == wanted =>
+        {
             Ok((*blocks, start))
         }
         _ => {
-            bail!("the cache is {layout:?} where [blocks, 2, {kv_heads}, {BLOCK_SIZE}, {head_dim}] is needed")
+            bail!("the cache is {layout:?} where [blocks, 2, {kv_heads}, {BLOCK_SIZE}, {wanted}] is needed")
         }
     }
 }
@@ -220,7 +231,7 @@ fn table<'a>(plan: &AttentionPlan<'a>, span: &AttentionSpan) -> Option<&'a [u32]
 }
 
 impl PagedAttentionOn<'_> {
-    fn attend<T: CacheElement, O: Element>(&self, dst: &mut [O], q: Queries<'_>, cache: &[T]) {
+    fn attend<C: Cache, O: Element>(&self, dst: &mut [O], q: Queries<'_>, cache: C) {
         let PagedAttention { plan, heads, kv_heads, head_dim, scale, scales, limits, on, .. } = self.op;
         let pool = &on.pool;
         let scores = Scores { scale: scale * scales.k, cap: limits.soft_cap };

@@ -83,7 +83,8 @@ impl RopeAngles<'_> {
 /// the other, by a kernel in one pass.
 ///
 /// qkv: f32 `[capacity, (heads + 2 × kv_heads) × head_dim]`, queries turned in place (what is left of the keys is
-/// of no use); angles as [`RopeAngles`] makes them; cache: `[blocks, 2, kv_heads, BLOCK_SIZE, head_dim]`.
+/// of no use); angles as [`RopeAngles`] makes them; cache: `[blocks, 2, kv_heads, BLOCK_SIZE,
+/// width]` as `kv_write` has it.
 ///
 /// # Errors
 /// What does not fit, by name.
@@ -143,7 +144,7 @@ impl Rope<'_> {
         slots: Mirrored<'_, u32>,
     ) -> Result<()> {
         let name = "rope_kv_write";
-        let (blocks, _) = cache_blocks(cache.layout(), self.kv_heads, self.head_dim)?;
+        let (blocks, _) = cache_blocks(cache.layout(), cache.dtype(), self.kv_heads, self.head_dim)?;
         if let Some(slot) = slots.host.iter().find(|s| **s as usize >= blocks * BLOCK_SIZE) {
             candle_core::bail!("{name}: slot {slot} of a cache of {blocks} blocks of {BLOCK_SIZE}")
         }

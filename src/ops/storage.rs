@@ -47,6 +47,7 @@ pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<T
             (Device::Cpu, DType::BF16) => CpuStorage::BF16(untouched(count)?),
             (Device::Cpu, DType::F16) => CpuStorage::F16(untouched(count)?),
             (Device::Cpu, DType::F8E4M3) => CpuStorage::F8E4M3(untouched(count)?),
+            (Device::Cpu, DType::U8) => CpuStorage::U8(untouched(count)?),
             _ => return Tensor::zeros(&shape, dtype, device),
         };
         Ok(Tensor::from_storage(Storage::Cpu(storage), &shape, BackpropOp::none(), false))

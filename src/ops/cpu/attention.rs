@@ -10,6 +10,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::attention_cache::Cache;
 use super::attention_scalar::Plain;
 use super::fp8::F8E4M3;
 use super::{Element, Isa, SharedMut};
@@ -131,7 +132,7 @@ pub trait Kernels {
     unsafe fn mix(job: &Mix<'_, Self::Kv>);
 }
 
-/// A type of cache and its kernels.
+/// What a cache's numbers are read as, and the kernels for it.
 pub trait CacheElement: Element {
     type Scalar: Kernels<Kv = Self>;
     #[cfg(target_arch = "x86_64")]
@@ -163,57 +164,64 @@ impl CacheElement for F8E4M3 {
     type Avx2 = Avx2<F8E4M3>;
 }
 
-/// Computes a group. q: `[rows, stride]`, dst: `[rows, heads · head_dim]`, cache: `[blocks, 2, kv_heads,
-/// BLOCK, head_dim]`.
+/// Computes a group. q: `[rows, stride]`, dst: `[rows, heads · head_dim]`.
 ///
 /// # Safety
 /// The group's rows lie within q and dst, its table covers its last position with ids of blocks of the
 /// cache, no other thread touches its part of dst, and the machine has `isa`.
-pub unsafe fn attend<T: CacheElement, O: Element>(
+pub unsafe fn attend<C: Cache, O: Element>(
     isa: Isa,
     shape: &Shape,
     group: &Group<'_>,
     q: Queries<'_>,
-    cache: &[T],
+    cache: C,
     dst: SharedMut<O>,
 ) {
     // SAFETY: the caller's promises are passed on.
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => attend_with::<T::Avx512, O>(shape, group, q, cache, dst),
+            Isa::Avx512 => {
+                attend_with::<<C::Element as CacheElement>::Avx512, C, O>(isa, shape, group, q, cache, dst);
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => attend_with::<T::Avx2, O>(shape, group, q, cache, dst),
-            _ => attend_with::<T::Scalar, O>(shape, group, q, cache, dst),
+            Isa::Avx2 => {
+                attend_with::<<C::Element as CacheElement>::Avx2, C, O>(isa, shape, group, q, cache, dst);
+            }
+            _ => attend_with::<<C::Element as CacheElement>::Scalar, C, O>(isa, shape, group, q, cache, dst),
         }
     }
 }
 
 /// A task's working memory, on its stack; only the part that the group needs is ever touched.
-struct Scratch<Q> {
+struct Scratch<Q, R> {
     /// `[queries, head_dim]`
     q: [MaybeUninit<Q>; MAX_QUERIES * MAX_HEAD_DIM],
     /// `[queries, head_dim]`
     acc: [MaybeUninit<f32>; MAX_QUERIES * MAX_HEAD_DIM],
     /// `[queries, TILE]`
     scores: [MaybeUninit<f32>; MAX_QUERIES * TILE],
+    /// A tile's keys, then its values, of a cache that stores them as something else.
+    room: MaybeUninit<R>,
 }
 
 /// # Safety
 /// As [`attend`].
-unsafe fn attend_with<K: Kernels, O: Element>(
+unsafe fn attend_with<K: Kernels, C: Cache<Element = K::Kv>, O: Element>(
+    isa: Isa,
     shape: &Shape,
     group: &Group<'_>,
     q: Queries<'_>,
-    cache: &[K::Kv],
+    cache: C,
     dst: SharedMut<O>,
 ) {
     let dim = shape.head_dim;
     let queries = group.rows * group.heads;
-    let mut scratch = Scratch::<K::Query> {
+    let mut scratch = Scratch::<K::Query, C::Room> {
         q: [MaybeUninit::uninit(); MAX_QUERIES * MAX_HEAD_DIM],
         acc: [MaybeUninit::uninit(); MAX_QUERIES * MAX_HEAD_DIM],
         scores: [MaybeUninit::uninit(); MAX_QUERIES * TILE],
+        room: MaybeUninit::uninit(),
     };
     // Query i is row i / heads, head i % heads: positions ascend with i.
     let place = |i: usize, stride: usize| {
@@ -225,10 +233,12 @@ unsafe fn attend_with<K: Kernels, O: Element>(
         }
         scratch.acc[i * dim..(i + 1) * dim].fill(MaybeUninit::new(0.0));
     }
-    let mut work = Work::<K> {
+    let mut work = Work::<K, C> {
         shape,
         group,
         cache,
+        isa,
+        room: scratch.room.as_mut_ptr(),
         queries,
         seen: group.first_position + group.rows,
         q: scratch.q.as_ptr().cast(),
@@ -260,10 +270,12 @@ unsafe fn attend_with<K: Kernels, O: Element>(
 }
 
 /// A group in progress.
-struct Work<'a, K: Kernels> {
+struct Work<'a, K: Kernels, C: Cache<Element = K::Kv>> {
     shape: &'a Shape,
     group: &'a Group<'a>,
-    cache: &'a [K::Kv],
+    cache: C,
+    isa: Isa,
+    room: *mut C::Room,
     queries: usize,
     /// Positions that the last row sees.
     seen: usize,
@@ -273,18 +285,29 @@ struct Work<'a, K: Kernels> {
     softmax: [Softmax; MAX_QUERIES],
 }
 
-impl<K: Kernels> Work<'_, K> {
-    /// The keys (part 0) or values (part 1) `[BLOCK, head_dim]` of a tile's b-th block; null beyond what
-    /// the group sees.
-    fn block(&self, tile: usize, b: usize, part: usize) -> *const K::Kv {
+impl<K: Kernels, C: Cache<Element = K::Kv>> Work<'_, K, C> {
+    /// Where the keys (part 0) or values (part 1) of a tile's b-th block stand in the cache; `None` beyond what the
+    /// group sees.
+    fn place(&self, tile: usize, b: usize, part: usize) -> Option<usize> {
         let n = tile * TILE_BLOCKS + b;
-        if n * BLOCK >= self.seen {
-            return std::ptr::null();
-        }
-        let size = BLOCK * self.shape.head_dim;
-        let at =
-            ((self.group.table[n] as usize * 2 + part) * self.shape.kv_heads + self.group.kv_head) * size;
-        self.cache[at..at + size].as_ptr()
+        let of = |block: &u32| (*block as usize * 2 + part) * self.shape.kv_heads + self.group.kv_head;
+        (n * BLOCK < self.seen).then(|| of(&self.group.table[n]))
+    }
+
+    /// Those keys or values `[BLOCK, head_dim]`; null beyond what the group sees.
+    ///
+    /// # Safety
+    /// As [`attend`]; what was read of a tile before is read no more.
+    unsafe fn block(&self, tile: usize, b: usize, part: usize) -> *const K::Kv {
+        let Some(n) = self.place(tile, b, part) else { return std::ptr::null() };
+        // SAFETY: the caller's promises; the room is the task's own.
+        unsafe { self.cache.read(self.isa, n, self.shape.head_dim, self.room, b) }
+    }
+
+    /// What of it is worth fetching before it is read.
+    fn ahead(&self, tile: usize, b: usize, part: usize) -> *const K::Kv {
+        let place = self.place(tile, b, part);
+        place.map_or(std::ptr::null(), |n| self.cache.ahead(n, self.shape.head_dim))
     }
 
     /// Scores of some queries against a tile's keys.
@@ -294,12 +317,13 @@ impl<K: Kernels> Work<'_, K> {
     unsafe fn score(&mut self, tile: usize, queries: Range<usize>) {
         let dim = self.shape.head_dim;
         for b in 0..TILE_BLOCKS {
-            let k = self.block(tile, b, 0);
+            // SAFETY: the values of the tile before have been mixed.
+            let k = unsafe { self.block(tile, b, 0) };
             if k.is_null() {
                 return;
             }
             // Blocks lie scattered: no hardware foresees the next tile's.
-            let ahead = self.block(tile + 1, b, 0);
+            let ahead = self.ahead(tile + 1, b, 0);
             // SAFETY: the queries lie in the scratch; a block of keys is [BLOCK, dim].
             unsafe {
                 let scores = self.scores.add(queries.start * TILE + b * BLOCK);
@@ -315,8 +339,9 @@ impl<K: Kernels> Work<'_, K> {
     unsafe fn mix(&mut self, tile: usize, queries: Range<usize>) {
         let Shape { head_dim: dim, scores: of, window, .. } = *self.shape;
         let (acc, scores) = (self.acc, self.scores);
-        let v = std::array::from_fn(|b| self.block(tile, b, 1));
-        let next = std::array::from_fn(|b| self.block(tile + 1, b, 1));
+        // SAFETY: the tile's keys have been scored.
+        let v = std::array::from_fn(|b| unsafe { self.block(tile, b, 1) });
+        let next = std::array::from_fn(|b| self.ahead(tile + 1, b, 1));
         let nothing = [std::ptr::null(); TILE_BLOCKS];
         // Which of the tile's keys query i sees.
         let (group, start) = (self.group, tile * TILE);

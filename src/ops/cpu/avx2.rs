@@ -3,6 +3,7 @@
 //! As in the AVX-512 file, every vector's lanes are added up in one tree.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
@@ -96,6 +97,24 @@ pub unsafe fn scaled_fp8(from: &[F8E4M3], scale: f32, to: &mut [f32]) -> usize {
         unsafe {
             let x = widen_fp8(_mm_loadl_epi64(from.as_ptr().add(i).cast()));
             _mm256_storeu_ps(to.as_mut_ptr().add(i), _mm256_mul_ps(x, scale));
+        }
+    }
+    whole
+}
+
+/// Whole numbers of 8 bits times a scale, eight at a time; returns how many that were.
+///
+/// # Safety
+/// `to` is as long as `from`; the machine has AVX2.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn scaled_i8(from: &[u8], scale: f32, to: &mut [MaybeUninit<f32>]) -> usize {
+    let scale = _mm256_set1_ps(scale);
+    let whole = from.len() - from.len() % LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: elements i.. i + 8 of both.
+        unsafe {
+            let x = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().add(i).cast()));
+            _mm256_storeu_ps(to.as_mut_ptr().add(i).cast(), _mm256_mul_ps(_mm256_cvtepi32_ps(x), scale));
         }
     }
     whole

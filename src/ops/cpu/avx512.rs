@@ -4,6 +4,7 @@
 //! that a result does not depend on its place in a tile.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
@@ -112,6 +113,24 @@ pub unsafe fn scaled_fp8(from: &[F8E4M3], scale: f32, to: &mut [f32]) -> usize {
         unsafe {
             let x = widen_fp8(_mm_loadu_si128(from.as_ptr().add(i).cast()));
             _mm512_storeu_ps(to.as_mut_ptr().add(i), _mm512_mul_ps(x, scale));
+        }
+    }
+    whole
+}
+
+/// Whole numbers of 8 bits times a scale, sixteen at a time; returns how many that were.
+///
+/// # Safety
+/// `to` is as long as `from`; the machine has AVX-512.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub unsafe fn scaled_i8(from: &[u8], scale: f32, to: &mut [MaybeUninit<f32>]) -> usize {
+    let scale = _mm512_set1_ps(scale);
+    let whole = from.len() - from.len() % 16;
+    for i in (0..whole).step_by(16) {
+        // SAFETY: elements i.. i + 16 of both.
+        unsafe {
+            let x = _mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().add(i).cast()));
+            _mm512_storeu_ps(to.as_mut_ptr().add(i).cast(), _mm512_mul_ps(_mm512_cvtepi32_ps(x), scale));
         }
     }
     whole

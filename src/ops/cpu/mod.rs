@@ -15,6 +15,7 @@ pub mod attention;
 mod attention_avx2;
 #[cfg(target_arch = "x86_64")]
 mod attention_avx512;
+pub mod attention_cache;
 mod attention_scalar;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -33,6 +34,7 @@ mod dot_avx512;
 mod dot_scalar;
 pub mod fp8;
 pub mod pick;
+pub mod q8;
 
 /// An instruction set that the kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -71,6 +71,41 @@ fn fp8_is_stored_by_its_scale() {
     same(&got[128 + 8..128 + 16], &[0.0, 0.25, -0.75, 0.078_125, 448.0, -448.0, f32::NAN, 0.0]);
 }
 
+/// A row for each head of each token, and nothing else is written.
+#[test]
+fn q8_is_stored_with_a_scale_for_each_head() {
+    let (heads, dim) = (2, 24);
+    let width = dim + 4;
+    let cache = Tensor::full(0x55u8, (3, 2, heads, BLOCK_SIZE, width), &Device::Cpu).unwrap();
+    // Heads of very different sizes: each by its own.
+    let number = |i: usize| (i as f32 * 0.7).sin() * 10f32.powi((i / dim) as i32 % 5 - 2);
+    let numbers: Vec<f32> = (0..3 * 2 * heads * dim).map(number).collect();
+    let rows = Tensor::from_vec(numbers.clone(), (3, 2 * heads * dim), &Device::Cpu).unwrap();
+    let slots = [35u32, 0, 17];
+    // Scales are FP8's.
+    let scales = CacheScales { k: 0.5, v: 4.0 };
+    let op = KvWrite { slots: &slots, column: 0, kv_heads: heads, head_dim: dim, scales };
+    cache.inplace_op2(&rows, &op).unwrap();
+    let got: Vec<u8> = cache.flatten_all().unwrap().to_vec1().unwrap();
+    for (i, row) in got.chunks(width).enumerate() {
+        let (offset, i) = (i % BLOCK_SIZE, i / BLOCK_SIZE);
+        let (head, i) = (i % heads, i / heads);
+        let (part, block) = (i % 2, i / 2);
+        let Some(r) = slots.iter().position(|s| *s as usize == block * BLOCK_SIZE + offset) else {
+            assert!(row.iter().all(|byte| *byte == 0x55));
+            continue;
+        };
+        let from = &numbers[((r * 2 + part) * heads + head) * dim..][..dim];
+        let most = from.iter().fold(0f64, |most, x| most.max(f64::from(x.abs())));
+        let scale = f64::from(f32::from_le_bytes(row[dim..].try_into().unwrap()));
+        assert!((scale * 127.0 / most - 1.0).abs() < 1e-6, "{scale} for {most}");
+        for (x, code) in from.iter().zip(row) {
+            let error = (f64::from(*x) - f64::from(*code as i8) * scale).abs();
+            assert!(error <= 0.501 * scale, "{x} became {} of {scale}", *code as i8);
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_an_error() {
     let cache = Tensor::zeros((2, 2, 1, BLOCK_SIZE, 8), DType::F32, &Device::Cpu).unwrap();
@@ -82,4 +117,7 @@ fn what_does_not_fit_is_an_error() {
     assert!(cache.inplace_op2(&rows, &KvWrite { kv_heads: 2, ..op }).is_err());
     assert!(cache.inplace_op2(&rows, &KvWrite { column: 1, ..op }).is_err());
     assert!(cache.inplace_op2(&rows.to_dtype(DType::BF16).unwrap(), &op).is_err());
+    // Bytes without room for scales are no Q8 cache.
+    let bytes = Tensor::zeros((2, 2, 1, BLOCK_SIZE, 8), DType::U8, &Device::Cpu).unwrap();
+    assert!(bytes.inplace_op2(&rows, &op).is_err());
 }

@@ -192,7 +192,7 @@ impl PagedAttention<'_> {
         let (name, width) = (Self::NAME, self.heads * self.head_dim);
         self.rows("destination", dst_l, |found| found == width)?;
         let (_, stride) = self.rows("queries", queries_l, |found| found >= width)?;
-        self.check(cache_blocks(self.kv.layout(), self.kv_heads, self.head_dim)?.0)?;
+        self.check(cache_blocks(self.kv.layout(), self.kv.dtype(), self.kv_heads, self.head_dim)?.0)?;
         let kv = Place::of_tensor(self.kv)?;
         let dst = dst.holds(self.plan.rows * width, name)?;
         let queries = queries.holds(self.plan.rows * stride, name)?.is(DType::F32, name)?;

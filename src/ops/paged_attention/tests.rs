@@ -4,6 +4,10 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 
+mod q8_tests;
+
+use q8_tests::{shaped, stored, widened};
+
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..n)
@@ -47,10 +51,7 @@ struct World {
 impl World {
     fn new(dims: Dims, lengths: &[usize], kind: DType, seed: u64) -> World {
         let width = dims.kv_heads * dims.head_dim;
-        let round = |x: Vec<f32>| -> Vec<f32> {
-            let t = Tensor::new(x, &Device::Cpu).unwrap().to_dtype(kind).unwrap();
-            t.to_dtype(DType::F32).unwrap().to_vec1().unwrap()
-        };
+        let round = |x: Vec<f32>| widened(&stored(&x, dims.head_dim, kind), dims.head_dim);
         let each = |salt: u64, width: usize, scale: f32| -> Vec<Vec<f32>> {
             let of = |(i, n): (usize, &usize)| {
                 let raw = numbers(seed + salt + 1000 * i as u64, n * width);
@@ -89,12 +90,11 @@ impl World {
                 }
             }
         }
-        let shape = (blocks, 2, dims.kv_heads, BLOCK_SIZE, dims.head_dim);
         let scales = match kind {
             DType::F8E4M3 => CacheScales { k: 0.75, v: 3.0 },
             _ => CacheScales::ONE,
         };
-        let cache = Tensor::from_vec(data, shape, &Device::Cpu).unwrap().to_dtype(kind).unwrap();
+        let cache = shaped(stored(&data, dims.head_dim, kind), dims);
         let limits = AttentionLimits::default();
         World { dims, lengths: lengths.to_vec(), k, v, q, tables, offsets, cache, scales, limits }
     }
