@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use candle_core::{DType, Device};
+use candle_core::Device;
 
 use super::draft;
 use super::encoders::{self, OpenedEncoder};
@@ -196,7 +196,10 @@ pub fn load(config: &Config, checkpoint: &Checkpoint, scan_all: bool) -> anyhow:
     let load =
         |progress: &dyn Fn(f32)| checkpoint.load_as(config.quantize, config.precision, scan_all, progress);
     let decoder = with_bar("loading weights", load)??;
-    Ok(if config.fp8_cache { decoder.with_cache(DType::F8E4M3) } else { decoder })
+    Ok(match config.cache {
+        Some(cache) => decoder.with_cache(cache),
+        None => decoder,
+    })
 }
 
 /// Captures decode steps, and says what that costs. A device that captures none goes on without.

@@ -6,6 +6,7 @@ use super::assemble::on_gpus;
 use crate::config::Config;
 use crate::model::Checkpoint;
 use crate::model::decoder::{Precision, Quantize};
+use crate::model::kv_cache::CacheType;
 use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
 use crate::ops::blocks::Format;
@@ -38,7 +39,7 @@ pub struct Held {
     pub activations: DType,
     pub layers: WeightType,
     pub head: WeightType,
-    pub cache: DType,
+    pub cache: CacheType,
 }
 
 pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
@@ -58,7 +59,8 @@ pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
         _ if is_fp8(config, checkpoint) => (WeightType::Fp8, head),
         _ => (head, head),
     };
-    Held { activations, layers, head, cache: if config.fp8_cache { DType::F8E4M3 } else { activations } }
+    let cache = config.cache.unwrap_or(CacheType::like(activations));
+    Held { activations, layers, head, cache }
 }
 
 /// Bytes of all weights as they are held, and of those that a decode step reads.

@@ -3,7 +3,6 @@
 //! Plain arithmetic, before anything is read: `serve` asks it of the devices that are there, `models fit` of any.
 
 use anyhow::bail;
-use candle_core::DType;
 
 use super::assemble::on_gpus;
 use super::held::{activations, held, is_fp8, weight_bytes};
@@ -11,7 +10,7 @@ use crate::config::Config;
 use crate::model::Checkpoint;
 use crate::model::decoder::{Precision, Quantize};
 use crate::model::input::BLOCK_SIZE;
-use crate::model::kv_cache::KvCache;
+use crate::model::kv_cache::{CacheType, KvCache};
 use crate::model::weights::WeightSource;
 use crate::ops::paged_attention::kernels;
 use crate::ops::weight::WeightType;
@@ -90,7 +89,7 @@ pub fn gpu_cache(config: &Config, needs: &GpuNeeds, name: &str, memory: GpuMemor
     }
 }
 
-/// Whether the devices have products for the type that a model's layers are held in.
+/// Whether the devices have products for the type that a model's layers are held in, and attention for that of its cache.
 ///
 /// # Errors
 /// They have not, by the type's name; or none for routed experts.
@@ -105,6 +104,19 @@ pub fn check_products(config: &Config, checkpoint: &Checkpoint) -> anyhow::Resul
     }
     if checkpoint.spec.experts.is_some() && on_gpus(config) {
         bail!("routed experts are computed on processors only, as yet: take --device cpu");
+    }
+    check_cache(config, on_gpus(config))
+}
+
+/// Whether the devices have attention for the type of the cache.
+///
+/// # Errors
+/// They have not, by its name.
+pub fn check_cache(config: &Config, on_gpus: bool) -> anyhow::Result<()> {
+    if config.cache == Some(CacheType::Q8) && on_gpus {
+        bail!(
+            "q8 caches are for processors only, as yet: take --device cpu, or --kv-cache-dtype fp8 for as small a one"
+        );
     }
     Ok(())
 }
@@ -193,6 +205,6 @@ impl Cache {
 }
 
 /// Bytes of a block of the cache over all layers.
-pub fn block_bytes(checkpoint: &Checkpoint, cache: DType) -> u64 {
+pub fn block_bytes(checkpoint: &Checkpoint, cache: CacheType) -> u64 {
     KvCache::block_bytes(&checkpoint.spec, cache) as u64
 }

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::anyhow;
-use candle_core::DType;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
-use super::{Exit, machine};
+use super::assemble::on_gpus;
+use super::{Exit, machine, room};
 use crate::clock::Clock;
 use crate::config::{Config, DeviceKind, value};
 use crate::model::Checkpoint;
@@ -52,6 +52,7 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
         Some(text) => value::parse_duration(text).map_err(|e| anyhow!("--burn-in {text}: {e}"))?,
         None => Duration::ZERO,
     };
+    room::check_cache(config, on_gpus(config))?;
     let filter = matches.get_one::<String>("filter").cloned().unwrap_or_default();
     let all = Selftest {
         config,
@@ -194,7 +195,10 @@ impl<'a> Tries<'a> {
         let checkpoint = Checkpoint::open(name, &on.pool)?;
         let load = |precision| -> anyhow::Result<Decoder> {
             let decoder = checkpoint.load_as(config.quantize, precision, false, &|_| {})?;
-            Ok(if config.fp8_cache { decoder.with_cache(DType::F8E4M3) } else { decoder })
+            Ok(match config.cache {
+                Some(cache) => decoder.with_cache(cache),
+                None => decoder,
+            })
         };
         let coarse = if config.precision == Precision::AsStored { Precision::Bf16 } else { config.precision };
         let (cpu, there) = (Arc::new(load(Precision::F32)?), load(coarse)?);
@@ -204,7 +208,7 @@ impl<'a> Tries<'a> {
             Quantize::Fp8 => ", FP8 weights".into(),
             Quantize::Blocks(format) => format!(", {} weights", format.name()),
         };
-        let cache = if config.fp8_cache { ", FP8 cache" } else { "" };
+        let cache = config.cache.map_or(String::new(), |cache| format!(", {} cache", cache.name()));
         Ok(Tries { name: format!("{name}{weights}{cache}"), cpu, there, on, device })
     }
 

@@ -115,7 +115,8 @@ pub struct Config {
     pub max_num_batched_tokens: Option<usize>,
     pub precision: crate::model::decoder::Precision,
     pub quantize: crate::model::decoder::Quantize,
-    pub fp8_cache: bool,
+    /// `None` is the type of the activations.
+    pub cache: Option<crate::model::kv_cache::CacheType>,
     pub devices: Vec<DeviceKind>,
     /// Of all devices together; `None` is every core.
     pub threads: Option<usize>,
@@ -289,7 +290,7 @@ impl Resolved {
             max_num_batched_tokens: self.number_or_auto("max-num-batched-tokens")?,
             precision: self.get("dtype", value::parse_precision)?,
             quantize: self.get("quantization", value::parse_quantization)?,
-            fp8_cache: self.get("kv-cache-dtype", value::parse_fp8_cache)?,
+            cache: self.get("kv-cache-dtype", value::parse_cache)?,
             devices: self.get("device", value::parse_devices)?,
             threads: self.optional_number("threads")?,
             kv_memory: bytes("kv-memory")?,

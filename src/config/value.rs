@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{DeviceKind, ModelSource};
 use crate::model::decoder::{Precision, Quantize};
+use crate::model::kv_cache::CacheType;
 
 /// `512`, `512KiB`, `2GiB`, `2GB`.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -100,12 +101,13 @@ pub fn parse_quantization(text: &str) -> Result<Quantize, String> {
     }
 }
 
-/// vLLM's names of types of the KV cache: whether it is FP8.
-pub fn parse_fp8_cache(text: &str) -> Result<bool, String> {
+/// vLLM's names of types of the KV cache, and llama.cpp's of 8 bits; `None` is the type of the activations.
+pub fn parse_cache(text: &str) -> Result<Option<CacheType>, String> {
     match text {
-        "auto" => Ok(false),
-        "fp8" | "fp8_e4m3" => Ok(true),
-        _ => Err("is not auto, fp8 or fp8_e4m3".into()),
+        "auto" => Ok(None),
+        "fp8" | "fp8_e4m3" => Ok(Some(CacheType::Fp8)),
+        "q8" | "q8_0" | "int8" => Ok(Some(CacheType::Q8)),
+        _ => Err("is not auto, fp8 (fp8_e4m3) or q8 (q8_0, int8)".into()),
     }
 }
 

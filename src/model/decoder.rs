@@ -9,7 +9,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::LoadError;
 use super::input::StepView;
-use super::kv_cache::KvCache;
+use super::kv_cache::{CacheType, KvCache};
 use super::spec::{DecoderSpec, QkNorm};
 use super::weights::WeightSource;
 use super::workspace::Workspace;
@@ -86,7 +86,7 @@ impl Layer {
 pub struct Decoder {
     spec: DecoderSpec,
     activations: DType,
-    cache: Option<DType>,
+    cache: Option<CacheType>,
     embedding: Weight,
     layers: Vec<Layer>,
     final_norm: Weight,
@@ -152,16 +152,16 @@ impl Decoder {
         self
     }
 
-    /// Keeps keys and values as `dtype`: F8E4M3, or what the activations are.
+    /// Keeps keys and values as FP8, Q8, or what the activations are.
     #[must_use]
-    pub fn with_cache(mut self, dtype: DType) -> Decoder {
-        self.cache = Some(dtype);
+    pub fn with_cache(mut self, cache: CacheType) -> Decoder {
+        self.cache = Some(cache);
         self
     }
 
     /// Type of the KV cache: that of the activations unless another was asked for.
-    pub fn cache_type(&self) -> DType {
-        self.cache.unwrap_or(self.activations)
+    pub fn cache_type(&self) -> CacheType {
+        self.cache.unwrap_or(CacheType::like(self.activations))
     }
 
     /// Bytes of all matrices, as held.

@@ -11,6 +11,7 @@ mod rope;
 pub use rope::{RopeScaling, RopeSpec};
 
 pub use crate::ops::activation::GateActivation;
+use crate::ops::cache_type::CacheType;
 use crate::ops::experts::Gating;
 use crate::ops::paged_attention::AttentionLimits;
 
@@ -235,14 +236,14 @@ impl DecoderSpec {
         let keys = rows * (tokens.start + tokens.end + 1) as f64 / 2.0;
         let attention = (2 * self.layers * self.q_width()) as f64 * keys;
         let head = (logit_rows * self.vocab * self.hidden) as f64;
-        let cache = (self.kv_bytes_per_token(ELEMENT_BYTES) * tokens.end) as f64;
+        let cache = (self.kv_bytes_per_token(CacheType::Bf16) * tokens.end) as f64;
         let weights =
             (self.parameters_met(step_rows) * ELEMENT_BYTES) as f64 * rows / step_rows.max(1) as f64;
         2.0 * (rows * products + attention + head) + FLOP_PER_BYTE * (cache + weights)
     }
 
     /// Bytes of keys and values one token occupies.
-    pub fn kv_bytes_per_token(&self, element_bytes: usize) -> usize {
-        2 * self.layers * self.kv_width() * element_bytes
+    pub fn kv_bytes_per_token(&self, cache: CacheType) -> usize {
+        2 * self.layers * self.kv_heads * cache.bytes_per_head(self.head_dim)
     }
 }

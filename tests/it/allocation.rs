@@ -8,12 +8,12 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 
-use candle_core::DType;
 use hashwatt::clock::Clock;
 use hashwatt::engine::constraint::{ConstraintError, TokenConstraint};
 use hashwatt::engine::step_log::Observed;
 use hashwatt::engine::worker::{EngineConfig, Limits, spawn};
 use hashwatt::model::decoder::{Decoder, Precision, Quantize};
+use hashwatt::model::kv_cache::CacheType;
 use hashwatt::model::runner::Runner;
 use hashwatt::model::workspace::Capacity;
 use hashwatt::ops::pool::Pool;
@@ -87,7 +87,9 @@ impl TokenConstraint for Watch {
 fn a_hundred_decode_steps_make_no_large_allocation() {
     count_decode_steps(decoder(&qwen3(1), Precision::Bf16));
     let fp8 = checkpoint(qwen3(1)).load_as(Quantize::Fp8, Precision::Bf16, true, &|_| {}).unwrap();
-    count_decode_steps(Arc::new(fp8.with_cache(DType::F8E4M3)));
+    count_decode_steps(Arc::new(fp8.with_cache(CacheType::Fp8)));
+    let plain = checkpoint(qwen3(1)).load(Precision::Bf16, true, &|_| {}).unwrap();
+    count_decode_steps(Arc::new(plain.with_cache(CacheType::Q8)));
     let mut of_blocks = qwen3(1);
     of_blocks["hidden_size"] = 256.into();
     let quantize = Quantize::blocks("q4_k").unwrap();

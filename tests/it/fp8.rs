@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::DType;
 use hashwatt::model::Checkpoint;
 use hashwatt::model::decoder::{Decoder, Precision, Quantize, tensors};
+use hashwatt::model::kv_cache::CacheType;
 use hashwatt::ops::cpu::Element;
 use hashwatt::ops::cpu::fp8::F8E4M3;
 use safetensors::tensor::{Dtype, TensorView};
@@ -229,8 +229,8 @@ fn an_fp8_cache_is_near_and_does_not_depend_on_how_the_work_is_cut() {
     for config in [llama(1), qwen3(4)] {
         for precision in [Precision::F32, Precision::Bf16] {
             let load = || checkpoint(config.clone()).load(precision, true, &|_| {}).unwrap();
-            let fp8 = Arc::new(load().with_cache(DType::F8E4M3));
-            assert_eq!(fp8.cache_type(), DType::F8E4M3);
+            let fp8 = Arc::new(load().with_cache(CacheType::Fp8));
+            assert_eq!(fp8.cache_type(), CacheType::Fp8);
             let prompts = [1, 17, 200].map(|n| prompt(n, 517, n as u64));
             // Of the prompts' last tokens alone: later ones follow from what was chosen before.
             let want = Steps::new(&Arc::new(load()), Shape::default()).run(&prompts, 1);
@@ -261,7 +261,7 @@ fn the_cache_is_scaled_by_what_the_checkpoint_says() {
             }
         });
         let decoder = decoder.unwrap();
-        logits(if cache { decoder.with_cache(DType::F8E4M3) } else { decoder }, 1)
+        logits(if cache { decoder.with_cache(CacheType::Fp8) } else { decoder }, 1)
     };
     const NAMES: [&str; 2] = ["k_scale", "v_scale"];
     let plain = with(NAMES, 1.0, true);
@@ -297,7 +297,7 @@ fn a_checkpoint_of_blocks_is_itself_by_kernels() {
         assert!(worst <= 1e-4, "{form:?}: {worst}");
 
         let fp8 = |decoder: Arc<Decoder>| {
-            Arc::new(Arc::into_inner(decoder).expect("nobody else has it").with_cache(DType::F8E4M3))
+            Arc::new(Arc::into_inner(decoder).expect("nobody else has it").with_cache(CacheType::Fp8))
         };
         let (decoder, there) = (fp8(decoder), fp8(there));
         let want = Steps::new(&decoder, Shape::default()).run(&prompts, 1);
@@ -325,7 +325,10 @@ fn the_settings_reach_the_decoder_and_the_sizes() {
     let (blocks, plain) = start(&[]);
     let (twice, fp8) = start(&[("quantization", "fp8"), ("kv-cache-dtype", "fp8")]);
     assert!(twice >= 2 * blocks, "{twice} blocks, {blocks} in the type of the activations");
-    assert_eq!((plain.cache_type(), fp8.cache_type()), (plain.activations(), DType::F8E4M3));
+    assert_eq!(
+        (plain.cache_type(), fp8.cache_type()),
+        (CacheType::like(plain.activations()), CacheType::Fp8)
+    );
     assert_eq!(plain.activations(), fp8.activations());
     assert!(fp8.weight_bytes() < plain.weight_bytes());
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use hashwatt::model::decoder::{Precision, Quantize};
+use hashwatt::model::kv_cache::CacheType;
 use hashwatt::ops::exec::Exec;
 use hashwatt::ops::sample::{self, NONE, Outcome, RESULT_WORDS, Sample, Samples, Task};
 
@@ -37,7 +38,7 @@ fn a_decoder_of_fp8_kernels_is_the_decoder() {
                 true => checkpoint.load_as(Quantize::Fp8, precision, true, &|_| {}).unwrap(),
                 false => checkpoint.load(precision, true, &|_| {}).unwrap(),
             };
-            let decoder = Arc::new(if fp8_cache { decoder.with_cache(DType::F8E4M3) } else { decoder });
+            let decoder = Arc::new(if fp8_cache { decoder.with_cache(CacheType::Fp8) } else { decoder });
             // Near as they are in bf16, the two may choose another token, and go on from that.
             let generate = if precision == Precision::F32 { 3 } else { 1 };
             let want = Steps::new(&decoder, Shape::default()).run(&prompts, generate);

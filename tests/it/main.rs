@@ -28,6 +28,7 @@ mod keys;
 mod nvml;
 mod parallel;
 mod parity;
+mod q8_cache;
 mod reasoning;
 mod scheduler;
 mod selftest;

@@ -26,6 +26,7 @@ use crate::measure::target::{MOST_OF_A_NAME, Sequential, Server, Target, check_m
 use crate::model::Checkpoint;
 use crate::model::checkpoint::SYNTHETIC_SEED;
 use crate::model::decoder::Precision;
+use crate::model::kv_cache::CacheType;
 use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
 use crate::ops::exec::Exec;
@@ -118,7 +119,7 @@ fn in_process(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
                 ("weights", held.layers.name().into()),
                 ("head", held.head.name().into()),
                 ("activations", text(held.activations)),
-                ("kv-cache", text(held.cache)),
+                ("kv-cache", held.cache.name().into()),
                 ("batch-invariant", config.batch_invariant.to_string()),
                 ("enforce-eager", config.enforce_eager.to_string()),
                 ("async-scheduling", config.async_scheduling.map_or("auto".into(), |on| on.to_string())),
@@ -154,7 +155,7 @@ fn ceilings(
     Ok(report::Ceilings {
         devices,
         step_weight_bytes,
-        kv_bytes_per_token: spec.kv_bytes_per_token(held.cache.size_in_bytes()) as u64,
+        kv_bytes_per_token: spec.kv_bytes_per_token(held.cache) as u64,
         flops_per_token: spec.row_flops(0, false) - spec.flops_per_key(),
         flops_per_key: spec.flops_per_key(),
     })
@@ -185,7 +186,7 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     };
     // All weights are of this one type.
     let weights = WeightType::of(dtype).unwrap_or(WeightType::F32);
-    let held = Held { activations: dtype, layers: weights, head: weights, cache: dtype };
+    let held = Held { activations: dtype, layers: weights, head: weights, cache: CacheType::like(dtype) };
     let mut notes = notes;
     let (layers, head) = checkpoint.spec.step_parameters();
     let held = (held, weights.size(layers + head) as u64);
@@ -258,10 +259,7 @@ fn server(
 
 /// As reports name a number type.
 fn text(dtype: DType) -> String {
-    match dtype {
-        DType::F8E4M3 => "fp8".into(),
-        other => format!("{other:?}").to_lowercase(),
-    }
+    format!("{dtype:?}").to_lowercase()
 }
 
 /// `layers`: what the matrices of its layers are held in.

@@ -3,6 +3,7 @@
 //!
 //! A bound, and no forecast: launches, imperfect reads and the host are left out.
 
+use crate::model::kv_cache::CacheType;
 use crate::model::spec::DecoderSpec;
 use crate::power::boards::Board;
 
@@ -12,8 +13,7 @@ pub struct Step<'a> {
     pub spec: &'a DecoderSpec,
     /// Of the matrices that it reads.
     pub weight_bytes: u64,
-    /// Of a number of the KV cache.
-    pub cache_element_bytes: usize,
+    pub cache: CacheType,
     pub sequences: usize,
     /// Tokens that each of them has.
     pub context: usize,
@@ -28,7 +28,8 @@ impl Step<'_> {
     }
 
     fn bytes(&self) -> f64 {
-        let cache = self.keys() * 2 * self.spec.kv_width() * self.cache_element_bytes;
+        let spec = self.spec;
+        let cache = self.keys() * 2 * spec.kv_heads * self.cache.bytes_per_head(spec.head_dim);
         self.weight_bytes as f64 + (self.sequences * cache) as f64
     }
 
@@ -65,7 +66,7 @@ mod tests {
         let (layers, head) = spec.step_parameters();
         let weight_bytes = 2 * (layers + head) as u64;
         let step =
-            |sequences| Step { spec: &spec, weight_bytes, cache_element_bytes: 2, sequences, context: 1 };
+            |sequences| Step { spec: &spec, weight_bytes, cache: CacheType::Bf16, sequences, context: 1 };
         // 15.0 GB and 131 KB in 3.13 ms.
         assert!((step(1).tokens_per_second(&h200) / 319.8 - 1.0).abs() < 2e-3);
         // 15.0 GFLOP a token at 989 TFLOP/s.
@@ -76,7 +77,7 @@ mod tests {
     fn a_window_is_all_that_its_layer_reads() {
         let spec = spec("gemma-3-4b");
         let step =
-            |context| Step { spec: &spec, weight_bytes: 0, cache_element_bytes: 2, sequences: 1, context };
+            |context| Step { spec: &spec, weight_bytes: 0, cache: CacheType::Bf16, sequences: 1, context };
         // 34 layers, every sixth of them sees all: 29 with 1024 tokens, 5 with 4096; 4 heads of 256.
         assert_eq!(step(4096).bytes(), f64::from((29 * 1024 + 5 * 4096) * 2 * 1024 * 2));
         assert_eq!(step(100).bytes(), f64::from(34 * 100 * 2 * 1024 * 2));

@@ -119,7 +119,7 @@ impl Row {
                     usize::try_from(bytes / room::block_bytes(checkpoint, held.cache)).unwrap_or(usize::MAX);
                 let sequences = config.sequences().min(blocks / context.div_ceil(BLOCK_SIZE));
                 row.cache = Some(Room {
-                    dtype: format!("{:?}", held.cache).to_lowercase().replace("f8e4m3", "fp8"),
+                    dtype: held.cache.name().into(),
                     bytes,
                     tokens: blocks.saturating_mul(BLOCK_SIZE),
                     longest_context_tokens: blocks.saturating_mul(BLOCK_SIZE).min(limit),
@@ -129,7 +129,7 @@ impl Row {
                 let step = Step {
                     spec: &checkpoint.spec,
                     weight_bytes: step_weight_bytes,
-                    cache_element_bytes: held.cache.size_in_bytes(),
+                    cache: held.cache,
                     sequences,
                     context,
                 };

@@ -1,13 +1,12 @@
 //! What an encoder is, by its `config.json`: network, widths, longest text, what it makes of a text.
 
-use candle_core::DType;
 use serde_json::Value;
 
 use crate::model::LoadError;
 use crate::model::arch;
 use crate::model::arch::reader::ConfigReader;
 use crate::model::input::BLOCK_SIZE;
-use crate::model::kv_cache::KvCache;
+use crate::model::kv_cache::{CacheType, KvCache};
 use crate::model::pooling::{Pool, Pooling};
 use crate::model::spec::DecoderSpec;
 
@@ -203,7 +202,9 @@ impl EncoderSpec {
     /// decoder its keys and values.
     pub fn attention_bytes(&self, tokens: usize) -> u64 {
         match &self.causal {
-            Some(spec) => KvCache::block_bytes(spec, DType::F32) as u64 * tokens.div_ceil(BLOCK_SIZE) as u64,
+            Some(spec) => {
+                KvCache::block_bytes(spec, CacheType::F32) as u64 * tokens.div_ceil(BLOCK_SIZE) as u64
+            }
             None => 3 * 4 * self.heads as u64 * (tokens as u64).pow(2),
         }
     }
