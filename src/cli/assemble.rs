@@ -19,6 +19,7 @@ use crate::config::value::without_credentials;
 use crate::config::{Config, DeviceKind};
 use crate::energy::Ledger;
 use crate::engine::encode::HostedEncoder;
+use crate::engine::event::EngineError;
 use crate::engine::fault::Faults;
 use crate::engine::step_log::Observed;
 use crate::engine::worker::{self, EngineConfig, EngineHandle, Limits, Models};
@@ -250,6 +251,18 @@ fn runner(
     Ok(runner)
 }
 
+/// Why an engine did not start. Where it is a number of the weights, only a scan of all of them can tell which one.
+fn of_warm_up(error: &EngineError) -> String {
+    match error {
+        EngineError::NonFiniteLogits => {
+            "the first logits are not finite: a weight is not, or is too large for \
+             --dtype; `hashwatt serve --check` with the same settings scans every weight and names it"
+                .into()
+        }
+        other => other.to_string(),
+    }
+}
+
 /// One engine per device, warmed up, all of one decoder. `faults`: what is to go wrong with each, for tests and drills;
 /// an engine beyond its end has none.
 ///
@@ -310,7 +323,7 @@ pub fn start_engines(
         };
         let models = Models { decoder: runner, draft, encoders };
         let (handle, _thread) = worker::spawn_with(models, engine, clock.clone(), observed)
-            .map_err(|e| anyhow!("device {device}: {e}"))?;
+            .map_err(|e| anyhow!("device {device}: {}", of_warm_up(&e)))?;
         engines.push(handle);
     }
     Ok(engines)

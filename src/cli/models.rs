@@ -143,7 +143,7 @@ pub fn write(matches: &ArgMatches) -> Exit {
     } else {
         let checkpoint = Checkpoint::open(&source, &pool)?;
         write_text(&checkpoint, folder)?;
-        let tensors = decoder::tensors(&checkpoint.spec);
+        let tensors: Vec<_> = decoder::tensors(&checkpoint.spec).collect();
         (checkpoint.name, write_weights(&checkpoint.source, &tensors, &weights)?)
     };
     println!("wrote {name} to {} ({:.1} MB of weights)", folder.display(), bytes as f64 / 1e6);

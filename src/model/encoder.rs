@@ -155,8 +155,11 @@ fn checked(
     prefix: &str,
 ) -> std::result::Result<EncoderCheckpoint, LoadError> {
     if let Some(decoder) = &spec.causal {
-        let tensors = decoder::tensors(decoder);
-        tensors.iter().try_for_each(|(name, shape)| source.check(name, shape))?;
+        let checked = decoder::tensors(decoder).map(|(name, shape)| {
+            source.check(&name, &shape)?;
+            Ok((name, shape))
+        });
+        let tensors = checked.collect::<std::result::Result<_, LoadError>>()?;
         return Ok(EncoderCheckpoint {
             name,
             spec,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 mod config;
+mod cursor;
 mod header;
 mod tokenizer;
 
@@ -77,7 +78,7 @@ impl GgufTable {
     /// Bytes of all weights as they will be held, and of those that a step reads: the embedding only where it is the
     /// head, too.
     pub fn held_bytes(&self) -> (u64, u64) {
-        let held = |entry: &header::Entry| entry.kind.size(entry.shape().iter().product::<usize>()) as u64;
+        let held = |entry: header::Entry| entry.kind.size(entry.shape().iter().product::<usize>()) as u64;
         let metadata = self.metadata();
         let all = metadata.tensors().map(|(_, entry)| held(entry)).sum();
         let looked_up = match metadata.tensor(HEAD) {
@@ -108,7 +109,7 @@ impl GgufTable {
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.own_name(name).is_ok_and(|(own, _)| self.metadata().tensor(&own).is_some())
+        self.own_name(name).is_ok_and(|(own, _)| self.metadata().has_tensor(&own))
     }
 
     pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
@@ -159,9 +160,14 @@ impl GgufTable {
         /// Read apart, or made anew from the metadata.
         const BESIDE: [&str; 3] =
             ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
-        let own: Result<HashSet<String>, LoadError> =
-            decoder::tensors(spec).iter().map(|(name, _)| Ok(self.own_name(name)?.0)).collect();
-        let own = own?;
+        // No more than the file has, whatever the metadata says of layers and experts.
+        let mut own = HashSet::new();
+        for (name, _) in decoder::tensors(spec) {
+            let (name, _) = self.own_name(&name)?;
+            if self.metadata().has_tensor(&name) {
+                own.insert(name);
+            }
+        }
         let known = |name: &str| own.contains(name) || BESIDE.contains(&name);
         match self.metadata().tensors().find(|(name, _)| !known(name)) {
             Some((name, _)) => Err(LoadError::tensor(
@@ -204,10 +210,13 @@ pub(super) fn open(path: &Path, pool: &Arc<Pool>) -> Result<Checkpoint, LoadErro
     }
     let described = Described::of(metadata).map_err(fail)?;
     let config = described.config().map_err(fail)?;
-    let mut spec = arch::spec_of(&table.file, &config)?;
+    let own_words = |e| described.in_own_words(e);
+    let mut spec = arch::spec_of(&table.file, &config).map_err(own_words)?;
     described.adjust(&mut spec, fail, |name| table.vector(name))?;
-    arch::check(&table.file, &config, &spec)?;
+    arch::check(&table.file, &config, &spec).map_err(own_words)?;
     table.check_all_are_used(&spec)?;
+    // Before a tokenizer is made, which takes more room than the file has bytes for it.
+    decoder::tensors(&spec).try_for_each(|(name, shape)| table.check(&name, &shape))?;
     let text = tokenizer::Text::of(metadata).map_err(fail)?;
     let text = TextFiles {
         tokenizer: TokenizerSource::Json { file: table.file.clone(), bytes: text.tokenizer },

@@ -44,11 +44,21 @@ impl LoadError {
         LoadError::Io { file: file.as_ref().display().to_string(), source }
     }
     pub(crate) fn file(file: impl AsRef<std::path::Path>, problem: impl ToString) -> LoadError {
-        LoadError::File { file: file.as_ref().display().to_string(), problem: problem.to_string() }
+        LoadError::File { file: file.as_ref().display().to_string(), problem: told(&problem.to_string()) }
     }
     pub(crate) fn tensor(file: &str, tensor: &str, problem: impl ToString) -> LoadError {
-        LoadError::Tensor { file: file.into(), tensor: tensor.into(), problem: problem.to_string() }
+        let (tensor, problem) = (told(tensor), told(&problem.to_string()));
+        LoadError::Tensor { file: file.into(), tensor, problem }
     }
+    pub(crate) fn config(file: &str, key: impl Into<String>, problem: impl ToString) -> LoadError {
+        LoadError::Config { file: file.into(), key: key.into(), problem: told(&problem.to_string()) }
+    }
+}
+
+/// What a file says of itself, as a message has it: on one line, and not as long as its author likes.
+fn told(text: &str) -> String {
+    const MOST: usize = 800;
+    crate::error::printable(text, MOST)
 }
 
 impl crate::error::Classified for LoadError {

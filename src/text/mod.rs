@@ -12,6 +12,7 @@ mod masks;
 pub mod reasoning;
 mod template;
 pub mod tokenizer;
+mod tokenizer_bounds;
 mod tokenizer_file;
 pub mod tool_calls;
 mod turns;

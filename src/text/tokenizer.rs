@@ -7,12 +7,17 @@ use serde_json::{Value, json};
 use tokenizers::Tokenizer as Inner;
 
 use super::TextError;
+use super::tokenizer_bounds;
 use super::tokenizer_file::{at_fault, check, guarded};
+use crate::error::printable;
 
 /// Special tokens of the stand-in, at the end of its vocabulary.
 pub const STAND_IN_SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// The chat template that goes with the stand-in.
 pub const STAND_IN_TEMPLATE: &str = include_str!("chatml.jinja");
+
+/// Characters of what is wrong with a file: the crate repeats values as long as they are.
+const LONGEST_PROBLEM: usize = 500;
 
 /// A loaded tokenizer.
 pub struct Tokenizer {
@@ -32,15 +37,19 @@ impl Tokenizer {
     /// # Errors
     /// When the file is not a tokenizer.
     pub fn from_json(file: &str, bytes: &[u8]) -> Result<Tokenizer, TextError> {
-        let fail = |problem: String| TextError::Tokenizer { file: file.into(), problem };
+        let fail = |problem: String| TextError::Tokenizer {
+            file: file.into(),
+            problem: printable(&problem, LONGEST_PROBLEM),
+        };
         let json: Value = serde_json::from_slice(bytes).map_err(|e| fail(e.to_string()))?;
+        tokenizer_bounds::check(&json).map_err(fail)?;
         let steps = json.get("decoder").map(decoder_steps).unwrap_or_default();
         let (byte_level, byte_fallback) = (is_byte_level(&steps), steps.contains(&"ByteFallback"));
         // The crate has panicked on malformed files before; a bad file must stay an error.
         let mut inner = guarded(|| Inner::from_bytes(bytes)).map_err(|e| fail(at_fault(&json, e)))?;
-        check(&json, &inner).map_err(fail)?;
-        // Training settings that some files carry: they would cut or pad prompts without a word.
+        // Training settings that some files carry: they would cut or pad prompts without a word, to any length.
         inner.with_padding(None).with_truncation(None).map_err(|e| fail(e.to_string()))?;
+        check(&json, &inner).map_err(fail)?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let longest_token = inner.get_vocab(true).keys().map(String::len).max().unwrap_or(1);
         let mut specials: Vec<u32> =

@@ -1,4 +1,5 @@
-//! A step allocates nothing: counted by the test binary's allocator on the worker's thread and its pool.
+//! A step allocates nothing: counted by the test binary's allocator on the worker's thread and its pool. [`peak_of`] is for
+//! tests of what opening a file takes.
 //!
 //! Only threads that say so are counted, so other tests may run beside this one. The worker's thread says
 //! so from inside a token constraint, which it calls between launch and sample.
@@ -28,7 +29,28 @@ pub struct Counting;
 static ON: AtomicBool = AtomicBool::new(false);
 static LARGE_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
-thread_local! { static WATCHED: Cell<bool> = const { Cell::new(false) }; }
+thread_local! {
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+    /// Bytes held since [`peak_of`] began, by this thread; less than none where it frees what was there before.
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+/// What `work` makes, and how many bytes this thread held in between, above what it held before.
+pub fn peak_of<R>(work: impl FnOnce() -> R) -> (R, usize) {
+    HELD.set(0);
+    PEAK.set(0);
+    let made = work();
+    (made, usize::try_from(PEAK.get()).unwrap_or(0))
+}
+
+fn hold(bytes: isize) {
+    // A thread that ends has no cells any more.
+    let _ = HELD.try_with(|held| {
+        held.set(held.get().wrapping_add(bytes));
+        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(held.get())));
+    });
+}
 
 fn note(size: usize) {
     if size >= LARGE && ON.load(Ordering::Relaxed) && WATCHED.try_with(Cell::get).unwrap_or(false) {
@@ -41,20 +63,24 @@ fn note(size: usize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
+        hold(layout.size() as isize);
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
+        hold(layout.size() as isize);
         // SAFETY: the caller's promise.
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size);
+        hold(size as isize - layout.size() as isize);
         // SAFETY: the caller's promise.
         unsafe { System.realloc(pointer, layout, size) }
     }
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        hold(-(layout.size() as isize));
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(pointer, layout) }
     }

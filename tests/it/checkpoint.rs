@@ -41,6 +41,33 @@ fn check(dir: &Path) -> Result<(), String> {
     assemble::load(&config, opened.chat().unwrap(), true).map(drop).map_err(|e| format!("{e:#}"))
 }
 
+/// Without a scan of all weights, a number of a matrix shows in the warm-up: its error says what names the tensor.
+#[test]
+fn a_matrix_with_nan_is_refused_at_the_start_with_the_command_that_names_it() {
+    use hashwatt::cli::assemble;
+    use hashwatt::clock::Clock;
+    use hashwatt::config::Resolved;
+    use hashwatt::engine::step_log::Observed;
+    use hashwatt::unit::Unit;
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), |name, mut numbers, s| {
+        if name.contains("layers.1.mlp.down_proj") {
+            numbers[17] = f32::NAN;
+        }
+        Some((numbers, s))
+    });
+    let flags = [("model", dir.path().display().to_string()), ("threads", "1".into())];
+    let config = Resolved::merge(&flags, &[]).unwrap().config().unwrap();
+    let opened = assemble::open(&config, &Unit::new(Clock::system())).unwrap();
+    let decoder = assemble::load(&config, opened.chat().unwrap(), false).unwrap();
+    let observed = vec![Observed::default()];
+    let started = assemble::start_engines(&config, &opened, Some(decoder), &Clock::system(), observed, &[]);
+    let error = format!("{:#}", started.err().unwrap());
+    assert!(error.contains("serve --check") && error.contains("cpu:0"), "{error}");
+    let named = check(dir.path()).unwrap_err();
+    assert!(named.contains("layers.1.mlp.down_proj") && named.contains("17"), "{named}");
+}
+
 #[test]
 fn a_mapped_folder_gives_the_logits_of_its_source() {
     let dir = tempfile::tempdir().unwrap();
@@ -146,9 +173,8 @@ fn sharded_folders_are_read() {
     };
     half(true);
     half(false);
-    let names = tensors(&crate::support::checkpoint(qwen3(1)).spec);
-    let map: serde_json::Map<_, _> = names
-        .into_iter()
+    let of = crate::support::checkpoint(qwen3(1));
+    let map: serde_json::Map<_, _> = tensors(&of.spec)
         .map(|(n, _)| {
             let file = if n.contains("layers.0") { "a.safetensors" } else { "b.safetensors" };
             (n, json!(file))

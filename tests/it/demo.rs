@@ -26,7 +26,6 @@ fn the_trainers_logits_equal_the_servers() {
     let config: trained::TrainConfig =
         serde_json::from_slice(&std::fs::read(folder().join("config.json")).unwrap()).unwrap();
     let weights: HashMap<String, Tensor> = tensors(&checkpoint.spec)
-        .into_iter()
         .map(|(name, shape)| {
             let w = checkpoint.source.weight(&name, &shape).unwrap();
             let numbers: Vec<f32> = (0..w.rows() * w.cols()).map(|i| w.get(i)).collect();

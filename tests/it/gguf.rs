@@ -359,6 +359,33 @@ fn what_is_not_read_is_named() {
         let error = refused(&path);
         assert!(error.contains(wanted) && error.contains("model.gguf"), "{error}");
     }
+    for (key, value, wanted) in [
+        ("llama.attention.head_count", Meta::U32(0), "llama.attention.head_count: 0 is not between"),
+        ("llama.attention.head_count_kv", Meta::U32(3), "llama.attention.head_count_kv: "),
+        (
+            "llama.attention.key_length",
+            Meta::U32(68),
+            "llama.attention.key_length: 68 is not a multiple of 8",
+        ),
+        ("llama.rope.freq_base", Meta::F32(0.5), "llama.rope.freq_base: 0.5 is not greater than 1"),
+        ("llama.rope.dimension_count", Meta::U32(1000), "llama.rope.dimension_count: "),
+        (
+            "llama.rope.scaling.type",
+            Meta::String("dynamic".into()),
+            "llama.rope.scaling.type: type `dynamic`",
+        ),
+        (
+            "llama.attention.layer_norm_rms_epsilon",
+            Meta::F32(-1.0),
+            "llama.attention.layer_norm_rms_epsilon: ",
+        ),
+    ] {
+        let mut values = any_tokenizer();
+        values.push((key, value));
+        write(&path, &original, GgmlDType::F32, &values);
+        let error = refused(&path);
+        assert!(error.contains(&format!("model.gguf: {wanted}")), "{error}, not {wanted}");
+    }
     for (pre, wanted) in [("nonsense", "`nonsense` is not a pre-tokenizer"), ("qwen2", "")] {
         let mut values = any_tokenizer();
         values[1].1 = Meta::String(pre.into());

@@ -19,6 +19,7 @@ mod fit;
 mod fp8;
 mod gguf;
 mod host_kernels;
+mod hostile;
 #[cfg(feature = "hub")]
 mod hub;
 #[cfg(feature = "hub")]

@@ -1,7 +1,7 @@
 //! Llama 1, 2 and 3.x, and what shares its shape (SmolLM2): `LlamaForCausalLM`.
 
-use super::HF_NAMES;
 use super::reader::ConfigReader;
+use super::{HF_NAMES, MOST_LAYERS};
 use crate::model::LoadError;
 use crate::model::spec::{DecoderSpec, GateActivation, QkNorm};
 
@@ -19,7 +19,7 @@ pub(super) fn shape(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
     Ok(DecoderSpec {
         architecture: "llama",
         hidden,
-        layers: c.usize("num_hidden_layers")?,
+        layers: c.usize_up_to("num_hidden_layers", MOST_LAYERS)?,
         heads,
         kv_heads: c.optional_usize("num_key_value_heads")?.unwrap_or(heads),
         head_dim,

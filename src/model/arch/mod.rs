@@ -24,6 +24,9 @@ use crate::model::LoadError;
 use crate::model::spec::{DecoderSpec, ExpertNames, ExpertSpec, Parts, RopeScaling, TensorNames};
 use crate::ops::experts::Gating;
 
+/// Real decoders have up to some hundred.
+pub(crate) const MOST_LAYERS: usize = 1 << 10;
+
 type Build = fn(&ConfigReader) -> Result<DecoderSpec, LoadError>;
 
 /// (name in `architectures`, `model_type`, builder).
@@ -177,11 +180,15 @@ fn check_with(reader: &ConfigReader, s: &DecoderSpec) -> Result<(), LoadError> {
             return Err(reader.error("partial_rotary_factor", problem));
         }
         if let RopeScaling::Each { factors, .. } = &rope.scaling
-            && (factors.len() != rope.turned / 2 || factors.iter().any(|f| *f <= 0.0))
+            && (factors.len() != rope.turned / 2 || factors.iter().any(|f| !f.is_finite() || *f <= 0.0))
         {
             let problem = format!("{} factors for {} pairs, each above 0", factors.len(), rope.turned / 2);
             return Err(reader.error("rope_scaling.short_factor", problem));
         }
+    }
+    if !s.norm_eps.is_finite() || s.norm_eps < 0.0 {
+        let problem = format!("comes to {}, which is no finite number from 0 on", s.norm_eps);
+        return Err(reader.error("rms_norm_eps", problem));
     }
     if let Some(experts) = &s.experts {
         check_experts(reader, s, experts)?;

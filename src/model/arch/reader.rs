@@ -21,7 +21,7 @@ impl<'a> ConfigReader<'a> {
     }
 
     pub fn error(&self, key: &str, problem: impl ToString) -> LoadError {
-        LoadError::Config { file: self.file.into(), key: key.into(), problem: problem.to_string() }
+        LoadError::config(self.file, key, problem)
     }
 
     /// The same with a number for a key that is not there.
@@ -55,6 +55,14 @@ impl<'a> ConfigReader<'a> {
 
     pub fn usize(&self, key: &str) -> Result<usize, LoadError> {
         self.optional_usize(key)?.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// A number from which something is made for each, before any tensor says that it is there.
+    pub fn usize_up_to(&self, key: &str, most: usize) -> Result<usize, LoadError> {
+        match self.usize(key)? {
+            value if (1..=most).contains(&value) => Ok(value),
+            value => Err(self.error(key, format!("{value} is not between 1 and {most}"))),
+        }
     }
 
     pub fn optional_f64(&self, key: &str) -> Result<Option<f64>, LoadError> {

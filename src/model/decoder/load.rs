@@ -46,70 +46,76 @@ pub struct Reading {
     pub scan_all: bool,
 }
 
-/// The tensors of a decoder with their shapes, in the order they are used.
-pub fn tensors(spec: &DecoderSpec) -> Vec<(String, Vec<usize>)> {
+/// The tensors of a decoder with their shapes, in the order they are used. Made as they are asked for: a configuration may
+/// say that there are more than any file has.
+pub fn tensors(spec: &DecoderSpec) -> impl Iterator<Item = (String, Vec<usize>)> + '_ {
     let n = spec.names;
-    let mut all = vec![(n.embedding.to_string(), vec![spec.vocab, spec.hidden])];
-    for layer in 0..spec.layers {
-        let named = |name: &str| name.replace("{}", &layer.to_string());
-        let mut projection = |name: &str, bias: bool, out: usize, input: usize| {
-            let name = named(name);
-            all.push((format!("{name}.weight"), vec![out, input]));
-            if bias {
-                all.push((format!("{name}.bias"), vec![out]));
-            }
-        };
-        for (name, out) in named_outputs(n.qkv, [spec.q_width(), spec.kv_width(), spec.kv_width()]) {
-            projection(name, spec.qkv_bias, out, spec.hidden);
-        }
-        projection(n.o, spec.o_bias, spec.hidden, spec.q_width());
-        match (spec.experts_of(layer), &n.experts) {
-            (Some(experts), Some(names)) => all.extend(tensors_of_experts(spec, experts, names, layer)),
-            _ => {
-                for (name, out) in named_outputs(n.gate_up, [spec.intermediate; 2]) {
-                    projection(name, spec.mlp_bias, out, spec.hidden);
-                }
-                projection(n.down, spec.mlp_bias, spec.hidden, spec.intermediate);
-            }
-        }
-        let of_residual = [n.input_norm, n.attention_out_norm, n.mlp_norm, n.mlp_out_norm];
-        all.extend(of_residual.into_iter().flatten().map(|name| (named(name), vec![spec.hidden])));
-        let widths = match spec.qk_norm {
-            QkNorm::None => continue,
-            QkNorm::Head => [spec.head_dim; 2],
-            QkNorm::Whole => [spec.q_width(), spec.kv_width()],
-        };
-        all.extend([n.q_norm, n.k_norm].into_iter().zip(widths).map(|(name, n)| (named(name), vec![n])));
-    }
-    all.push((n.final_norm.to_string(), vec![spec.hidden]));
-    if !spec.tied_head {
-        all.push((n.head.to_string(), vec![spec.vocab, spec.hidden]));
-    }
-    all
+    let embedding = (n.embedding.to_string(), vec![spec.vocab, spec.hidden]);
+    let last = std::iter::once((n.final_norm.to_string(), vec![spec.hidden]));
+    let head = (!spec.tied_head).then(|| (n.head.to_string(), vec![spec.vocab, spec.hidden]));
+    std::iter::once(embedding)
+        .chain((0..spec.layers).flat_map(move |layer| tensors_of_layer(spec, layer)))
+        .chain(last)
+        .chain(head)
 }
 
-fn tensors_of_experts(
-    spec: &DecoderSpec,
-    experts: &ExpertSpec,
-    names: &ExpertNames,
+fn tensors_of_layer(spec: &DecoderSpec, layer: usize) -> impl Iterator<Item = (String, Vec<usize>)> + '_ {
+    let n = spec.names;
+    let named = move |name: &str| name.replace("{}", &layer.to_string());
+    let projection = move |name: &str, bias: bool, out: usize, input: usize| {
+        let name = named(name);
+        let bias = bias.then(|| (format!("{name}.bias"), vec![out]));
+        std::iter::once((format!("{name}.weight"), vec![out, input])).chain(bias)
+    };
+    let mut all = Vec::new();
+    for (name, out) in named_outputs(n.qkv, [spec.q_width(), spec.kv_width(), spec.kv_width()]) {
+        all.extend(projection(name, spec.qkv_bias, out, spec.hidden));
+    }
+    all.extend(projection(n.o, spec.o_bias, spec.hidden, spec.q_width()));
+    let experts = match (spec.experts_of(layer), &n.experts) {
+        (Some(experts), Some(names)) => Some(tensors_of_experts(spec, experts, names, layer)),
+        _ => {
+            for (name, out) in named_outputs(n.gate_up, [spec.intermediate; 2]) {
+                all.extend(projection(name, spec.mlp_bias, out, spec.hidden));
+            }
+            all.extend(projection(n.down, spec.mlp_bias, spec.hidden, spec.intermediate));
+            None
+        }
+    };
+    let of_residual = [n.input_norm, n.attention_out_norm, n.mlp_norm, n.mlp_out_norm].into_iter().flatten();
+    let of_residual = of_residual.map(move |name| (named(name), vec![spec.hidden]));
+    let widths = match spec.qk_norm {
+        QkNorm::None => None,
+        QkNorm::Head => Some([spec.head_dim; 2]),
+        QkNorm::Whole => Some([spec.q_width(), spec.kv_width()]),
+    };
+    let of_heads = widths.into_iter().flat_map(move |widths| [n.q_norm, n.k_norm].into_iter().zip(widths));
+    let of_heads = of_heads.map(move |(name, n)| (named(name), vec![n]));
+    all.into_iter().chain(experts.into_iter().flatten()).chain(of_residual).chain(of_heads)
+}
+
+fn tensors_of_experts<'a>(
+    spec: &'a DecoderSpec,
+    experts: &'a ExpertSpec,
+    names: &'a ExpertNames,
     layer: usize,
-) -> Vec<(String, Vec<usize>)> {
+) -> impl Iterator<Item = (String, Vec<usize>)> + 'a {
     let (hidden, inner, count) = (spec.hidden, experts.intermediate, experts.gating.experts);
-    let named = |name: &str| format!("{}.weight", name.replace("{}", &layer.to_string()));
-    let mut all = vec![(named(names.router), vec![count, hidden])];
-    for e in 0..count {
-        let of_expert = |name: &str| named(name).replace("{e}", &e.to_string());
-        let entering = named_outputs(names.gate_up, [inner; 2]);
-        all.extend(entering.into_iter().map(|(name, out)| (of_expert(name), vec![out, hidden])));
-        all.push((of_expert(names.down), vec![hidden, inner]));
-    }
-    if let Some(shared) = experts.shared {
-        let entering = named_outputs(names.shared_gate_up, [shared.intermediate; 2]);
-        all.extend(entering.into_iter().map(|(name, out)| (named(name), vec![out, hidden])));
-        all.push((named(names.shared_down), vec![hidden, shared.intermediate]));
-        all.extend(shared.gated.then(|| (named(names.shared_gate), vec![1, hidden])));
-    }
-    all
+    let named = move |name: &str| format!("{}.weight", name.replace("{}", &layer.to_string()));
+    let of_expert = move |e: usize| {
+        let named = move |name: &str| named(name).replace("{e}", &e.to_string());
+        let entering = named_outputs(names.gate_up, [inner; 2]).into_iter();
+        let entering = entering.map(move |(name, out)| (named(name), vec![out, hidden]));
+        entering.chain([(named(names.down), vec![hidden, inner])])
+    };
+    let of_shared = experts.shared.into_iter().flat_map(move |shared| {
+        let entering = named_outputs(names.shared_gate_up, [shared.intermediate; 2]).into_iter();
+        let entering = entering.map(move |(name, out)| (named(name), vec![out, hidden]));
+        let down = (named(names.shared_down), vec![hidden, shared.intermediate]);
+        entering.chain([down]).chain(shared.gated.then(|| (named(names.shared_gate), vec![1, hidden])))
+    });
+    let router = (named(names.router), vec![count, hidden]);
+    std::iter::once(router).chain((0..count).flat_map(of_expert)).chain(of_shared)
 }
 
 /// The tensors of matrices over the same input, and how many outputs each has.

@@ -163,7 +163,7 @@ impl EncoderSpec {
         Ok(EncoderSpec {
             architecture,
             hidden,
-            layers: size(key("num_hidden_layers", "n_layer"))?,
+            layers: reader.usize_up_to(key("num_hidden_layers", "n_layer"), arch::MOST_LAYERS)?,
             heads,
             vocab,
             types,

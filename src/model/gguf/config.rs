@@ -24,6 +24,42 @@ const ARCHITECTURES: &[(&str, &str, bool)] = &[
     ("smollm3", "SmolLM3ForCausalLM", true),
 ];
 
+/// (a key of a `config.json`, the same in a file behind the architecture's name): whole numbers.
+const WHOLES: &[(&str, &str)] = &[
+    ("hidden_size", "embedding_length"),
+    ("num_hidden_layers", "block_count"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("max_position_embeddings", "context_length"),
+    ("sliding_window", "attention.sliding_window"),
+    ("num_experts_per_tok", "expert_used_count"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
+    ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+];
+/// The same: any numbers.
+const NUMBERS: &[(&str, &str)] = &[
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("embedding_multiplier", "embedding_scale"),
+    ("residual_multiplier", "residual_scale"),
+    ("attention_multiplier", "attention.scale"),
+    ("logits_scaling", "logit_scale"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+];
+/// What is made of more than one key of a file, or of what is no key, by the one that says most.
+const MADE: &[(&str, &str)] = &[
+    ("num_experts", "expert_count"),
+    ("num_local_experts", "expert_count"),
+    ("query_pre_attn_scalar", "attention.key_length"),
+    ("partial_rotary_factor", "rope.dimension_count"),
+    ("rope_scaling", "rope.scaling.type"),
+    ("rope_scaling.factor", "rope.scaling.factor"),
+    ("original_max_position_embeddings", "rope.scaling.original_context_length"),
+];
+
 /// What a file's metadata says of its architecture.
 pub struct Described<'a> {
     pub metadata: Metadata<'a>,
@@ -56,8 +92,26 @@ impl<'a> Described<'a> {
         format!("{}.{key}", self.architecture)
     }
 
+    fn experts_key(&self) -> &'static str {
+        if self.class == "MixtralForCausalLM" { "num_local_experts" } else { "num_experts" }
+    }
+
+    /// An error about the configuration that was made of the metadata, by the key that the file has.
+    pub fn in_own_words(&self, error: LoadError) -> LoadError {
+        let LoadError::Config { file, key, problem } = error else { return error };
+        let known = WHOLES.iter().chain(NUMBERS).chain(MADE).find(|(to, _)| *to == key);
+        let key = match (key.as_str(), known) {
+            ("vocab_size", _) => "token_embd.weight, its rows".into(),
+            ("rope_scaling.short_factor", _) => "rope_freqs.weight or rope_factors_short.weight".into(),
+            ("architectures", _) => "general.architecture".into(),
+            (_, Some((_, from))) => self.key(from),
+            (_, None) => key,
+        };
+        LoadError::Config { file, key, problem }
+    }
+
     fn has(&self, tensor: &str) -> bool {
-        self.metadata.tensor(tensor).is_some()
+        self.metadata.has_tensor(tensor)
     }
 
     /// The configuration that `arch` reads.
@@ -82,46 +136,21 @@ impl<'a> Described<'a> {
             return Err(HeaderError::Value(blocks, "is more than there are tensors"));
         }
         self.refuse_variants()?;
-        let vocab = self.metadata.tensor("token_embd.weight").and_then(|entry| entry.shape().first());
-        if let Some(vocab) = vocab {
+        let embedding = self.metadata.tensor("token_embd.weight");
+        if let Some(vocab) = embedding.as_ref().and_then(|entry| entry.shape().first()) {
             config.insert("vocab_size".into(), json!(vocab));
         }
-        for (to, from) in [
-            ("hidden_size", "embedding_length"),
-            ("num_hidden_layers", "block_count"),
-            ("num_attention_heads", "attention.head_count"),
-            ("num_key_value_heads", "attention.head_count_kv"),
-            ("head_dim", "attention.key_length"),
-            ("intermediate_size", "feed_forward_length"),
-            ("max_position_embeddings", "context_length"),
-            ("sliding_window", "attention.sliding_window"),
-            (
-                if self.class == "MixtralForCausalLM" { "num_local_experts" } else { "num_experts" },
-                "expert_count",
-            ),
-            ("num_experts_per_tok", "expert_used_count"),
-            ("moe_intermediate_size", "expert_feed_forward_length"),
-            ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
-        ] {
+        for (to, from) in WHOLES.iter().copied().chain([(self.experts_key(), "expert_count")]) {
             // A window of 0 is none.
             let value = self.metadata.whole(&self.key(from))?;
             if let Some(value) = value.filter(|value| *value > 0 || from != "attention.sliding_window") {
                 config.insert(to.into(), json!(value));
             }
         }
-        for (to, from) in [
-            ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
-            ("rope_theta", "rope.freq_base"),
-            ("embedding_multiplier", "embedding_scale"),
-            ("residual_multiplier", "residual_scale"),
-            ("attention_multiplier", "attention.scale"),
-            ("logits_scaling", "logit_scale"),
-            ("attn_logit_softcapping", "attn_logit_softcapping"),
-            ("final_logit_softcapping", "final_logit_softcapping"),
-        ] {
+        for (to, from) in NUMBERS {
             // A scale of 0 is the one that follows from the shape.
             if let Some(value) = self.metadata.number(&self.key(from))?.filter(|value| *value != 0.0) {
-                config.insert(to.into(), json!(value));
+                config.insert((*to).into(), json!(value));
             }
         }
         if self.architecture.starts_with("gemma") {

@@ -34,6 +34,9 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const MERGES_OF_A_TOKEN: usize = 8;
 /// Bytes of a piece of SentencePiece's at most: real ones have some dozens.
 const LONGEST_PIECE: usize = 1 << 10;
+/// Bytes of the merges that follow from SentencePiece's pieces, for each byte of these: real ones have two or three. A
+/// vocabulary made for it (`a`, `aa`, `aaa`, …) has the square.
+const MERGED_BYTES: usize = 16;
 /// Tokens that end an answer wherever they are part of a vocabulary, as llama.cpp has it, whatever the file names.
 const ENDS: [&str; 10] = [
     "<|eot_id|>",
@@ -217,12 +220,20 @@ impl<'a> Vocabulary<'a> {
         }
         let ids: HashMap<&str, usize> =
             self.tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
-        let mut merges = Vec::new();
+        let most = MERGED_BYTES * self.tokens.iter().map(|token| token.len()).sum::<usize>();
+        let (mut merges, mut bytes) = (Vec::new(), 0);
         for (id, token) in self.tokens.iter().enumerate() {
             let cuts = token.char_indices().skip(1);
             let halves = cuts.map(|(at, _)| token.split_at(at));
             let halves = halves.filter_map(|(left, right)| Some((*ids.get(left)?, *ids.get(right)?)));
+            let before = merges.len();
             merges.extend(halves.map(|(left, right)| (id, left, right)));
+            bytes += token.len() * (merges.len() - before);
+            if bytes > most {
+                let problem =
+                    format!("its pieces are made of one another in more than {} ways", merges.len());
+                return Err(HeaderError::Unsupported(TOKENS.into(), problem));
+            }
         }
         merges.sort_by(|a, b| scores[b.0].total_cmp(&scores[a.0]).then((a.1, a.2).cmp(&(b.1, b.2))));
         let merges: Vec<Value> =
@@ -241,9 +252,9 @@ impl Text {
     pub fn of(metadata: Metadata<'_>) -> Result<Text, HeaderError> {
         let missing = |key: &str| HeaderError::Value(key.into(), "is missing");
         let model = metadata.text(MODEL)?.ok_or_else(|| missing(MODEL))?;
-        let embedded = metadata.tensor("token_embd.weight").and_then(|entry| entry.shape().first());
-        let tokens =
-            metadata.texts(TOKENS, embedded.copied().unwrap_or(0))?.ok_or_else(|| missing(TOKENS))?;
+        let embedding = metadata.tensor("token_embd.weight");
+        let embedded = embedding.as_ref().and_then(|entry| entry.shape().first()).copied();
+        let tokens = metadata.texts(TOKENS, embedded.unwrap_or(0))?.ok_or_else(|| missing(TOKENS))?;
         let kinds = metadata.numbers("tokenizer.ggml.token_type", tokens.len())?.unwrap_or_default();
         let kinds = kinds.into_iter().map(|kind| kind as u64).collect();
         let vocabulary = Vocabulary { metadata, tokens, kinds };

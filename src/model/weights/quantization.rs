@@ -22,11 +22,7 @@ pub struct Quantization {
 /// A method or a number format that this server does not read; names it.
 pub fn of_config(file: &str, config: &Value) -> Result<Option<Quantization>, LoadError> {
     let Some(section) = config.get(KEY).filter(|v| !v.is_null()) else { return Ok(None) };
-    let fail = |key: &str, problem: String| LoadError::Config {
-        file: file.into(),
-        key: if key.is_empty() { KEY.into() } else { format!("{KEY}.{key}") },
-        problem,
-    };
+    let fail = |key: &str, problem: String| LoadError::config(file, format!("{KEY}.{key}"), problem);
     match section.get("quant_method").and_then(Value::as_str) {
         Some("fp8" | "fbgemm_fp8") => {
             if let Some(format) = section.get("fmt").filter(|f| **f != "e4m3") {
