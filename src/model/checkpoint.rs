@@ -201,7 +201,7 @@ impl Checkpoint {
                 id.as_u64().and_then(|i| u32::try_from(i).ok()).filter(|i| (*i as usize) < self.spec.vocab)
             };
             return ids.iter().map(parse).collect::<Option<Vec<u32>>>().ok_or_else(|| LoadError::Config {
-                file: file.into(),
+                file: self.folder.as_ref().map_or(file.into(), |f| f.join(file).display().to_string()),
                 key: "eos_token_id".into(),
                 problem: format!("is not one or more token ids below {}", self.spec.vocab),
             });
