@@ -7,8 +7,10 @@
 
 use half::f16;
 
+mod codes;
 mod ggml;
 mod quantise;
+pub use codes::Codes;
 
 /// Rows whose codes lie side by side.
 pub const GROUP: usize = 16;

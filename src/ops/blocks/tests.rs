@@ -78,6 +78,33 @@ fn rows_and_columns_are_picked() {
 }
 
 #[test]
+fn codes_and_scales_of_another_format_are_kept() {
+    let pool = Pool::new(2);
+    let (rows, cols) = (21, 96);
+    for format in [Format::Q4_0, Format::Q5_0, Format::Q8_0] {
+        let codes: Vec<u8> =
+            noise(5, rows * cols).iter().map(|b| (u32::from(*b) % (1 << format.bits())) as u8).collect();
+        let scale = |block: usize| f16::from_f32((block as f32 - 20.0) / 7.0);
+        let made = Blocks::of_codes(format, (rows, cols), &pool, &|row, block, to| {
+            to.copy_from_slice(&codes[row * cols + block * 32..][..32]);
+            scale(row * 3 + block)
+        });
+        let whole = made.unwrap().to_f32();
+        for (i, x) in whole.iter().enumerate() {
+            let code = i32::from(codes[i]) - format.offset();
+            assert_eq!(*x, scale(i / 32).to_f32() * code as f32, "{format:?}: number {i}");
+        }
+        let infinite = Blocks::of_codes(format, (2, 64), &pool, &|row, block, _| match (row, block) {
+            (1, 0) => f16::INFINITY,
+            _ => f16::ONE,
+        });
+        assert_eq!(infinite.unwrap_err(), BlocksError::Scale { block: 2 });
+        let cut = Blocks::of_codes(format, (1, 40), &pool, &|_, _, _| f16::ONE);
+        assert_eq!(cut.unwrap_err(), BlocksError::Width { format, cols: 40 });
+    }
+}
+
+#[test]
 fn rounding_is_candles_and_as_fine_as_its_bits() {
     let pool = Pool::new(2);
     let (rows, cols) = (18, 512);
