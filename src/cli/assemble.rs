@@ -130,6 +130,9 @@ fn gpu_room(config: &Config, checkpoint: &Checkpoint, beside: u64, ordinal: usiz
 /// Whether there are products for the weights, and memory.
 fn check_fits(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     room::check_products(config, checkpoint)?;
+    if let Some(word) = room::word_of_multiplied_out(config, checkpoint) {
+        tracing::warn!("{word}");
+    }
     let Some(memory) = machine::memory().filter(|_| !on_gpus(config)) else { return Ok(()) };
     if let Some(word) = room::check_weights(config, checkpoint, memory.available)? {
         tracing::warn!("{word}");

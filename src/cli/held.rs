@@ -5,10 +5,11 @@ use candle_core::DType;
 use super::assemble::on_gpus;
 use crate::config::Config;
 use crate::model::Checkpoint;
-use crate::model::decoder::{Precision, Quantize};
+use crate::model::decoder::{self, Precision, Quantize};
 use crate::model::kv_cache::CacheType;
 use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
+use crate::model::weights::packed::FourBitTable;
 use crate::ops::blocks::Format;
 use crate::ops::weight::WeightType;
 
@@ -17,7 +18,7 @@ pub fn activations(config: &Config, checkpoint: &Checkpoint) -> DType {
     let of_blocks = match (&checkpoint.source, config.quantize) {
         (_, Quantize::Blocks(_)) => true,
         (WeightSource::Gguf(table), _) => table.has_blocks(),
-        _ => false,
+        (source, _) => source.four_bit().is_some_and(FourBitTable::has_blocks),
     };
     match (config.precision, checkpoint.spec.float_type) {
         (Precision::Bf16, _) | (Precision::AsStored, FloatType::Bf16) => DType::BF16,
@@ -42,13 +43,28 @@ pub struct Held {
     pub cache: CacheType,
 }
 
-pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
-    let activations = activations(config, checkpoint);
-    // Weights stay as they are stored unless they were asked for in another type, or a GPU wants them in one.
-    let head = match (config.precision, checkpoint.spec.float_type) {
+impl Held {
+    fn of(config: &Config, activations: DType, (layers, head): (WeightType, WeightType)) -> Held {
+        let cache = config.cache.unwrap_or(CacheType::like(activations));
+        Held { activations, layers, head, cache }
+    }
+}
+
+/// The type of weights that are plain numbers.
+fn plain(config: &Config, checkpoint: &Checkpoint) -> WeightType {
+    // They stay as they are stored unless they were asked for in another type, or a GPU wants them in one.
+    match (config.precision, checkpoint.spec.float_type) {
         (Precision::AsStored, FloatType::F16) | (Precision::F16, _) => WeightType::F16,
-        _ => WeightType::of(activations).unwrap_or(WeightType::F32),
-    };
+        _ => WeightType::of(activations(config, checkpoint)).unwrap_or(WeightType::F32),
+    }
+}
+
+pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
+    let (activations, head) = (activations(config, checkpoint), plain(config, checkpoint));
+    if let (Quantize::AsStored, Some(packed)) = (config.quantize, checkpoint.source.four_bit()) {
+        let table = packed.kind(checkpoint.spec.names.head, head).unwrap_or(head);
+        return Held::of(config, activations, (packed.kinds(head), table));
+    }
     let (layers, head) = match (config.quantize, &checkpoint.source) {
         (Quantize::AsStored, WeightSource::Gguf(table)) => table.kinds(),
         (Quantize::Blocks(format), _) => {
@@ -59,8 +75,7 @@ pub fn held(config: &Config, checkpoint: &Checkpoint) -> Held {
         _ if is_fp8(config, checkpoint) => (WeightType::Fp8, head),
         _ => (head, head),
     };
-    let cache = config.cache.unwrap_or(CacheType::like(activations));
-    Held { activations, layers, head, cache }
+    Held::of(config, activations, (layers, head))
 }
 
 /// Bytes of all weights as they are held, and of those that a decode step reads.
@@ -69,6 +84,13 @@ pub fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> (u64, u64) {
         (&checkpoint.source, config.quantize, config.precision)
     {
         return table.held_bytes();
+    }
+    if let (Quantize::AsStored, Some(packed)) = (config.quantize, checkpoint.source.four_bit()) {
+        let (spec, plain) = (&checkpoint.spec, plain(config, checkpoint));
+        let bytes = |(name, shape): &(String, Vec<usize>)| packed.held_bytes(name, shape, plain) as u64;
+        let all = decoder::tensors(spec).iter().map(bytes).sum();
+        let looked_up = if spec.tied_head { 0 } else { plain.size(spec.vocab * spec.hidden) as u64 };
+        return (all, all - looked_up);
     }
     let (spec, held) = (&checkpoint.spec, held(config, checkpoint));
     let bytes = |(layers, table)| held.layers.size(layers) + held.head.size(table);

@@ -98,7 +98,13 @@ fn describe(model: &str) -> String {
         );
     }
     match Checkpoint::open(model, &pool) {
-        Ok(c) => size(c.spec.architecture, c.spec.parameters(), c.spec.max_positions),
+        Ok(c) => {
+            let about = size(c.spec.architecture, c.spec.parameters(), c.spec.max_positions);
+            match c.source.four_bit() {
+                None => about,
+                Some(packed) => format!("{about}, 4-bit {}", packed.how().method.name()),
+            }
+        }
         Err(e) => format!("unusable: {e}"),
     }
 }

@@ -92,13 +92,17 @@ pub fn gpu_cache(config: &Config, needs: &GpuNeeds, name: &str, memory: GpuMemor
 /// Whether the devices have products for the type that a model's layers are held in, and attention for that of its cache.
 ///
 /// # Errors
-/// They have not, by the type's name; or none for routed experts.
+/// They have not, by the type's name; or none for routed experts. Weights that are to be rounded, and are already.
 pub fn check_products(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    checkpoint.check_rounding(config.quantize)?;
     if let WeightType::Blocks(format) = held(config, checkpoint).layers
         && on_gpus(config)
     {
+        let packed = checkpoint.source.four_bit();
+        let of =
+            packed.map_or(String::new(), |packed| format!(", made of {}'s,", packed.how().method.name()));
         bail!(
-            "weights of type {} have products on processors only, as yet: take --device cpu",
+            "weights of type {}{of} have products on processors only, as yet: take --device cpu",
             format.name()
         );
     }
@@ -124,6 +128,7 @@ pub fn check_cache(config: &Config, on_gpus: bool) -> anyhow::Result<()> {
 /// Weights that are made or rounded when they are loaded must lie in memory; those of a file may stay there.
 fn are_made(config: &Config, checkpoint: &Checkpoint) -> bool {
     matches!(checkpoint.source, WeightSource::Synthetic(_))
+        || checkpoint.source.four_bit().is_some()
         || matches!(held(config, checkpoint).layers, WeightType::Blocks(_))
         || config.quantize != Quantize::AsStored
         || config.precision != Precision::AsStored
@@ -149,9 +154,23 @@ pub fn check_weights(
         gib(available)
     );
     if are_made(config, checkpoint) {
-        bail!("{problem}: take a smaller model, or --quantization fp8");
+        let fp8 = if checkpoint.source.four_bit().is_some() { "" } else { ", or --quantization fp8" };
+        bail!("{problem}: take a smaller model{fp8}");
     }
     Ok(Some(format!("{problem}: they are read from the disk again and again")))
+}
+
+/// A word where matrices of four bits are held in more.
+pub fn word_of_multiplied_out(config: &Config, checkpoint: &Checkpoint) -> Option<String> {
+    let packed = checkpoint.source.four_bit()?;
+    let (out, all) = packed.multiplied_out();
+    (out > 0).then(|| {
+        format!(
+            "{out} of {all} matrices of 4 bits are multiplied out (about {:.1} GiB in all): {}",
+            gib(weight_bytes(config, checkpoint).0),
+            "their groups of inputs do not lie side by side (desc_act), or their scales are no float16"
+        )
+    })
 }
 
 pub fn gib(bytes: u64) -> f64 {

@@ -130,7 +130,7 @@ impl Checkpoint {
         } else if Path::new(model).is_file() {
             open_file(Path::new(model), pool)?
         } else {
-            open_folder(Path::new(model), model)?
+            open_folder(Path::new(model), model, pool)?
         };
         for (name, shape) in decoder::tensors(&checkpoint.spec) {
             checkpoint.source.check(&name, &shape)?;
@@ -180,7 +180,27 @@ impl Checkpoint {
         scan_all: bool,
         progress: &dyn Fn(f32),
     ) -> Result<Decoder, LoadError> {
+        self.check_rounding(quantize)?;
         Decoder::load(&self.spec, &self.source, Reading { precision, quantize, scan_all }, progress)
+    }
+
+    /// Whether weights may be rounded so.
+    ///
+    /// # Errors
+    /// Matrices of four bits are rounded already, and would be worse and no smaller.
+    pub fn check_rounding(&self, quantize: Quantize) -> Result<(), LoadError> {
+        let Some(packed) = self.source.four_bit().filter(|_| quantize != Quantize::AsStored) else {
+            return Ok(());
+        };
+        let folder = self.folder.as_deref().unwrap_or(Path::new(""));
+        Err(LoadError::Config {
+            file: folder.join("config.json").display().to_string(),
+            key: quantization::KEY.into(),
+            problem: format!(
+                "has {} weights of 4 bits, which are not rounded again: leave out --quantization",
+                packed.how().method.name()
+            ),
+        })
     }
 
     /// Ids that end a sequence: `eos_token_id` of the generation config, else of the model's. A stand-in
@@ -313,7 +333,7 @@ fn is_pickle(file: &Path) -> bool {
     matches!(ending, Some("bin" | "pt" | "pth" | "ckpt" | "pkl" | "pickle"))
 }
 
-fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {
+fn open_folder(folder: &Path, name: &str, pool: &Arc<Pool>) -> Result<Checkpoint, LoadError> {
     if !folder.is_dir() {
         return Err(LoadError::Unknown(name.into()));
     }
@@ -334,6 +354,7 @@ fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {
     let config = value("config.json", Some(required("config.json")?))?;
     let spec = arch::spec_of(&config_file, &config)?;
     let quantization = quantization::of_config(&config_file, &config)?;
+    let table = TensorTable::open(folder)?.with_quantization(quantization, &decoder::tensors(&spec), pool)?;
     let template = optional("chat_template.jinja")?
         .map(|b| String::from_utf8(b).map_err(|e| LoadError::file(folder.join("chat_template.jinja"), e)))
         .transpose()?;
@@ -350,7 +371,7 @@ fn open_folder(folder: &Path, name: &str) -> Result<Checkpoint, LoadError> {
             chat_template: template,
             generation_config: value("generation_config.json", optional("generation_config.json")?)?,
         },
-        source: WeightSource::Safetensors(TensorTable::open(folder)?.with_quantization(quantization)),
+        source: WeightSource::Safetensors(table),
         folder: Some(folder.to_path_buf()),
     })
 }

@@ -16,6 +16,7 @@ mod engine;
 mod failover;
 mod failover_http;
 mod fit;
+mod four_bit;
 mod fp8;
 mod gguf;
 mod host_kernels;

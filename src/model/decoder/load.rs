@@ -149,15 +149,21 @@ impl Loader<'_> {
 
     fn matrix(&self, name: &str, shape: &[usize], scan: bool) -> std::result::Result<Weight, LoadError> {
         let stored = self.source.weight(name, shape)?;
+        // Four bits that no blocks hold. A scale may be finite and its product none of a smaller type.
+        let multiplied_out = self.source.four_bit().is_some_and(|packed| packed.is_multiplied_out(name));
         let weight = match self.reading.precision {
             // With FP8 weights and blocks the precision is that of what they meet.
             _ if matches!(stored.kind(), WeightType::Fp8 | WeightType::Blocks(_)) => stored,
-            Precision::AsStored => stored,
+            Precision::AsStored => match self.spec.float_type {
+                FloatType::F16 if multiplied_out => stored.to_f16(),
+                FloatType::Bf16 if multiplied_out => stored.to_bf16(),
+                _ => stored,
+            },
             Precision::F32 => stored.to_f32(),
             Precision::F16 => stored.to_f16(),
             Precision::Bf16 => stored.to_bf16(),
         };
-        if scan || self.reading.scan_all { self.finite(name, weight) } else { Ok(weight) }
+        if scan || multiplied_out || self.reading.scan_all { self.finite(name, weight) } else { Ok(weight) }
     }
 
     fn product_weight(&self, name: &str, shape: &[usize]) -> std::result::Result<Weight, LoadError> {

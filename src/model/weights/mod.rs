@@ -2,6 +2,8 @@
 //!
 //! A source answers by tensor name; it checks name, shape and type before it reads a number.
 
+pub mod four_bit;
+pub mod packed;
 pub mod quantization;
 pub mod safetensors;
 pub mod synthetic;
@@ -21,7 +23,7 @@ impl WeightSource {
     /// Checks that the tensor is there with this shape, reading no weights.
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
         match self {
-            WeightSource::Safetensors(table) => table.check(name, shape).map(|_| ()),
+            WeightSource::Safetensors(table) => table.check(name, shape),
             WeightSource::Gguf(table) => table.check(name, shape),
             WeightSource::Synthetic(_) => Ok(()),
         }
@@ -65,6 +67,14 @@ impl WeightSource {
     /// True when the configuration says that products have FP8 weights.
     pub fn is_fp8(&self) -> bool {
         matches!(self, WeightSource::Safetensors(t) if t.is_fp8())
+    }
+
+    /// The matrices of four bits, when the configuration says that there are such.
+    pub fn four_bit(&self) -> Option<&packed::FourBitTable> {
+        match self {
+            WeightSource::Safetensors(table) => table.four_bit(),
+            WeightSource::Gguf(_) | WeightSource::Synthetic(_) => None,
+        }
     }
 
     /// True when weights stay in mapped files.

@@ -5,15 +5,19 @@
 
 use serde_json::Value;
 
+use super::four_bit::{FourBit, Method, Problem};
 use crate::model::LoadError;
 
-const KEY: &str = "quantization_config";
+pub const KEY: &str = "quantization_config";
 
-/// How a checkpoint's FP8 weights are scaled.
+/// How a checkpoint's weights are quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quantization {
+pub enum Quantization {
     /// Rows and columns of the blocks that have a scale each; without them scales are per tensor or per row.
-    pub block: Option<(usize, usize)>,
+    Fp8 {
+        block: Option<(usize, usize)>,
+    },
+    FourBit(FourBit),
 }
 
 /// What a `config.json` says of its weights; `None` when they are not quantised.
@@ -30,9 +34,15 @@ pub fn of_config(file: &str, config: &Value) -> Result<Option<Quantization>, Loa
             }
             let key = "weight_block_size";
             let block = block(section.get(key)).map_err(|problem| fail(key, problem))?;
-            Ok(Some(Quantization { block }))
+            Ok(Some(Quantization::Fp8 { block }))
         }
+        Some("awq") => of_four_bits(Method::Awq, section).map_err(|(key, problem)| fail(key, problem)),
+        Some("gptq") => of_four_bits(Method::Gptq, section).map_err(|(key, problem)| fail(key, problem)),
         Some("compressed-tensors") => {
+            if let Some(format) = section.get("format").filter(|f| **f == "pack-quantized") {
+                let problem = format!("{format} (packed integers) is not read here; awq and gptq are");
+                return Err(fail("format", problem));
+            }
             let Some(groups) = section.get("config_groups").and_then(Value::as_object) else {
                 return Err(fail("config_groups", "is missing or not an object".into()));
             };
@@ -50,14 +60,20 @@ pub fn of_config(file: &str, config: &Value) -> Result<Option<Quantization>, Loa
                 }
                 found = Some(block);
             }
-            Ok(Some(Quantization { block: found.flatten() }))
+            Ok(Some(Quantization::Fp8 { block: found.flatten() }))
         }
         Some(other) => Err(fail(
             "quant_method",
-            format!("`{other}` is not read here; fp8, fbgemm_fp8 and compressed-tensors (8-bit float) are"),
+            format!(
+                "`{other}` is not read here; awq, gptq, fp8, fbgemm_fp8 and compressed-tensors (8-bit float) are"
+            ),
         )),
         None => Err(fail("quant_method", "is missing or not a string".into())),
     }
+}
+
+fn of_four_bits(method: Method, section: &Value) -> Result<Option<Quantization>, Problem> {
+    FourBit::of(method, section).map(|read| Some(Quantization::FourBit(read)))
 }
 
 /// `[rows, columns]`
@@ -79,7 +95,10 @@ mod tests {
     #[test]
     fn what_is_read_is_told_from_what_is_not() {
         let read = |section: Value| of_config("config.json", &json!({KEY: section}));
-        let block = |found: Result<Option<Quantization>, LoadError>| found.unwrap().unwrap().block;
+        let block = |found: Result<Option<Quantization>, LoadError>| match found.unwrap().unwrap() {
+            Quantization::Fp8 { block } => block,
+            Quantization::FourBit(read) => panic!("{read:?}"),
+        };
         assert_eq!(of_config("config.json", &json!({})).unwrap(), None);
         assert_eq!(block(read(json!({"quant_method": "fp8", "activation_scheme": "static"}))), None);
         let blocks = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 64]});
@@ -88,8 +107,13 @@ mod tests {
         assert_eq!(block(read(group(json!({"type": "float", "num_bits": 8, "strategy": "channel"})))), None);
         let structure = json!({"type": "float", "num_bits": 8, "block_structure": [128, 128]});
         assert_eq!(block(read(group(structure))), Some((128, 128)));
+        let four = read(json!({"quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": true}));
+        let wanted = FourBit { method: Method::Gptq, group: None, less_one: true, act_order: true };
+        assert_eq!(four.unwrap(), Some(Quantization::FourBit(wanted)));
         for (section, named) in [
-            (json!({"quant_method": "gptq"}), "gptq"),
+            (json!({"quant_method": "bitsandbytes"}), "bitsandbytes"),
+            (json!({"quant_method": "gptq", "bits": 3, "group_size": 128}), "quantization_config.bits: 3"),
+            (json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}), "pack-quantized"),
             (json!({}), "quant_method"),
             (json!({"quant_method": "fp8", "fmt": "e5m2"}), "e5m2"),
             (json!({"quant_method": "fp8", "weight_block_size": [128]}), "weight_block_size"),

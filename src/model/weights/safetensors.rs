@@ -11,9 +11,11 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
+use super::packed::FourBitTable;
 use super::quantization::Quantization;
 use super::rows_cols;
 use crate::model::LoadError;
+use crate::ops::pool::Pool;
 use crate::ops::weight::{Weight, WeightType};
 
 enum Bytes {
@@ -43,12 +45,22 @@ struct Entry {
     dtype: Dtype,
 }
 
+/// A tensor's bytes.
+pub(super) struct Part<'a> {
+    pub file: &'a str,
+    pub name: String,
+    pub dtype: Dtype,
+    pub bytes: &'a [u8],
+}
+
 /// Every tensor of a checkpoint by name.
 pub struct TensorTable {
     folder: String,
     shards: Vec<Shard>,
     entries: HashMap<String, Entry>,
-    quantization: Option<Quantization>,
+    /// Of FP8: the blocks that have a scale each, if there are such.
+    fp8: Option<Option<(usize, usize)>>,
+    four_bit: Option<FourBitTable>,
 }
 
 impl TensorTable {
@@ -69,7 +81,8 @@ impl TensorTable {
             folder: folder.display().to_string(),
             shards: Vec::new(),
             entries: HashMap::new(),
-            quantization: None,
+            fp8: None,
+            four_bit: None,
         };
         for path in files {
             let file = File::open(&path).map_err(|e| LoadError::io(&path, e))?;
@@ -87,17 +100,31 @@ impl TensorTable {
             folder: file.into(),
             shards: Vec::new(),
             entries: HashMap::new(),
-            quantization: None,
+            fp8: None,
+            four_bit: None,
         };
         table.add(file.into(), Bytes::Static(bytes))?;
         Ok(table)
     }
 
-    /// What the configuration says of FP8 weights.
-    #[must_use]
-    pub fn with_quantization(mut self, quantization: Option<Quantization>) -> TensorTable {
-        self.quantization = quantization;
-        self
+    /// With what the configuration says of quantised weights. `tensors`: those of the model; `pool` lays out packed ones.
+    ///
+    /// # Errors
+    /// Packed matrices that are not what the configuration says.
+    pub fn with_quantization(
+        mut self,
+        quantization: Option<Quantization>,
+        tensors: &[(String, Vec<usize>)],
+        pool: &Arc<Pool>,
+    ) -> Result<TensorTable, LoadError> {
+        match quantization {
+            None => {}
+            Some(Quantization::Fp8 { block }) => self.fp8 = Some(block),
+            Some(Quantization::FourBit(how)) => {
+                self.four_bit = Some(FourBitTable::of(&self, how, tensors, pool)?);
+            }
+        }
+        Ok(self)
     }
 
     /// The bytes of each file, in order.
@@ -127,7 +154,11 @@ impl TensorTable {
     }
 
     pub fn is_fp8(&self) -> bool {
-        self.quantization.is_some()
+        self.fp8.is_some()
+    }
+
+    pub fn four_bit(&self) -> Option<&FourBitTable> {
+        self.four_bit.as_ref()
     }
 
     pub fn is_mapped(&self) -> bool {
@@ -142,13 +173,41 @@ impl TensorTable {
         }
     }
 
-    pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<WeightType, LoadError> {
+    /// Whether a tensor can be read.
+    pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
+        match &self.four_bit {
+            // It was checked when it was found.
+            Some(packed) if packed.has(name) => Ok(()),
+            _ => self.check_plain(name, shape).map(|_| ()),
+        }
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, LoadError> {
         let file = self.file_of(name);
-        let entry = self.entries.get(name).ok_or_else(|| LoadError::tensor(&file, name, "is missing"))?;
+        let Some(entry) = self.entries.get(name) else {
+            return Err(LoadError::tensor(&file, name, self.missing(name)));
+        };
         if entry.shape != shape {
             let problem = format!("has shape {:?}, the configuration asks for {shape:?}", entry.shape);
             return Err(LoadError::tensor(&file, name, problem));
         }
+        Ok(entry)
+    }
+
+    /// That a tensor is missing, and what may be the reason.
+    fn missing(&self, name: &str) -> String {
+        let module = name.strip_suffix(".weight");
+        match (module.map(|module| format!("{module}.qweight")), &self.four_bit) {
+            (Some(packed), Some(_)) => format!("is missing, and so is `{packed}`"),
+            (Some(packed), None) if self.has(&packed) => {
+                format!("is missing; `{packed}` is there, and nothing says how it is packed")
+            }
+            _ => "is missing".into(),
+        }
+    }
+
+    fn check_plain(&self, name: &str, shape: &[usize]) -> Result<WeightType, LoadError> {
+        let (file, entry) = (self.file_of(name), self.entry(name, shape)?);
         match entry.dtype {
             Dtype::F32 => Ok(WeightType::F32),
             Dtype::F16 => Ok(WeightType::F16),
@@ -162,8 +221,38 @@ impl TensorTable {
         }
     }
 
-    /// The tensor as stored, FP8 with its scales.
+    /// The bytes of a tensor of this shape and one of these types.
+    pub(super) fn part(&self, name: &str, shape: &[usize], types: &[Dtype]) -> Result<Part<'_>, LoadError> {
+        let entry = self.entry(name, shape)?;
+        let Shard { file, bytes } = &self.shards[entry.shard];
+        if !types.contains(&entry.dtype) {
+            let problem = format!("has type {:?}, and {types:?} is read", entry.dtype);
+            return Err(LoadError::tensor(file, name, problem));
+        }
+        let length = shape.iter().product::<usize>() * entry.dtype.bitsize() / 8;
+        let bytes = &bytes.as_slice()[entry.offset..][..length];
+        Ok(Part { file, name: name.into(), dtype: entry.dtype, bytes })
+    }
+
+    /// Refuses a tensor that is there and has another number than 0.
+    pub(super) fn check_zeros(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
+        if !self.has(name) {
+            return Ok(());
+        }
+        match self.numbers(name, shape)?.to_f32().f32s().iter().find(|x| **x != 0.0) {
+            None => Ok(()),
+            Some(x) => {
+                let problem = format!("has {x}, and the architecture has no such bias");
+                Err(LoadError::tensor(&self.file_of(name), name, problem))
+            }
+        }
+    }
+
+    /// The tensor as stored, FP8 with its scales, four bits in blocks.
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
+        if let Some(packed) = self.four_bit.as_ref().filter(|packed| packed.has(name)) {
+            return packed.weight(self, name, rows_cols(shape));
+        }
         let weight = self.numbers(name, shape)?;
         if weight.kind() != WeightType::Fp8 {
             return Ok(weight);
@@ -172,7 +261,7 @@ impl TensorTable {
         let (rows, cols) = (weight.rows(), weight.cols());
         let block = self.block_of_scales(&scales, rows, cols).ok_or_else(|| {
             let found = &self.entries[&scales].shape;
-            let blocks = match self.quantization.and_then(|q| q.block) {
+            let blocks = match self.fp8.flatten() {
                 Some((r, c)) => format!(", nor blocks of {r} × {c}"),
                 None => String::new(),
             };
@@ -197,7 +286,7 @@ impl TensorTable {
     /// Rows and columns of the blocks that a tensor of scales is for.
     fn block_of_scales(&self, scales: &str, rows: usize, cols: usize) -> Option<(usize, usize)> {
         let shape = self.entries[scales].shape.as_slice();
-        if let Some((r, c)) = self.quantization.and_then(|q| q.block)
+        if let Some((r, c)) = self.fp8.flatten()
             && shape == [rows.div_ceil(r), cols.div_ceil(c)]
         {
             return Some((r, c));
@@ -222,7 +311,7 @@ impl TensorTable {
     }
 
     fn numbers(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
-        let kind = self.check(name, shape)?;
+        let kind = self.check_plain(name, shape)?;
         let (rows, cols) = rows_cols(shape);
         let entry = &self.entries[name];
         let shard = &self.shards[entry.shard];
