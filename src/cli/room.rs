@@ -95,14 +95,16 @@ pub fn gpu_cache(config: &Config, needs: &GpuNeeds, name: &str, memory: GpuMemor
 /// They have not, by the type's name; or none for routed experts. Weights that are to be rounded, and are already.
 pub fn check_products(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     checkpoint.check_rounding(config.quantize)?;
-    if let WeightType::Blocks(format) = held(config, checkpoint).layers
+    let held = held(config, checkpoint);
+    if let WeightType::Blocks(format) = held.layers
         && on_gpus(config)
+        && held.activations != DType::BF16
     {
         let packed = checkpoint.source.four_bit();
         let of =
             packed.map_or(String::new(), |packed| format!(", made of {}'s,", packed.how().method.name()));
         bail!(
-            "weights of type {}{of} have products on processors only, as yet: take --device cpu",
+            "weights of type {}{of} meet bf16 activations alone on GPUs: leave --dtype at auto, or take --device cpu",
             format.name()
         );
     }

@@ -174,8 +174,8 @@ impl Decoder {
     /// Of the largest matrix that kernels multiply out before its product.
     pub fn dequantised_bytes(&self) -> usize {
         let weights = self.layers.iter().flat_map(Layer::weights).chain([&self.head]);
-        let of_fp8 = weights.filter(|w| w.kind() == WeightType::Fp8).map(|w| w.rows() * w.cols());
-        of_fp8.max().unwrap_or(0) * self.activations().size_in_bytes()
+        let multiplied_out = weights.filter(|w| matches!(w.kind(), WeightType::Fp8 | WeightType::Blocks(_)));
+        multiplied_out.map(|w| w.rows() * w.cols()).max().unwrap_or(0) * self.activations().size_in_bytes()
     }
 
     /// One pass over the step's rows; the logits of `input.logit_rows` are in `ws.logits` afterwards.

@@ -6,7 +6,7 @@ use super::cpu::Element;
 use super::exec::Exec;
 use super::launch::{self, Arguments, Launch, Launcher, Mirrored, Place};
 use super::storage;
-use super::weight::{Weight, WeightSlice};
+use super::weight::{Weight, WeightSlice, WeightType};
 
 /// Of a kernel's block.
 const THREADS: u32 = 256;
@@ -14,25 +14,50 @@ const THREADS: u32 = 256;
 /// Instead of a token's id: that of the sample with the index in the lower bits.
 pub const PENDING: u32 = 1 << 31;
 
+/// What rows are picked from, and what picks them.
+struct Table {
+    address: u64,
+    /// Of blocks.
+    heads: Option<u64>,
+    kernel: &'static str,
+    types: &'static [DType],
+}
+
+impl Table {
+    fn plain(address: u64, dtype: DType) -> Result<Table> {
+        Ok(Table { address, heads: None, kernel: "gather", types: launch::types(dtype)? })
+    }
+
+    fn of(weight: &Weight) -> Result<Table> {
+        match weight.kind() {
+            WeightType::Blocks(format) => Ok(Table {
+                address: weight.address(),
+                heads: weight.place_of_scales().map(|heads| heads.address),
+                kernel: format.gather_kernel(),
+                types: &[],
+            }),
+            plain => Table::plain(weight.address(), plain.dtype()),
+        }
+    }
+}
+
 /// `dst[i] = scale × table[ids[i]]`, widened.
 fn launch(
     launcher: &dyn Launcher,
     dst: Place,
-    table: (u64, DType),
+    table: Table,
     (ids, sampled): (Mirrored<'_, u32>, u64),
     (width, scale): (usize, f32),
 ) -> Result<()> {
     let dst = dst.holds(ids.host.len() * width, "gather")?.is(DType::F32, "gather")?;
-    let arguments = Arguments::default()
-        .with(dst.address)
-        .with(table.0)
-        .with(ids.address)
-        .with(sampled)
-        .with(width as u32)
-        .with(scale);
+    let mut arguments = Arguments::default().with(dst.address).with(table.address);
+    if let Some(heads) = table.heads {
+        arguments = arguments.with(heads);
+    }
+    let arguments = arguments.with(ids.address).with(sampled).with(width as u32).with(scale);
     let launch = Launch {
-        kernel: "gather",
-        types: launch::types(table.1)?,
+        kernel: table.kernel,
+        types: table.types,
         grid: [ids.host.len() as u32, 1, 1],
         threads: THREADS,
         shared_bytes: 0,
@@ -65,9 +90,9 @@ impl InplaceOp1 for Gather<'_> {
 
     fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout) -> Result<()> {
         self.check()?;
-        let table = (self.table.address(), self.table.kind().dtype());
         let ids = (self.ids, self.sampled);
         let width = (self.table.cols(), self.scale);
+        let table = Table::of(self.table)?;
         launch(self.on.launcher(self.name())?, Place::of_cuda(dst, dl)?, table, ids, width)
     }
 
@@ -76,8 +101,8 @@ impl InplaceOp1 for Gather<'_> {
         let ids = self.ids.host;
         self.check()?;
         if let Some(launcher) = &self.on.launcher {
-            let table = (self.table.address(), self.table.kind().dtype());
             let ids = (self.ids, self.sampled);
+            let table = Table::of(self.table)?;
             return launch(&**launcher, Place::of_cpu(dst, dl)?, table, ids, (width, self.scale));
         }
         let dst = storage::write_f32(dst, dl, self.name())?;
@@ -155,6 +180,6 @@ impl SelectRows<'_> {
     fn launch(&self, launcher: &dyn Launcher, dst: Place, src: Place) -> Result<()> {
         let last = self.rows.host.iter().max().map_or(0, |row| *row as usize + 1);
         let src = src.holds(last * self.width, self.name())?.is(DType::F32, self.name())?;
-        launch(launcher, dst, (src.address, DType::F32), (self.rows, 0), (self.width, 1.0))
+        launch(launcher, dst, Table::plain(src.address, DType::F32)?, (self.rows, 0), (self.width, 1.0))
     }
 }

@@ -6,6 +6,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use super::blocks::{Format, GROUP};
 use super::exec::Exec;
 use super::launch::{self, Argument, Arguments, Launch, Launcher, Place, PlaceOfScales, Product};
 use super::rms_norm::RmsNorm;
@@ -18,6 +19,9 @@ pub const MOST_ROWS: usize = 8;
 const THREADS: u32 = 128;
 const WARPS: usize = 4;
 const SCRATCH_BYTES: usize = MOST_ROWS * WARPS * 4;
+
+/// As `ops/cuda/blocks.cu` has them.
+const BLOCKS_THREADS: u32 = 256;
 
 /// Shared memory that each served card has for a block.
 const MOST_SHARED_BYTES: usize = 96 << 10;
@@ -95,6 +99,10 @@ fn instance(names: [&'static str; 4], rows: usize) -> &'static str {
 /// # Safety
 /// As [`Launcher::product`].
 pub(super) unsafe fn product(launcher: &dyn Launcher, p: &Product, batch_invariant: bool) -> Result<bool> {
+    if let (WeightType::Blocks(format), Some(heads)) = (p.weight_type, p.scales) {
+        // SAFETY: the caller's promise.
+        return unsafe { product_of_blocks(launcher, p, (format, heads.address), batch_invariant) };
+    }
     let Some(types) = types(p.k, p.weight_type, p.scales, p.src_type) else {
         match batch_invariant {
             true => candle_core::bail!(
@@ -120,6 +128,54 @@ pub(super) unsafe fn product(launcher: &dyn Launcher, p: &Product, batch_invaria
                 .with(p.dst + (first * p.dst_stride * 4) as u64)
                 .with(p.src + (first * p.k * p.src_type.size_in_bytes()) as u64)
                 .with(Matrix::new(p.weight, p.scales))
+                .with(p.bias)
+                .with(rows as u32)
+                .with(p.n as u32)
+                .with(p.k as u32)
+                .with(p.dst_stride as u32)
+                .with(u32::from(p.accumulate)),
+        };
+        // SAFETY: the caller's promise, for a part of the rows.
+        unsafe { launcher.launch(&launch)? };
+    }
+    Ok(true)
+}
+
+/// The same of blocks.
+///
+/// # Safety
+/// As [`Launcher::product`].
+unsafe fn product_of_blocks(
+    launcher: &dyn Launcher,
+    p: &Product,
+    (format, heads): (Format, u64),
+    batch_invariant: bool,
+) -> Result<bool> {
+    if p.src_type != DType::BF16 {
+        candle_core::bail!(
+            "linear: no product of {} weights with {:?} activations",
+            format.name(),
+            p.src_type
+        )
+    }
+    // Read twice they are fewer bytes than made bf16 and read again.
+    if p.rows > 2 * MOST_ROWS && !batch_invariant {
+        return Ok(false);
+    }
+    for first in (0..p.rows).step_by(MOST_ROWS) {
+        let rows = MOST_ROWS.min(p.rows - first);
+        let sums = if rows == 1 { 1 } else { MOST_ROWS };
+        let launch = Launch {
+            kernel: format.gemv_kernel(rows),
+            types: &[],
+            grid: [p.n.div_ceil(GROUP) as u32, 1, 1],
+            threads: BLOCKS_THREADS,
+            shared_bytes: BLOCKS_THREADS * sums as u32 * 4,
+            arguments: Arguments::default()
+                .with(p.dst + (first * p.dst_stride * 4) as u64)
+                .with(p.src + (first * p.k * p.src_type.size_in_bytes()) as u64)
+                .with(p.weight)
+                .with(heads)
                 .with(p.bias)
                 .with(rows as u32)
                 .with(p.n as u32)

@@ -5,6 +5,7 @@
 
 use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
 
+use super::blocks::{self, Format};
 use super::weight::WeightType;
 
 /// Bytes and number of a launch's arguments at most.
@@ -93,7 +94,7 @@ pub struct Product {
     pub src_type: DType,
     pub weight: u64,
     pub weight_type: WeightType,
-    /// Of FP8 weights.
+    /// Of FP8 weights; the heads of blocks.
     pub scales: Option<PlaceOfScales>,
     /// f32; 0 for none.
     pub bias: u64,
@@ -113,16 +114,50 @@ pub struct PlaceOfScales {
 }
 
 impl Product {
-    /// For products without a kernel of their own for FP8: the launch that writes the weights, times their
+    /// For products without a kernel of their own for FP8 or blocks: the launch that writes the weights, times their
     /// scales, to `room` in the activations' type, and the product of these. `room` is n · k of them.
     ///
     /// # Errors
     /// Activations of a type that no product takes.
     pub fn dequantised(&self, scales: PlaceOfScales, room: u64) -> Result<(Launch, Product)> {
         let Some(weight_type) = WeightType::of(self.src_type) else {
-            bail!("linear: no product of FP8 weights with {:?} activations", self.src_type)
+            bail!(
+                "linear: no product of {} weights with {:?} activations",
+                self.weight_type.name(),
+                self.src_type
+            )
         };
-        let launch = Launch {
+        let launch = match self.weight_type {
+            WeightType::Blocks(format) => self.widened(format, scales.address, room)?,
+            _ => self.scaled(scales, room)?,
+        };
+        Ok((launch, Product { weight: room, weight_type, scales: None, ..*self }))
+    }
+
+    fn widened(&self, format: Format, heads: u64, room: u64) -> Result<Launch> {
+        /// Sixteen rows of sixteen tiles of 32 numbers, as blocks.cu has them.
+        const THREADS: u32 = 256;
+        if self.src_type != DType::BF16 {
+            bail!("linear: no product of {} weights with {:?} activations", format.name(), self.src_type)
+        }
+        let tiles = self.k / blocks::TILE;
+        Ok(Launch {
+            kernel: format.dequantise_kernel(),
+            types: &[],
+            grid: [self.n.div_ceil(blocks::GROUP) as u32, tiles.div_ceil(16) as u32, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            arguments: Arguments::default()
+                .with(room)
+                .with(self.weight)
+                .with(heads)
+                .with(self.n as u32)
+                .with(self.k as u32),
+        })
+    }
+
+    fn scaled(&self, scales: PlaceOfScales, room: u64) -> Result<Launch> {
+        Ok(Launch {
             kernel: "dequantise",
             types: types(self.src_type)?,
             grid: [self.n as u32, 1, 1],
@@ -135,8 +170,7 @@ impl Product {
                 .with(self.k as u32)
                 .with(scales.rows as u32)
                 .with(scales.cols as u32),
-        };
-        Ok((launch, Product { weight: room, weight_type, scales: None, ..*self }))
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 use memmap2::Mmap;
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, GROUP};
 use super::cpu::Element;
 use super::cpu::fp8::F8E4M3;
 use super::exec::Exec;
@@ -95,6 +95,17 @@ fn device_address(bytes: &Tensor) -> candle_core::Result<u64> {
         Storage::Cpu(candle_core::CpuStorage::U8(bytes)) => Ok(bytes.as_ptr() as u64),
         _ => candle_core::bail!("this build has no CUDA"),
     }
+}
+
+/// Bytes one behind the other in a device's memory.
+fn copied(parts: &[&[u8]], device: &Device) -> candle_core::Result<Tensor> {
+    let bytes = parts.iter().map(|part| part.len()).sum();
+    let each = parts.iter().map(|part| Tensor::from_slice(part, part.len(), device));
+    let all = each.collect::<candle_core::Result<Vec<_>>>().and_then(|each| match each.as_slice() {
+        [one] => Ok(one.clone()),
+        all => Tensor::cat(all, 0),
+    });
+    all.map_err(|e| super::storage::no_room(bytes, &e))
 }
 
 impl Weight {
@@ -201,7 +212,7 @@ impl Weight {
             WeightSlice::F16(s) => (s.as_ptr().cast(), size_of_val(s)),
             WeightSlice::Bf16(s) => (s.as_ptr().cast(), size_of_val(s)),
             WeightSlice::Fp8(s) => return F8E4M3::bytes(s),
-            WeightSlice::Blocks(_) => panic!("blocks are read by their products alone"),
+            WeightSlice::Blocks(blocks) => return blocks.parts().0,
         };
         // SAFETY: numbers are bytes; the slice borrows self.
         unsafe { std::slice::from_raw_parts(pointer, length) }
@@ -217,21 +228,9 @@ impl Weight {
     pub fn on_device(parts: &[&Weight], device: &Device) -> candle_core::Result<Weight> {
         let (cols, kind) = (parts[0].cols, parts[0].kind);
         assert!(parts.iter().all(|p| p.cols == cols && p.kind == kind), "parts of one matrix are alike");
-        if let WeightType::Blocks(format) = kind {
-            candle_core::bail!("weights of type {} have products on the CPU only", format.name())
-        }
         let rows = parts.iter().map(|p| p.rows).sum();
-        let copy = |p: &&Weight| {
-            let copied = Tensor::from_slice(p.bytes_slice(), p.bytes_slice().len(), device);
-            copied.map_err(|e| super::storage::no_room(p.bytes(), &e))
-        };
-        let each = parts.iter().map(copy).collect::<candle_core::Result<Vec<_>>>()?;
-        let bytes = if each.len() == 1 {
-            each[0].clone()
-        } else {
-            let bytes = parts.iter().map(|p| p.bytes()).sum();
-            Tensor::cat(&each, 0).map_err(|e| super::storage::no_room(bytes, &e))?
-        };
+        let each: Vec<&[u8]> = parts.iter().map(|p| p.bytes_slice()).collect();
+        let bytes = copied(&each, device)?;
         let address = device_address(&bytes)?;
         let mut weight = Weight {
             rows,
@@ -240,20 +239,38 @@ impl Weight {
             store: Store::Device { address, _bytes: bytes, scales_address: 0, _scales: None },
             scales: None,
         };
-        if kind == WeightType::Fp8 {
-            weight.put_scales(fp8::stacked(parts), device)?;
+        match kind {
+            WeightType::Fp8 => {
+                let scales = fp8::stacked(parts);
+                let bytes: Vec<u8> = scales.data().iter().flat_map(|s| s.to_ne_bytes()).collect();
+                weight.put_scales(copied(&[&bytes], device)?)?;
+                weight.scales = Some(scales);
+            }
+            WeightType::Blocks(_) => {
+                let heads = |p: &&'_ Weight| match &p.store {
+                    Store::Blocks(blocks) => blocks.clone(),
+                    _ => panic!("blocks are copied from the host's memory"),
+                };
+                let all: Vec<_> = parts.iter().map(heads).collect();
+                let heads: Vec<&[u8]> = all.iter().map(|blocks| blocks.parts().1).collect();
+                weight.put_scales(copied(&heads, device)?)?;
+            }
+            _ => {}
         }
         Ok(weight)
     }
 
-    fn put_scales(&mut self, scales: Scales, device: &Device) -> candle_core::Result<()> {
-        let bytes: Vec<u8> = scales.data().iter().flat_map(|s| s.to_ne_bytes()).collect();
-        let copied = Tensor::from_slice(&bytes, bytes.len(), device);
-        let bytes = copied.map_err(|e| super::storage::no_room(bytes.len(), &e))?;
+    /// Whether another matrix of the same inputs can lie below this one, as one matrix with it.
+    pub fn stacks_with(&self, below: &Weight) -> bool {
+        let whole = !matches!(self.kind, WeightType::Blocks(_)) || self.rows.is_multiple_of(GROUP);
+        self.kind == below.kind && whole
+    }
+
+    /// What lies beside the numbers on a device: scales of FP8, heads of blocks.
+    fn put_scales(&mut self, bytes: Tensor) -> candle_core::Result<()> {
         if let Store::Device { scales_address, _scales, .. } = &mut self.store {
             (*scales_address, *_scales) = (device_address(&bytes)?, Some(bytes));
         }
-        self.scales = Some(scales);
         Ok(())
     }
 
@@ -297,12 +314,20 @@ impl Weight {
             WeightSlice::F16(s) => s.as_ptr() as u64,
             WeightSlice::Bf16(s) => s.as_ptr() as u64,
             WeightSlice::Fp8(s) => s.as_ptr() as u64,
-            WeightSlice::Blocks(_) => panic!("no kernel of a device reads blocks"),
+            WeightSlice::Blocks(blocks) => blocks.parts().0.as_ptr() as u64,
         }
     }
 
-    /// Where the scales of an FP8 weight lie for a kernel, as [`Scales`] has them.
+    /// Where the scales of an FP8 weight lie for a kernel, as [`Scales`] has them; the heads of blocks.
     pub fn place_of_scales(&self) -> Option<PlaceOfScales> {
+        if let WeightType::Blocks(format) = self.kind {
+            let address = match &self.store {
+                Store::Device { scales_address, .. } => *scales_address,
+                Store::Blocks(blocks) => blocks.parts().1.as_ptr() as u64,
+                _ => return None,
+            };
+            return Some(PlaceOfScales { address, rows: 1, cols: format.block() });
+        }
         let scales = self.scales()?;
         let address = match &self.store {
             Store::Device { scales_address, .. } => *scales_address,

@@ -13,6 +13,7 @@ use crate::host_kernels::kernels;
 use crate::support::{Shape, Steps, checkpoint, decoder, llama, others, prompt, qwen3};
 
 mod attention;
+mod blocks;
 mod gemv;
 
 /// Largest difference of any logit, as a share of the largest logit.

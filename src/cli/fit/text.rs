@@ -61,7 +61,7 @@ fn device(fitted: &Fitted, priced: bool) -> String {
         }),
         many => out += &wrapped("does not fit: ", &names(many)),
     }
-    let mut refused: Vec<&str> = rows.iter().filter(|r| !r.runs).map(|r| r.quantization.as_str()).collect();
+    let mut refused: Vec<&str> = rows.iter().filter(|r| !r.runs).map(|r| r.model.as_str()).collect();
     refused.sort_unstable();
     refused.dedup();
     if !refused.is_empty() {

@@ -4,7 +4,7 @@ use candle_core::{Device, Result};
 
 use super::feed_forward::{FeedForward, Mlp};
 use super::{Decoder, Layer, Matrix, Projection};
-use crate::ops::weight::Weight;
+use crate::ops::weight::{Weight, WeightType};
 
 impl Decoder {
     /// The same in a device's memory, matrices over the same input as one.
@@ -29,7 +29,7 @@ impl Decoder {
         };
         let projection = |projection: &Projection| {
             // A checkpoint may leave some of the matrices as they were, and round the others to FP8.
-            let alike = projection.0.chunk_by(|a, b| a.weight.kind() == b.weight.kind());
+            let alike = projection.0.chunk_by(|a, b| a.weight.stacks_with(&b.weight));
             alike.map(together).collect::<Result<_>>().map(Projection)
         };
         let layer = |layer: &Layer| {
@@ -59,8 +59,11 @@ impl Decoder {
         let embedding = one(&self.embedding)?;
         Ok(Decoder {
             spec: self.spec.clone(),
-            // Products take both sides of one type.
-            activations: self.head.kind().dtype(),
+            activations: match self.head.kind() {
+                WeightType::Blocks(_) => self.activations,
+                // Products take both sides of one type.
+                plain => plain.dtype(),
+            },
             cache: self.cache,
             head: if self.spec.tied_head { embedding.clone() } else { one(&self.head)? },
             embedding,

@@ -23,6 +23,9 @@ namespace attention_prefill_kernels {
 namespace gemv_kernels {
 #include "gemv.cu"
 }
+namespace blocks_kernels {
+#include "blocks.cu"
+}
 namespace sample_kernels {
 #include "sample.cu"
 }
