@@ -87,8 +87,8 @@ pub fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> (u64, u64) {
     }
     if let (Quantize::AsStored, Some(packed)) = (config.quantize, checkpoint.source.four_bit()) {
         let (spec, plain) = (&checkpoint.spec, plain(config, checkpoint));
-        let bytes = |(name, shape): &(String, Vec<usize>)| packed.held_bytes(name, shape, plain) as u64;
-        let all = decoder::tensors(spec).iter().map(bytes).sum();
+        let bytes = |(name, shape): (String, Vec<usize>)| packed.held_bytes(&name, &shape, plain) as u64;
+        let all = decoder::tensors(spec).map(bytes).sum();
         let looked_up = if spec.tied_head { 0 } else { plain.size(spec.vocab * spec.hidden) as u64 };
         return (all, all - looked_up);
     }

@@ -3,6 +3,7 @@
 //! Plain arithmetic, before anything is read: `serve` asks it of the devices that are there, `models fit` of any.
 
 use anyhow::bail;
+use candle_core::DType;
 
 use super::assemble::on_gpus;
 use super::held::{activations, held, is_fp8, weight_bytes};

@@ -354,7 +354,7 @@ fn open_folder(folder: &Path, name: &str, pool: &Arc<Pool>) -> Result<Checkpoint
     let config = value("config.json", Some(required("config.json")?))?;
     let spec = arch::spec_of(&config_file, &config)?;
     let quantization = quantization::of_config(&config_file, &config)?;
-    let table = TensorTable::open(folder)?.with_quantization(quantization, &decoder::tensors(&spec), pool)?;
+    let table = TensorTable::open(folder)?.with_quantization(quantization, decoder::tensors(&spec), pool)?;
     let template = optional("chat_template.jinja")?
         .map(|b| String::from_utf8(b).map_err(|e| LoadError::file(folder.join("chat_template.jinja"), e)))
         .transpose()?;

@@ -139,9 +139,13 @@ fn every_preset_is_there_in_every_type_and_lines_are_short() {
         rows.iter().map(|r| r["model"].as_str().unwrap()).collect();
     assert!(presets.len() > 40 && rows.len() == 4 * presets.len());
     for row in rows {
-        let on_processors_only = ["mixtral", "moe", "a3b"].iter().any(|part| row["model"].as_str().unwrap().contains(part));
+        let on_processors_only =
+            ["mixtral", "moe", "a3b"].iter().any(|part| row["model"].as_str().unwrap().contains(part));
         assert_eq!(row["runs"], !on_processors_only, "{row}");
-        assert!(!on_processors_only || row["problem"].as_str().unwrap().contains("on processors only"), "{row}");
+        assert!(
+            !on_processors_only || row["problem"].as_str().unwrap().contains("on processors only"),
+            "{row}"
+        );
     }
 }
 

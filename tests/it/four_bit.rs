@@ -335,8 +335,7 @@ fn they_are_held_as_it_was_worked_out() {
         let decoder = load(&packed, Precision::AsStored);
         let held = held::held(&plain, &packed);
         assert_eq!((held.layers, held.activations), (kind, decoder.activations()), "{form:?}");
-        let norms: usize =
-            tensors(&packed.spec).iter().filter(|(_, s)| s.len() == 1).map(|(_, s)| s[0]).sum();
+        let norms: usize = tensors(&packed.spec).filter(|(_, s)| s.len() == 1).map(|(_, s)| s[0]).sum();
         let (all, of_step) = held::weight_bytes(&plain, &packed);
         assert_eq!(all as usize, decoder.weight_bytes() + 2 * norms, "{form:?}");
         assert_eq!((all - of_step) as usize, 2 * VOCAB * 256);
@@ -352,11 +351,13 @@ fn they_are_held_as_it_was_worked_out() {
         assert!(!room.unwrap_err().to_string().contains("fp8"), "they cannot be rounded again");
 
         let on_gpu = config(&[("device", "cuda:0".into())]);
-        match room::check_products(&on_gpu, &packed) {
+        room::check_products(&on_gpu, &packed).unwrap();
+        let wide = config(&[("device", "cuda:0".into()), ("dtype", "float32".into())]);
+        match room::check_products(&wide, &packed) {
             Ok(()) => assert!(form.act_order),
             Err(error) => {
                 let error = error.to_string();
-                assert!(error.contains("processors only") && error.contains(kind.name()), "{error}");
+                assert!(error.contains("bf16 activations alone") && error.contains(kind.name()), "{error}");
                 assert!(error.contains(if form.awq { "AWQ" } else { "GPTQ" }), "{error}");
             }
         }
@@ -514,7 +515,8 @@ fn a_matrix_is_what_autoawq_makes_of_it() {
         let how = FourBit { method, group: Some(32), less_one: method == Method::Gptq, act_order: false };
         let tensors = [("x.weight".to_string(), vec![8, 64])];
         let table = TensorTable::open(dir.path()).unwrap();
-        let table = table.with_quantization(Some(Quantization::FourBit(how)), &tensors, &pool(1)).unwrap();
+        let table =
+            table.with_quantization(Some(Quantization::FourBit(how)), tensors.into_iter(), &pool(1)).unwrap();
         let weight = WeightSource::Safetensors(table).weight("x.weight", &[8, 64]).unwrap();
         assert_eq!(weight.kind(), WeightType::Blocks(Format::Q5_0));
         assert_eq!(weight.to_f32().f32s(), in_256ths("weights_in_256ths"), "{method:?}");

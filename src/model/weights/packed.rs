@@ -5,7 +5,7 @@
 //! `code − zero + 16`): not a bit is rounded. Where the inputs of a block are of several groups, as GPTQ's act-order has
 //! them, or scales are no f16, the matrix is multiplied out instead.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -207,12 +207,11 @@ impl FourBitTable {
     pub(super) fn of(
         table: &TensorTable,
         how: FourBit,
-        tensors: &[(String, Vec<usize>)],
+        tensors: impl Iterator<Item = (String, Vec<usize>)>,
         pool: &Arc<Pool>,
     ) -> Result<FourBitTable, LoadError> {
-        let known: HashSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
-        let mut formats = HashMap::new();
-        for (name, shape) in tensors {
+        let (mut formats, mut tensors) = (HashMap::new(), tensors.peekable());
+        while let Some((name, shape)) = tensors.next() {
             let (Some(module), [rows, cols]) = (name.strip_suffix(".weight"), shape.as_slice()) else {
                 continue;
             };
@@ -220,16 +219,18 @@ impl FourBitTable {
             if !table.has(&packed) {
                 continue;
             }
-            if table.has(name) {
+            if table.has(&name) {
                 let problem = format!("is there, and so is `{packed}`: which of them counts is not known");
-                return Err(LoadError::tensor(&table.file_of(name), name, problem));
+                return Err(LoadError::tensor(&table.file_of(&name), &name, problem));
             }
             let bias = format!("{module}.bias");
-            if !known.contains(bias.as_str()) {
+            // A decoder's own comes next.
+            if tensors.peek().is_none_or(|(next, _)| *next != bias) {
                 // GPTQ's tools write one for every module, of zeros.
                 table.check_zeros(&bias, &[*rows])?;
             }
-            formats.insert(name.clone(), Packed::of(table, module, (*rows, *cols), how)?.format());
+            let format = Packed::of(table, module, (*rows, *cols), how)?.format();
+            formats.insert(name, format);
         }
         Ok(FourBitTable { how, pool: pool.clone(), formats })
     }

@@ -114,7 +114,7 @@ impl TensorTable {
     pub fn with_quantization(
         mut self,
         quantization: Option<Quantization>,
-        tensors: &[(String, Vec<usize>)],
+        tensors: impl Iterator<Item = (String, Vec<usize>)>,
         pool: &Arc<Pool>,
     ) -> Result<TensorTable, LoadError> {
         match quantization {
