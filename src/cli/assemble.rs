@@ -100,6 +100,9 @@ pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
         models.push(served);
         checkpoint = Some(opened);
     }
+    if config.speculation.is_some() && models.is_empty() {
+        bail!("--speculative, --draft-model: no model that generates text is among --model");
+    }
     let chat_names = models.iter().flat_map(|m| std::iter::once(&m.id).chain(&m.aliases));
     served::check_names(chat_names.chain(encoders.iter().flat_map(|e| &e.names)))?;
     let service = Service::new(models, unit.clone()).with_encoders(encoders::served(&encoders, unit)?);

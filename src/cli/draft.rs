@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::held::weight_bytes;
-use super::room;
+use super::assemble::on_gpus;
+use super::machine;
+use super::room::{self, GpuNeeds};
 use crate::config::Config;
 use crate::model::Checkpoint;
 use crate::model::checkpoint::TokenizerSource;
@@ -33,6 +34,12 @@ fn opened(
     }
     let checkpoint = Checkpoint::open(model, pool)?;
     room::check_products(config, &checkpoint)?;
+    let available = machine::memory().filter(|_| !on_gpus(config)).map(|memory| memory.available);
+    if let Some(word) =
+        available.map(|bytes| room::check_weights(config, &checkpoint, bytes)).transpose()?.flatten()
+    {
+        tracing::warn!("{word}");
+    }
     let own = match &checkpoint.text.tokenizer {
         TokenizerSource::Synthetic { vocab } => Tokenizer::stand_in(*vocab)?,
         TokenizerSource::Json { file, bytes } => Tokenizer::from_json(file, bytes)?,
@@ -51,7 +58,7 @@ fn opened(
     Ok(checkpoint)
 }
 
-/// Bytes of its weights on a device.
+/// Bytes on a GPU beside its KV cache: weights, a workspace of its own, and what its launches take.
 pub fn bytes(config: &Config, draft: Option<&Checkpoint>) -> u64 {
-    draft.map_or(0, |draft| weight_bytes(config, draft).0)
+    draft.map_or(0, |draft| GpuNeeds::of(config, draft, 0).total())
 }

@@ -83,14 +83,17 @@ pub fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> (u64, u64) {
     if let (WeightSource::Gguf(table), Quantize::AsStored, Precision::AsStored) =
         (&checkpoint.source, config.quantize, config.precision)
     {
-        return table.held_bytes();
+        return table.held_bytes(checkpoint.spec.experts.as_ref());
     }
     if let (Quantize::AsStored, Some(packed)) = (config.quantize, checkpoint.source.four_bit()) {
         let (spec, plain) = (&checkpoint.spec, plain(config, checkpoint));
         let bytes = |(name, shape): (String, Vec<usize>)| packed.held_bytes(&name, &shape, plain) as u64;
         let all = decoder::tensors(spec).map(bytes).sum();
         let looked_up = if spec.tied_head { 0 } else { plain.size(spec.vocab * spec.hidden) as u64 };
-        return (all, all - looked_up);
+        let of_experts =
+            decoder::tensors(spec).filter(|(name, _)| name.contains("experts.")).map(bytes).sum();
+        let unread = spec.experts.as_ref().map_or(0, |experts| experts.gating.unread(of_experts));
+        return (all, all - looked_up - unread);
     }
     let (spec, held) = (&checkpoint.spec, held(config, checkpoint));
     let bytes = |(layers, table)| held.layers.size(layers) + held.head.size(table);

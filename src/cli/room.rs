@@ -6,7 +6,7 @@ use anyhow::bail;
 use candle_core::DType;
 
 use super::assemble::on_gpus;
-use super::held::{activations, held, is_fp8, weight_bytes};
+use super::held::{held, weight_bytes};
 use crate::config::Config;
 use crate::model::Checkpoint;
 use crate::model::decoder::{Precision, Quantize};
@@ -48,12 +48,14 @@ impl GpuNeeds {
         let row =
             4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
         let scratch = kernels::scratch_bytes(spec.heads, spec.kv_heads, spec.head_dim) as u64;
-        // An FP8 matrix is multiplied out before its product.
+        // A matrix of FP8 or of blocks is multiplied out before its product.
         let widest = (2 * spec.intermediate).max(spec.q_width() + 2 * spec.kv_width()) * spec.hidden;
-        let room = match is_fp8(config, checkpoint) {
-            true => widest * activations(config, checkpoint).size_in_bytes(),
-            false => 0,
+        let held = held(config, checkpoint);
+        let of = |kind, numbers| match kind {
+            WeightType::Fp8 | WeightType::Blocks(_) => numbers * held.activations.size_in_bytes(),
+            _ => 0,
         };
+        let room = of(held.layers, widest).max(of(held.head, spec.vocab * spec.hidden));
         let logits = 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
         GpuNeeds {
             weights: weight_bytes(config, checkpoint).0,

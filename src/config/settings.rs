@@ -66,7 +66,7 @@ pub static SETTINGS: &[Setting] = &[
         "quantization",
         "",
         "TYPE",
-        "Weights are rounded when they are loaded: fp8 (matrices of layers), or q8_0, q6_k, q5_k, q4_k and GGUF's others (all matrices, on processors); as stored by default",
+        "Weights are rounded when they are loaded: fp8 (matrices of layers), or q8_0, q6_k, q5_k, q4_k and GGUF's others (all matrices); as stored by default",
     ),
     setting(
         "kv-cache-dtype",
@@ -98,13 +98,13 @@ pub static SETTINGS: &[Setting] = &[
         "speculative",
         "none",
         "none|prompt-lookup",
-        "Guess tokens from what the prompt and the answer have said before; answers are the same, and come sooner where they quote",
+        "Guess tokens from what the prompt and the answer have said before; answers are the same (on GPUs with --batch-invariant), and come sooner where they quote",
     ),
     setting(
         "draft-model",
         "",
         "MODEL",
-        "Guess tokens with this smaller model, which has the same tokenizer; answers are the same",
+        "Guess tokens with this smaller model, which has the same tokenizer; answers are the same (on GPUs with --batch-invariant)",
     ),
     setting(
         "num-speculative-tokens",

@@ -277,7 +277,7 @@ impl Resident {
     fn guess(&mut self) -> Option<Tick> {
         let speculation = self.speculation.as_mut()?;
         let now = self.clock.now();
-        if speculation.has_model() {
+        if speculation.has_model() && Speculation::decoding(self.scheduler.running()) > 0 {
             self.observed.begin(now);
         }
         if let Err(error) =

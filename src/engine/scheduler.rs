@@ -140,17 +140,35 @@ impl<P> Scheduler<P> {
         if plan.preempted == 0 {
             self.admit(budget.sequences, &mut left, plan);
         }
+        self.add_guesses(&mut left, plan);
+    }
+
+    /// Rows for guesses behind the last tokens of decoding sequences, of what nobody else has a use for: neither tokens
+    /// nor rows of logits of this step, nor the block that each running sequence may want in the next one.
+    fn add_guesses(&mut self, left: &mut Budget, plan: &mut StepPlan) {
+        let kept = self.running.len();
+        for row in &mut plan.rows {
+            let s = &mut self.running[row.sequence].sequence;
+            let wanted = s.usable_guesses().min(left.tokens).min(left.logit_rows);
+            if wanted == 0 || row.tokens.end != s.tokens.len() || row.logits.is_empty() {
+                continue;
+            }
+            let spare = self.pool.borrow().free().saturating_sub(kept) * self.pool.borrow().block_size();
+            let granted = wanted.min((s.table.capacity() + spare).saturating_sub(row.tokens.end));
+            if granted > 0 && s.table.grow_to(row.tokens.end + granted) {
+                row.tokens.end += granted;
+                row.logits.end += granted;
+                left.tokens -= granted;
+                left.logit_rows -= granted;
+            }
+        }
     }
 
     /// Rows for running sequences that decode, or that are still in their prompt.
     fn plan_running(&mut self, decoding: bool, left: &mut Budget, plan: &mut StepPlan) {
         let mut index = 0;
         while index < self.running.len() && left.tokens > 0 && left.sequences > 0 {
-            let s = &mut self.running[index].sequence;
-            if s.table.missing(s.tokens.len() + s.guesses.len()) > self.pool.borrow().free() {
-                // Nobody's blocks are taken for a guess.
-                s.guesses.clear();
-            }
+            let s = &self.running[index].sequence;
             if (s.uncomputed() == 1) == decoding
                 && !s.complete
                 && let Some(row) = next_row(s, index, left)
@@ -224,10 +242,10 @@ impl<P> Scheduler<P> {
 /// The next rows of a sequence under the budget; `None` when nothing of it fits.
 fn next_row(s: &Sequence, index: usize, left: &Budget) -> Option<StepRow> {
     let start = s.computed;
-    let mut end = start + (s.uncomputed() + s.usable_guesses()).min(left.tokens);
+    let mut end = start + s.uncomputed().min(left.tokens);
     let scored = |end: usize| match s.score_from {
         Some(from) if from < s.prompt_len => from.max(start)..end,
-        _ if end >= s.tokens.len() => s.tokens.len() - 1..end,
+        _ if end == s.tokens.len() => end - 1..end,
         _ => end..end,
     };
     let over = scored(end).len().saturating_sub(left.logit_rows);

@@ -1,8 +1,8 @@
 //! Speculation: tokens that are guessed, computed in one step with the last known one, and kept where they are what
 //! would have been chosen anyway (arXiv 2211.17192, with what a draw is made of fixed by seed and index).
 //!
-//! A guess changes no answer: every row is sampled as it would be without, from the same logits (a row's do not depend
-//! on the others) and the same random bits, so a guess is right or it is not, whatever the temperature. Guesses come
+//! A guess changes no answer: every row is sampled as it would be without, from the same logits (where a row's do not
+//! depend on the others: on processors always, on GPUs under `batch_invariant`) and the same random bits, so a guess is right or it is not, whatever the temperature. Guesses come
 //! from what the sequence has said or read before ([`lookup`]), or from a smaller model (`draft`).
 
 use crate::engine::draft::DraftModel;
@@ -37,28 +37,30 @@ impl Speculation {
         matches!(self.source, Source::Draft(_))
     }
 
+    /// Sequences that guesses are of use for.
+    pub fn decoding(running: &[Entry<Live>]) -> usize {
+        running.iter().filter(|entry| wanted(entry, 1) > 0).count()
+    }
+
     /// Guesses for each running sequence that decodes.
     ///
     /// # Errors
     /// A step of the draft model that fails.
     pub fn guess(&mut self, running: &mut [Entry<Live>], vocab: usize) -> Result<(), EngineError> {
-        let decoding = running.iter_mut().filter_map(|entry| wanted(entry, self.most).map(|_| ())).count();
-        if decoding == 0 {
-            return Ok(());
-        }
-        let share = self.most / decoding;
-        for entry in running.iter_mut() {
-            let wanted = wanted(entry, share).unwrap_or(0);
-            let sequence = &mut entry.sequence;
+        let share = self.most / Self::decoding(running).max(1);
+        for Entry { sequence, .. } in running.iter_mut() {
             sequence.guesses.clear();
-            if let Source::PromptLookup = self.source {
-                lookup(&sequence.tokens, wanted, &mut sequence.guesses);
-            }
         }
         match &mut self.source {
-            Source::PromptLookup => Ok(()),
+            Source::PromptLookup => {
+                for entry in running {
+                    let (wanted, sequence) = (wanted(entry, share), &mut entry.sequence);
+                    lookup(&sequence.tokens, wanted, &mut sequence.guesses);
+                }
+                Ok(())
+            }
             Source::Draft(draft) => {
-                draft.guess(running, |entry| wanted(entry, share).unwrap_or(0))?;
+                draft.guess(running, |entry| wanted(entry, share))?;
                 // A vocabulary may be padded to another size.
                 for Entry { sequence: s, .. } in running {
                     let known = s.guesses.iter().take_while(|token| (**token as usize) < vocab).count();
@@ -70,15 +72,17 @@ impl Speculation {
     }
 }
 
-/// How many guesses a sequence may use; `None` for one that does not decode, or whose next choice depends on more than
-/// its tokens' logits.
-fn wanted(entry: &Entry<Live>, most: usize) -> Option<usize> {
+/// How many guesses a sequence may use: none if it does not decode, or its next choice depends on more than its tokens'
+/// logits.
+fn wanted(entry: &Entry<Live>, most: usize) -> usize {
     let Entry { sequence: s, payload: live } = entry;
     let decodes = s.uncomputed() == 1 && s.pending.is_none() && s.score_from.is_none();
     // The last token is chosen, not guessed.
     let left = live.max_tokens.saturating_sub(s.generated() + 1);
-    (decodes && !live.ended && live.draws_by_logits() && left > 0)
-        .then(|| live.trust.guesses().min(most).min(left))
+    match decodes && !live.ended && live.draws_by_logits() {
+        true => live.trust.guesses().min(most).min(left),
+        false => 0,
+    }
 }
 
 /// How many tokens it is worth to guess: more while guesses are right, fewer when they are not.

@@ -30,16 +30,18 @@ impl Fetch<'_> {
             return self.as_cached(&cached, commit.as_deref());
         }
         let listing = match self.server.listing(self.name) {
-            Err(error) if error.is_transient() => match self.as_cached(&cached, commit.as_deref()) {
+            // Refused or away: what is there is served.
+            Err(error) => match self.as_cached(&cached, commit.as_deref()) {
                 Ok(found) => {
                     self.progress.note(&format!("{}: as it is in the cache; {error}", self.name));
                     return Ok(found);
                 }
+                Err(_) if !error.is_transient() => return Err(error),
                 Err(_) => {
                     return Err(HubError::Away { name: self.name.to_string(), problem: error.to_string() });
                 }
             },
-            listing => listing?,
+            Ok(listing) => listing,
         };
         self.all(&cached, &listing)
     }

@@ -20,6 +20,8 @@ use crate::ops::pool::Pool;
 
 /// Seed of synthetic weights: part of what `synthetic:NAME` means.
 pub const SYNTHETIC_SEED: u64 = 7;
+/// Bytes of a file that is no weights; the largest tokenizers have 40 million.
+const LONGEST_TEXT: u64 = 256 << 20;
 const SYNTHETIC: &str = "synthetic:";
 
 /// The cards of `models/` that can be built without a download, by name.
@@ -340,6 +342,10 @@ fn open_folder(folder: &Path, name: &str, pool: &Arc<Pool>) -> Result<Checkpoint
     check_kind(folder)?;
     let required = |file: &str| {
         let path = folder.join(file);
+        let length = std::fs::metadata(&path).map_err(|e| LoadError::io(&path, e))?.len();
+        if length > LONGEST_TEXT {
+            return Err(LoadError::file(&path, format!("has {length} bytes; up to {LONGEST_TEXT} are read")));
+        }
         std::fs::read(&path).map_err(|e| LoadError::io(&path, e))
     };
     let optional = |file: &str| match folder.join(file).is_file() {

@@ -25,7 +25,7 @@ use super::LoadError;
 use super::arch;
 use super::checkpoint::{Checkpoint, TextFiles, TokenizerSource};
 use super::decoder;
-use super::spec::DecoderSpec;
+use super::spec::{DecoderSpec, ExpertSpec};
 use super::weights::{WeightSource, rows_cols};
 use crate::ops::blocks::Blocks;
 use crate::ops::pool::Pool;
@@ -77,7 +77,8 @@ impl GgufTable {
 
     /// Bytes of all weights as they will be held, and of those that a step reads: the embedding only where it is the
     /// head, too.
-    pub fn held_bytes(&self) -> (u64, u64) {
+    /// Of `experts` a step of one row reads its own.
+    pub fn held_bytes(&self, experts: Option<&ExpertSpec>) -> (u64, u64) {
         let held = |entry: header::Entry| entry.kind.size(entry.shape().iter().product::<usize>()) as u64;
         let metadata = self.metadata();
         let all = metadata.tensors().map(|(_, entry)| held(entry)).sum();
@@ -85,7 +86,9 @@ impl GgufTable {
             Some(_) => metadata.tensor(EMBEDDING).map_or(0, held),
             None => 0,
         };
-        (all, all - looked_up)
+        let stacked: u64 =
+            metadata.tensors().filter(|(name, _)| is_stack(name)).map(|(_, entry)| held(entry)).sum();
+        (all, all - looked_up - experts.map_or(0, |experts| experts.gating.unread(stacked)))
     }
 
     pub fn has_blocks(&self) -> bool {
@@ -169,6 +172,15 @@ impl GgufTable {
             }
         }
         let known = |name: &str| own.contains(name) || BESIDE.contains(&name);
+        let experts = spec.experts.as_ref().map_or(0, |experts| experts.gating.experts);
+        if let Some((name, entry)) = self
+            .metadata()
+            .tensors()
+            .find(|(name, entry)| is_stack(name) && entry.shape().first() != Some(&experts))
+        {
+            let problem = format!("has shape {:?}, and there are {experts} experts", entry.shape());
+            return Err(LoadError::tensor(&self.file, name, problem));
+        }
         match self.metadata().tensors().find(|(name, _)| !known(name)) {
             Some((name, _)) => Err(LoadError::tensor(
                 &self.file,
@@ -191,6 +203,11 @@ impl GgufTable {
         let weight = weight.map_err(|e| LoadError::tensor(&self.file, own, e))?;
         Ok(Some(weight.to_f32().f32s().to_vec()))
     }
+}
+
+/// Whether a tensor holds a matrix for each expert.
+fn is_stack(name: &str) -> bool {
+    name.ends_with("_exps.weight")
 }
 
 /// Opens a model.

@@ -42,6 +42,11 @@ impl Gating {
         3 * rows * self.per_token + self.experts + 1
     }
 
+    /// Of so many bytes of all experts, those that one row does not read.
+    pub fn unread(&self, bytes: u64) -> u64 {
+        bytes / self.experts.max(1) as u64 * (self.experts - self.per_token) as u64
+    }
+
     fn table(&self, rows: usize) -> Table {
         Table { places: rows * self.per_token, experts: self.experts }
     }
@@ -117,7 +122,7 @@ impl InplaceOp2 for Route<'_> {
     }
 }
 
-/// The experts of a row, the best first, and the bits of their weights. NaN comes before all numbers, and makes NaN.
+/// The experts of a row, the best first, and the bits of their weights. What is no number is chosen or not, and one that is makes NaN.
 fn choose(logits: &[f32], normalised: bool, chosen: &mut [u32], weights: &mut [u32]) {
     let after = |a: (f32, usize), b: (f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).is_gt();
     let mut last = None;

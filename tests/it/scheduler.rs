@@ -186,6 +186,39 @@ enum Action {
     Step { tokens: usize, sequences: usize, logit_rows: usize },
 }
 
+#[test]
+fn guesses_take_nothing_from_anyone() {
+    for (blocks, tokens, logit_rows, rows) in [
+        (400, 20, 64, 20),
+        (400, 64, 14, 14),
+        // Of logits, or of tokens, there are as many as sequences.
+        (400, 64, 12, 12),
+        (400, 12, 64, 12),
+        // Two blocks each, and one that each may want next.
+        (36, 64, 64, 12),
+        (400, 512, 512, 12 + 12 * 6),
+    ] {
+        let mut paper = Paper::new(blocks);
+        let all = Budget { sequences: 12, tokens: 512, logit_rows: 512 };
+        (0..12).for_each(|id| paper.add(id, &[id as u32; 7], 40, Tier::Default, id));
+        paper.plan(all);
+        paper.apply();
+        for entry in paper.scheduler.running_mut() {
+            assert_eq!((entry.sequence.uncomputed(), entry.sequence.tokens.len()), (1, 8));
+            entry.sequence.guesses = vec![5; 6];
+        }
+        paper.plan(Budget { tokens, logit_rows, ..all });
+        let what = format!("{blocks} blocks, {tokens} tokens, {logit_rows} rows of logits");
+        assert_eq!((paper.plan.rows.len(), paper.plan.preempted), (12, 0), "{what}");
+        assert_eq!((paper.plan.tokens(), paper.plan.logit_rows()), (rows, rows), "{what}");
+        for row in &paper.plan.rows {
+            let sequence = &paper.scheduler.running()[row.sequence].sequence;
+            assert!(row.tokens.end <= 8 + sequence.guesses.len() && row.tokens.start == 7, "{what}: {row:?}");
+            assert!(sequence.table.capacity() >= row.tokens.end, "{what}: {row:?}");
+        }
+    }
+}
+
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         3 => (1..40usize, 1..12usize, 0..3u32, 0..3usize, 0..2u64).prop_map(

@@ -61,11 +61,15 @@ fn device(fitted: &Fitted, priced: bool) -> String {
         }),
         many => out += &wrapped("does not fit: ", &names(many)),
     }
-    let mut refused: Vec<&str> = rows.iter().filter(|r| !r.runs).map(|r| r.model.as_str()).collect();
-    refused.sort_unstable();
-    refused.dedup();
-    if !refused.is_empty() {
-        out += &wrapped("", &format!("processors only, as yet: {}", refused.join(", ")));
+    let mut problems: Vec<&str> =
+        rows.iter().filter(|r| !r.runs).filter_map(|r| r.problem.as_deref()).collect();
+    problems.sort_unstable();
+    problems.dedup();
+    for problem in problems {
+        let mut models: Vec<&str> =
+            rows.iter().filter(|r| r.problem.as_deref() == Some(problem)).map(|r| r.model.as_str()).collect();
+        models.dedup();
+        out += &wrapped("", &format!("{problem}: {}", models.join(", ")));
     }
     out + "\n"
 }

@@ -1,6 +1,6 @@
 //! A decoder copied to a device's memory.
 
-use candle_core::{Device, Result};
+use candle_core::{DType, Device, Result};
 
 use super::feed_forward::{FeedForward, Mlp};
 use super::{Decoder, Layer, Matrix, Projection};
@@ -16,8 +16,20 @@ impl Decoder {
             candle_core::bail!("a part of a model for several ranks runs on the CPU only")
         }
         let one = |weight: &Weight| Weight::on_device(&[weight], device);
+        // Products take both sides of one type; blocks take what they were loaded for.
+        let of_blocks = |weight: &Weight| matches!(weight.kind(), WeightType::Blocks(_));
+        let activations = match self.layers.iter().flat_map(Layer::weights).chain([&self.head]).any(of_blocks)
+        {
+            true => self.activations,
+            false => self.head.kind().dtype(),
+        };
+        let of_product = |weight: &Weight| match (weight.kind(), activations) {
+            (WeightType::F32, DType::BF16) => weight.to_bf16(),
+            _ => weight.clone(),
+        };
         let together = |matrices: &[Matrix]| {
-            let weights: Vec<&Weight> = matrices.iter().map(|m| &m.weight).collect();
+            let weights: Vec<Weight> = matrices.iter().map(|m| of_product(&m.weight)).collect();
+            let weights: Vec<&Weight> = weights.iter().collect();
             let biases: Vec<&Weight> = matrices.iter().filter_map(|m| m.bias.as_ref()).collect();
             let bias = match biases.as_slice() {
                 [] => None,
@@ -56,16 +68,12 @@ impl Decoder {
                 rope: layer.rope,
             })
         };
-        let embedding = one(&self.embedding)?;
+        let embedding = one(&of_product(&self.embedding))?;
         Ok(Decoder {
             spec: self.spec.clone(),
-            activations: match self.head.kind() {
-                WeightType::Blocks(_) => self.activations,
-                // Products take both sides of one type.
-                plain => plain.dtype(),
-            },
+            activations,
             cache: self.cache,
-            head: if self.spec.tied_head { embedding.clone() } else { one(&self.head)? },
+            head: if self.spec.tied_head { embedding.clone() } else { one(&of_product(&self.head))? },
             embedding,
             layers: self.layers.iter().map(layer).collect::<Result<_>>()?,
             final_norm: one(&self.final_norm)?,

@@ -379,12 +379,16 @@ impl Loader<'_> {
                 .collect::<std::result::Result<Vec<_>, _>>()
         };
         let entering = named_outputs(names.gate_up, [inner; 2]).into_iter();
-        // They decide between experts: never rounded.
-        let router = self.matrix(&named(names.router), &[gating.experts, hidden], true)?;
+        // They decide: never rounded, nor made bf16 with the others.
+        let deciding = |name: &str, rows: usize| {
+            let weight = self.matrix(&named(name), &[rows, hidden], true)?;
+            Ok(if weight.kind() == WeightType::F16 { weight.to_f32() } else { weight })
+        };
+        let router = deciding(names.router, gating.experts)?;
         let shared = experts.shared.map(|shared| {
             let mlp =
                 self.mlp(layer, (names.shared_gate_up, names.shared_down), shared.intermediate, false)?;
-            let gate = shared.gated.then(|| self.matrix(&named(names.shared_gate), &[1, hidden], true));
+            let gate = shared.gated.then(|| deciding(names.shared_gate, 1));
             Ok((mlp, gate.transpose()?))
         });
         Ok(Experts {

@@ -46,9 +46,9 @@ fn of_string(
     args: &[Value],
 ) -> Result<Value, Error> {
     match name {
-        "strip" => strip(text, args, true, true),
-        "lstrip" => strip(text, args, true, false),
-        "rstrip" => strip(text, args, false, true),
+        "strip" => strip(state, text, args, true, true),
+        "lstrip" => strip(state, text, args, true, false),
+        "rstrip" => strip(state, text, args, false, true),
         "split" => list(state, split(text, args, false)?),
         "rsplit" => list(state, split(text, args, true)?),
         "splitlines" => {
@@ -99,8 +99,10 @@ fn list(state: &State, parts: Vec<&str>) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-fn strip(text: &str, args: &[Value], left: bool, right: bool) -> Result<Value, Error> {
+fn strip(state: &State, text: &str, args: &[Value], left: bool, right: bool) -> Result<Value, Error> {
     let (chars,): (Option<&str>,) = from_args(args)?;
+    // Each of the text's is looked for among them.
+    pay(state, chars.map_or(0, |chars| text.len().saturating_mul(chars.len())))?;
     let matches = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if left { text.trim_start_matches(matches) } else { text };
     Ok(Value::from(if right { text.trim_end_matches(matches) } else { text }))

@@ -94,6 +94,7 @@ mod tests {
             // 10^12 bytes, each from operands that are affordable.
             "{% set s = 'x' * 1000000 %}{{ s.replace('x', s) | length }}",
             "{% set s = 'x' * 1000000 %}{{ s.replace('', s) | length }}",
+            "{% set s = 'x' * 1000000 %}{{ s.strip('y' * 1000000 ~ 'x') | length }}",
             "{% set s = 'x' * 1000000 %}{{ s.join(range(100000)) | length }}",
             "{% set s = 'x' * 1000000 %}{{ ''.join([s] * 10000) | length }}",
             "{{ '{:1000000000}'.format('x') }}",
