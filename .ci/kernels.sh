@@ -20,6 +20,7 @@ tests_of() {
   case $(basename "$1") in
     attention* | mma.cuh) echo kernels::attention ;;
     gemv.cu) echo kernels::gemv::a_norm ;;
+    blocks.cu) echo kernels::blocks::a_decoder ;;
     sample.cu) echo kernels::kernels_sample ;;
     *) echo kernels::a_decoder_of_kernels ;;
   esac

@@ -29,12 +29,12 @@ fn matrix(format: Format, rows: usize, cols: usize) -> Weight {
 #[test]
 fn products_of_blocks_are_sums_of_products() {
     let Some(on) = kernels() else { return };
-    for (rows_of_weights, k) in [(37, 256), (48, 768)] {
+    for (rows_of_weights, k, most) in [(37, 256, 17), (48, 768, 1)] {
         for format in Format::ALL {
             let weight = matrix(format, rows_of_weights, k);
             let there = Weight::on_device(&[&weight], &on.device).unwrap();
             let bias = Weight::vector(numbers(3, rows_of_weights));
-            for rows in [1, 2, 8, 11, 17] {
+            for rows in [1, 8, 11, 17].into_iter().filter(|rows| *rows <= most) {
                 let x: Vec<bf16> = numbers(rows, rows * k).into_iter().map(bf16::from_f32).collect();
                 let src = Tensor::from_slice(&x, (rows, k), &Device::Cpu).unwrap();
                 let stride = rows_of_weights + 3;
