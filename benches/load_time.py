@@ -41,7 +41,7 @@ def main():
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 9
     with tempfile.TemporaryDirectory() as state:
         seconds = [round(start(binary, model, state), 3) for _ in range(rounds + 1)][1:]
-    print(json.dumps({"model": model, "seconds_to_ready": seconds, "median_s": statistics.median(seconds)}))
+    print(json.dumps({"model": os.path.basename(model), "seconds_to_ready": seconds, "median_s": statistics.median(seconds)}))
 
 
 main()
