@@ -21,6 +21,7 @@ tests_of() {
     attention* | mma.cuh) echo kernels::attention ;;
     gemv.cu) echo kernels::gemv::a_norm ;;
     blocks.cu) echo kernels::blocks::a_decoder ;;
+    experts.cu | grouped.cu) echo kernels::experts ;;
     sample.cu) echo kernels::kernels_sample ;;
     *) echo kernels::a_decoder_of_kernels ;;
   esac

@@ -13,6 +13,7 @@ use crate::model::decoder::{Precision, Quantize};
 use crate::model::input::BLOCK_SIZE;
 use crate::model::kv_cache::{CacheType, KvCache};
 use crate::model::weights::WeightSource;
+use crate::model::workspace::ExpertRoom;
 use crate::ops::paged_attention::kernels;
 use crate::ops::weight::WeightType;
 
@@ -48,18 +49,24 @@ impl GpuNeeds {
         let row =
             4 * (2 * spec.hidden + 2 * spec.q_width() + 2 * spec.kv_width() + 3 * spec.intermediate) as u64;
         let scratch = kernels::scratch_bytes(spec.heads, spec.kv_heads, spec.head_dim) as u64;
-        // A matrix of FP8 or of blocks is multiplied out before its product.
-        let widest = (2 * spec.intermediate).max(spec.q_width() + 2 * spec.kv_width()) * spec.hidden;
+        // A matrix of FP8 or of blocks is multiplied out before its product, and that of all experts is one.
+        let dense = (2 * spec.intermediate).max(spec.q_width() + 2 * spec.kv_width());
+        let stacked = spec.experts.as_ref().map_or(0, |e| 2 * e.gating.experts * e.intermediate);
+        let shared = spec.experts.as_ref().and_then(|e| e.shared).map_or(0, |s| 2 * s.intermediate);
+        let widest = dense.max(stacked).max(shared) * spec.hidden;
         let held = held(config, checkpoint);
+        let x = held.activations.size_in_bytes();
+        let of_experts =
+            spec.experts.as_ref().map_or(0, |experts| ExpertRoom::row_bytes(experts, spec.hidden, x));
         let of = |kind, numbers| match kind {
-            WeightType::Fp8 | WeightType::Blocks(_) => numbers * held.activations.size_in_bytes(),
+            WeightType::Fp8 | WeightType::Blocks(_) => numbers * x,
             _ => 0,
         };
         let room = of(held.layers, widest).max(of(held.head, spec.vocab * spec.hidden));
         let logits = 4 * logit_rows * (2 * spec.hidden + 2 * spec.vocab) as u64;
         GpuNeeds {
             weights: weight_bytes(config, checkpoint).0,
-            workspace: scratch + room as u64 + rows * row + logits,
+            workspace: scratch + room as u64 + rows * (row + of_experts as u64) + logits,
             reserve: GPU_RESERVE_BYTES,
             beside,
         }
@@ -95,7 +102,7 @@ pub fn gpu_cache(config: &Config, needs: &GpuNeeds, name: &str, memory: GpuMemor
 /// Whether the devices have products for the type that a model's layers are held in, and attention for that of its cache.
 ///
 /// # Errors
-/// They have not, by the type's name; or none for routed experts. Weights that are to be rounded, and are already.
+/// They have not, by the type's name. Weights that are to be rounded, and are already.
 pub fn check_products(config: &Config, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     checkpoint.check_rounding(config.quantize)?;
     let held = held(config, checkpoint);
@@ -110,9 +117,6 @@ pub fn check_products(config: &Config, checkpoint: &Checkpoint) -> anyhow::Resul
             "weights of type {}{of} meet bf16 activations alone on GPUs: leave --dtype at auto, or take --device cpu",
             format.name()
         );
-    }
-    if checkpoint.spec.experts.is_some() && on_gpus(config) {
-        bail!("routed experts are computed on processors only, as yet: take --device cpu");
     }
     check_cache(config, on_gpus(config))
 }

@@ -105,7 +105,10 @@ impl Runner {
         self.graphs = Graphs::default();
         let mut graphs = Graphs::of_words(self.reserve_arrays(&*launcher, most)?);
         // A matrix that is dequantised in a captured step is so at an address that must not move either.
-        launcher.reserve_room(self.decoder.dequantised_bytes())?;
+        match self.decoder.dequantised_bytes() {
+            0 => {}
+            bytes => _ = launcher.room(bytes)?,
+        }
         let sizes: Vec<_> = Graphs::sizes(most)
             .into_iter()
             .flat_map(|rows| Graphs::tile_sizes(rows).into_iter().map(move |tiles| (rows, tiles)))

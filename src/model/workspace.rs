@@ -109,6 +109,14 @@ impl Workspace {
 }
 
 impl ExpertRoom {
+    /// Bytes of a row, with activations of `x` bytes.
+    pub fn row_bytes(experts: &ExpertSpec, hidden: usize, x: usize) -> usize {
+        let f = size_of::<f32>();
+        let place = hidden * (x + f) + experts.intermediate * (2 * f + x);
+        let shared = experts.shared.map_or(0, |shared| shared.intermediate * (2 * f + x) + f);
+        f * (experts.gating.experts + experts.gating.words(1)) + experts.gating.per_token * place + shared
+    }
+
     fn new(
         spec: &DecoderSpec,
         experts: &ExpertSpec,

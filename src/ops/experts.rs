@@ -7,14 +7,17 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
 
 use super::activation::exp;
 use super::cpu::Element;
 use super::exec::Exec;
+use super::launch::Place;
 use super::linear::Linear;
 use super::storage::{self, ActivationsMut, RowsMut, for_rows};
 use super::weight::Weight;
+
+mod kernels;
 
 /// How a router chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +32,8 @@ pub struct Gating {
 /// Where a [`Route`] is kept: u32 `[words(rows)]`.
 ///
 /// In this order: of each place its row; of each row and choice its place; of each row and choice its weight, as bits of
-/// an f32; of each expert its first place, and the end of the last.
+/// an f32; of each expert its first place, and the end of the last; of each row and choice its expert; the number of
+/// experts that have any place, and these.
 #[derive(Debug, Clone, Copy)]
 struct Table {
     places: usize,
@@ -39,7 +43,7 @@ struct Table {
 impl Gating {
     /// Words of a route of so many rows.
     pub fn words(&self, rows: usize) -> usize {
-        3 * rows * self.per_token + self.experts + 1
+        self.table(rows).taken().end
     }
 
     /// Of so many bytes of all experts, those that one row does not read.
@@ -64,6 +68,14 @@ impl Table {
     }
     fn starts(self) -> Range<usize> {
         3 * self.places..3 * self.places + self.experts + 1
+    }
+    fn chosen(self) -> Range<usize> {
+        let start = self.starts().end;
+        start..start + self.places
+    }
+    fn taken(self) -> Range<usize> {
+        let start = self.chosen().end;
+        start..start + self.experts + 1
     }
 }
 
@@ -97,7 +109,16 @@ impl InplaceOp2 for Route<'_> {
         "route"
     }
 
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout, src: &CudaStorage, sl: &Layout) -> Result<()> {
+        let (dst, src) = (Place::of_cuda(dst, dl)?, Place::of_cuda(src, sl)?);
+        self.launch(self.on.launcher(self.name())?, dst, src)
+    }
+
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout, src: &CpuStorage, sl: &Layout) -> Result<()> {
+        self.check()?;
+        if let Some(launcher) = &self.on.launcher {
+            return self.launch(&**launcher, Place::of_cpu(dst, dl)?, Place::of_cpu(src, sl)?);
+        }
         let Gating { experts, per_token, .. } = self.gating;
         let table = self.gating.table(self.rows);
         let logits = storage::read_f32(src, sl, self.name())?;
@@ -106,12 +127,9 @@ impl InplaceOp2 for Route<'_> {
         if logits.len() < self.rows * experts || words.len() < self.gating.words(self.rows) {
             bail!("route: {} rows do not fit the given tensors", self.rows);
         }
-        if per_token == 0 || per_token > experts {
-            bail!("route: {per_token} of {experts} experts for a row");
-        }
-        let (choices, rest) = words[table.place_of().start..].split_at_mut(table.places);
+        let (before, choices) = words[..table.chosen().end].split_at_mut(table.chosen().start);
         let (choices, weights) =
-            (RowsMut::new(choices, per_token), RowsMut::new(&mut rest[..table.places], per_token));
+            (RowsMut::new(choices, per_token), RowsMut::new(&mut before[table.weights()], per_token));
         for_rows(&self.on.pool, self.rows, experts * per_token, &|row| {
             // SAFETY: each task is given its own row.
             let (chosen, weights) = unsafe { (choices.row(row), weights.row(row)) };
@@ -145,20 +163,34 @@ fn choose(logits: &[f32], normalised: bool, chosen: &mut [u32], weights: &mut [u
 }
 
 impl Route<'_> {
+    fn check(&self) -> Result<()> {
+        let Gating { experts, per_token, .. } = self.gating;
+        if per_token == 0 || per_token > experts {
+            bail!("route: {per_token} of {experts} experts for a row");
+        }
+        Ok(())
+    }
+
     /// Turns each row's experts into places, those of an expert side by side in the order of their rows.
     fn lay_out(&self, words: &mut [u32], table: Table) {
         let (rows, rest) = words.split_at_mut(table.place_of().start);
         let (place_of, rest) = rest.split_at_mut(table.places);
-        let starts = &mut rest[table.places..][..table.experts + 1];
+        let (starts, rest) = rest[table.places..].split_at_mut(table.experts + 1);
+        let (chosen, taken) = rest.split_at_mut(table.places);
         starts.fill(0);
-        for expert in place_of.iter() {
+        for expert in chosen.iter() {
             starts[*expert as usize + 1] += 1;
         }
+        taken[0] = 0;
         for expert in 0..table.experts {
+            if starts[expert + 1] > 0 {
+                taken[0] += 1;
+                taken[taken[0] as usize] = expert as u32;
+            }
             starts[expert + 1] += starts[expert];
         }
-        for (choice, place) in place_of.iter_mut().enumerate() {
-            let next = &mut starts[*place as usize];
+        for (choice, (expert, place)) in chosen.iter().zip(place_of).enumerate() {
+            let next = &mut starts[*expert as usize];
             rows[*next as usize] = (choice / self.gating.per_token) as u32;
             *place = *next;
             *next += 1;
@@ -198,7 +230,15 @@ impl InplaceOp2 for GroupRows<'_> {
         "group_rows"
     }
 
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout, src: &CudaStorage, sl: &Layout) -> Result<()> {
+        let (dst, src) = (Place::of_cuda(dst, dl)?, Place::of_cuda(src, sl)?);
+        self.launch(self.on.launcher(self.name())?, dst, src)
+    }
+
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout, src: &CpuStorage, sl: &Layout) -> Result<()> {
+        if let Some(launcher) = &self.on.launcher {
+            return self.launch(&**launcher, Place::of_cpu(dst, dl)?, Place::of_cpu(src, sl)?);
+        }
         let table = self.gating.table(self.rows);
         with_route(self.route, self.gating.words(self.rows), self.name(), |route| {
             let rows = &route[table.rows()];
@@ -217,11 +257,19 @@ impl InplaceOp2 for GroupRows<'_> {
 pub struct GroupedLinear<'a> {
     pub gating: Gating,
     pub route: &'a Tensor,
-    /// `[N, K]` each.
+    /// `[N, K]` each, or on a device one `[experts × N, K]`.
     pub weights: &'a [Weight],
     pub rows: usize,
     pub column: usize,
     pub on: &'a Exec,
+}
+
+impl GroupedLinear<'_> {
+    /// N
+    pub fn outputs(&self) -> usize {
+        let rows: usize = self.weights.iter().map(Weight::rows).sum();
+        rows / self.gating.experts
+    }
 }
 
 impl InplaceOp2 for GroupedLinear<'_> {
@@ -229,7 +277,17 @@ impl InplaceOp2 for GroupedLinear<'_> {
         "grouped_linear"
     }
 
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout, src: &CudaStorage, sl: &Layout) -> Result<()> {
+        let stride = dl.shape().dims2()?.1;
+        let (dst, src) = (Place::of_cuda(dst, dl)?, Place::of_cuda(src, sl)?);
+        self.launch(self.on.launcher(self.name())?, stride, dst, src)
+    }
+
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout, src: &CpuStorage, sl: &Layout) -> Result<()> {
+        if let Some(launcher) = &self.on.launcher {
+            let stride = dl.shape().dims2()?.1;
+            return self.launch(&**launcher, stride, Place::of_cpu(dst, dl)?, Place::of_cpu(src, sl)?);
+        }
         if self.weights.len() != self.gating.experts {
             bail!("grouped_linear: {} matrices of {} experts", self.weights.len(), self.gating.experts);
         }
@@ -272,7 +330,15 @@ impl InplaceOp2 for Combine<'_> {
         "combine"
     }
 
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout, src: &CudaStorage, sl: &Layout) -> Result<()> {
+        let (dst, src) = (Place::of_cuda(dst, dl)?, Place::of_cuda(src, sl)?);
+        self.launch(self.on.launcher(self.name())?, dst, src)
+    }
+
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout, src: &CpuStorage, sl: &Layout) -> Result<()> {
+        if let Some(launcher) = &self.on.launcher {
+            return self.launch(&**launcher, Place::of_cpu(dst, dl)?, Place::of_cpu(src, sl)?);
+        }
         let (width, per_token) = (self.width, self.gating.per_token);
         let table = self.gating.table(self.rows);
         let (dst, src) =
@@ -309,7 +375,15 @@ impl InplaceOp2 for GateRows<'_> {
         "gate_rows"
     }
 
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout, gate: &CudaStorage, gl: &Layout) -> Result<()> {
+        let (dst, gates) = (Place::of_cuda(dst, dl)?, Place::of_cuda(gate, gl)?);
+        self.launch(self.on.launcher(self.name())?, dst, gates)
+    }
+
     fn cpu_fwd(&self, dst: &mut CpuStorage, dl: &Layout, gate: &CpuStorage, gl: &Layout) -> Result<()> {
+        if let Some(launcher) = &self.on.launcher {
+            return self.launch(&**launcher, Place::of_cpu(dst, dl)?, Place::of_cpu(gate, gl)?);
+        }
         let gates = storage::read_f32(gate, gl, self.name())?;
         match storage::write(dst, dl, self.name())? {
             ActivationsMut::F32(dst) => self.gate(dst, gates),

@@ -16,12 +16,12 @@ use super::weight::{Weight, WeightType};
 pub const MOST_ROWS: usize = 8;
 
 /// As `ops/cuda/gemv.cu` has them.
-const THREADS: u32 = 128;
-const WARPS: usize = 4;
+pub(super) const THREADS: u32 = 128;
+pub(super) const WARPS: usize = 4;
 const SCRATCH_BYTES: usize = MOST_ROWS * WARPS * 4;
 
 /// As `ops/cuda/blocks.cu` has them.
-const BLOCKS_THREADS: u32 = 256;
+pub(super) const BLOCKS_THREADS: u32 = 256;
 
 /// Shared memory that each served card has for a block.
 const MOST_SHARED_BYTES: usize = 96 << 10;
@@ -32,7 +32,7 @@ const MOST_FUSED_BLOCKS: usize = 132 * 8;
 /// A matrix of weights as the kernels take it.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Matrix {
+pub(super) struct Matrix {
     weights: u64,
     /// Of FP8; 0 for none.
     scales: u64,
@@ -43,7 +43,7 @@ struct Matrix {
 unsafe impl Argument for Matrix {}
 
 impl Matrix {
-    fn new(weights: u64, scales: Option<PlaceOfScales>) -> Matrix {
+    pub(super) fn new(weights: u64, scales: Option<PlaceOfScales>) -> Matrix {
         let scales = scales.unwrap_or(PlaceOfScales { address: 0, rows: 1, cols: 1 });
         let (block_rows, block_cols) = (scales.rows as u32, scales.cols as u32);
         Matrix { weights, scales: scales.address, block_rows, block_cols }
@@ -51,7 +51,7 @@ impl Matrix {
 }
 
 /// The types in the names of the kernels for weights `[n, k]`, if they take them.
-fn types(
+pub(super) fn types(
     k: usize,
     weight: WeightType,
     scales: Option<PlaceOfScales>,

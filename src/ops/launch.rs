@@ -210,11 +210,9 @@ pub trait Launcher: Send + Sync {
     /// Waits for what [`Launcher::fetch`] began, as many words.
     fn collect(&self, to: &mut [u32]) -> Result<()>;
 
-    /// Has room for a matrix of so many bytes that is dequantised before its product; it does not move when it is
-    /// asked for less.
-    fn reserve_room(&self, _bytes: usize) -> Result<()> {
-        Ok(())
-    }
+    /// The address of room for a matrix of so many bytes that is dequantised before its product; it does not move when it
+    /// is asked for less.
+    fn room(&self, bytes: usize) -> Result<u64>;
 
     /// From here to [`Launcher::end_capture`] what is launched is kept to be replayed, and not done.
     fn begin_capture(&self) -> Result<()>;

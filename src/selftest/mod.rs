@@ -4,6 +4,7 @@
 //! Means of a device in, outcomes out. Knows no command line; `tests/it/selftest.rs` runs the same.
 
 mod attention;
+mod experts;
 pub mod model;
 mod numbers;
 mod table;

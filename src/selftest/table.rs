@@ -5,6 +5,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::attention;
+use super::experts;
 use super::numbers::{Want, compare, held, mirrored, poison, random, read, rounded, tensor, ulp};
 use super::{Outcome, Size};
 use crate::ops::activation::{GateActivation, GateMul, SoftCap};
@@ -29,6 +30,8 @@ pub const OPERATIONS: &[(&str, Cases)] = &[
     ("paged_attention", attention::paged_attention),
     ("linear", linear),
     ("norm_product", norm_product),
+    ("experts", experts::experts),
+    ("gate_rows", experts::gate_rows),
     ("gate_mul", gate_mul),
     ("soft_cap", soft_cap),
     ("add_normed", add_normed),
@@ -215,7 +218,7 @@ fn rope_angles(on: &Exec, _: Size) -> Vec<Outcome> {
 }
 
 /// `src · weightᵀ`, rows after rows.
-fn products(src: &[f32], weight: &[f32], k: usize) -> Vec<f64> {
+pub fn products(src: &[f32], weight: &[f32], k: usize) -> Vec<f64> {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
     src.chunks(k).flat_map(|a| weight.chunks(k).map(move |b| dot(a, b))).collect()
 }

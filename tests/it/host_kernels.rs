@@ -109,6 +109,8 @@ struct State {
     samples: Vec<u32>,
     fetched: Vec<u32>,
     capturing: Option<Vec<Call>>,
+    /// For matrices that are dequantised: the largest last, the others kept for what was captured.
+    rooms: Vec<Vec<u64>>,
 }
 
 /// The kernels as a launcher.
@@ -188,6 +190,14 @@ impl Launcher for Host {
     fn collect(&self, to: &mut [u32]) -> Result<()> {
         to.copy_from_slice(&std::mem::take(&mut self.state().fetched));
         Ok(())
+    }
+
+    fn room(&self, bytes: usize) -> Result<u64> {
+        let rooms = &mut self.state().rooms;
+        if rooms.last().is_none_or(|room| size_of_val(room.as_slice()) < bytes) {
+            rooms.push(vec![0; bytes.div_ceil(size_of::<u64>())]);
+        }
+        Ok(rooms.last().unwrap().as_ptr() as u64)
     }
 
     fn begin_capture(&self) -> Result<()> {

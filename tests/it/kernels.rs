@@ -6,11 +6,12 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use hashwatt::model::decoder::{Precision, Quantize};
 use hashwatt::model::kv_cache::CacheType;
+use hashwatt::ops::blocks::Format;
 use hashwatt::ops::exec::Exec;
 use hashwatt::ops::sample::{self, NONE, Outcome, RESULT_WORDS, Sample, Samples, Task};
 
 use crate::host_kernels::kernels;
-use crate::support::{Shape, Steps, checkpoint, decoder, llama, others, prompt, qwen3};
+use crate::support::{Shape, Steps, checkpoint, decoder, llama, others, prompt, qwen3, routed};
 
 mod attention;
 mod blocks;
@@ -91,6 +92,33 @@ fn other_shapes_of_kernels_are_the_decoder() {
         let got = Steps::on(&there, on.clone(), Shape::default()).run(&prompts, 2);
         let worst = difference(&want, &got);
         assert!(worst <= 1e-4, "{name}: {worst} of the largest logit");
+    }
+}
+
+/// The same with routed experts: few rows at once and, in bf16, as many as tensor cores take.
+#[test]
+fn experts_of_kernels_are_the_decoder() {
+    let Some(on) = kernels() else { return };
+    let prompts = [1, 40].map(|n| prompt(n, 517, n as u64));
+    for (name, mut config) in routed() {
+        // The width of a real model: the kernels read eight inputs at once.
+        config["intermediate_size"] = 336.into();
+        for (precision, quantize, tolerance) in [
+            (Precision::F32, Quantize::AsStored, 1e-4),
+            (Precision::F32, Quantize::Fp8, 1e-4),
+            // What is rounded otherwise may choose another expert.
+            (Precision::Bf16, Quantize::AsStored, 0.1),
+            (Precision::Bf16, Quantize::Blocks(Format::Q8_0), 0.2),
+        ] {
+            let decoder = checkpoint(config.clone()).load_as(quantize, precision, true, &|_| {}).unwrap();
+            let decoder = Arc::new(decoder);
+            let generate = if precision == Precision::F32 { 3 } else { 1 };
+            let want = Steps::new(&decoder, Shape::default()).run(&prompts, generate);
+            let there = Arc::new(decoder.on_device(&on.device).unwrap());
+            let got = Steps::on(&there, on.clone(), Shape::default()).run(&prompts, generate);
+            let worst = difference(&want, &got);
+            assert!(worst <= tolerance, "{name}, {precision:?}, {quantize:?}: {worst} of the largest logit");
+        }
     }
 }
 

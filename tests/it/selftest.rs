@@ -96,6 +96,9 @@ impl Launcher for Broken {
     fn collect(&self, to: &mut [u32]) -> Result<()> {
         self.0.collect(to)
     }
+    fn room(&self, bytes: usize) -> Result<u64> {
+        self.0.room(bytes)
+    }
     fn begin_capture(&self) -> Result<()> {
         self.0.begin_capture()
     }
@@ -114,6 +117,11 @@ fn kernels_that_lose_a_block_are_noticed() {
         ("rope_kv_write", "rope_kv_write"),
         ("attention", "paged_attention"),
         ("silu_mul", "gate_mul"),
+        ("route_choose", "experts"),
+        ("route_lay_out", "experts"),
+        ("group_rows", "experts"),
+        ("combine", "experts"),
+        ("gate_rows", "gate_rows"),
         ("soft_cap", "soft_cap"),
         ("sample_pick", "sample"),
     ] {

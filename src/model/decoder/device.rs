@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result};
 
-use super::feed_forward::{FeedForward, Mlp};
+use super::feed_forward::{Experts, FeedForward, Mlp};
 use super::{Decoder, Layer, Matrix, Projection};
 use crate::ops::weight::{Weight, WeightType};
 
@@ -44,6 +44,35 @@ impl Decoder {
             let alike = projection.0.chunk_by(|a, b| a.weight.stacks_with(&b.weight));
             alike.map(together).collect::<Result<_>>().map(Projection)
         };
+        let mlp = |mlp: &Mlp| {
+            Ok::<_, candle_core::Error>(Mlp {
+                gate_up: projection(&mlp.gate_up)?,
+                down: projection(&mlp.down)?,
+            })
+        };
+        // Those of all experts as one, an expert's side by side.
+        let stacked = |kinds: &[Vec<Weight>]| {
+            let each = |expert| kinds.iter().map(move |of_kind| of_product(&of_kind[expert]));
+            let all: Vec<Weight> = (0..kinds[0].len()).flat_map(each).collect();
+            if !all.windows(2).all(|two| two[0].stacks_with(&two[1])) {
+                candle_core::bail!("experts whose matrices are of several types have no product on GPUs")
+            }
+            Weight::on_device(&all.iter().collect::<Vec<_>>(), device)
+        };
+        let experts = |experts: &Experts| {
+            Ok::<_, candle_core::Error>(Experts {
+                gating: experts.gating,
+                router: one(&of_product(&experts.router))?,
+                gate_up: vec![vec![stacked(&experts.gate_up)?]],
+                down: vec![stacked(std::slice::from_ref(&experts.down))?],
+                shared: match &experts.shared {
+                    Some((shared, gate)) => {
+                        Some((mlp(shared)?, gate.as_ref().map(|gate| one(&of_product(gate))).transpose()?))
+                    }
+                    None => None,
+                },
+            })
+        };
         let layer = |layer: &Layer| {
             let norms = layer.qk_norms.as_ref();
             let some = |norm: &Option<Weight>| norm.as_ref().map(one).transpose();
@@ -55,13 +84,8 @@ impl Decoder {
                 attention_out_norm: some(&layer.attention_out_norm)?,
                 mlp_norm: some(&layer.mlp_norm)?,
                 feed_forward: match &layer.feed_forward {
-                    FeedForward::Dense(mlp) => FeedForward::Dense(Mlp {
-                        gate_up: projection(&mlp.gate_up)?,
-                        down: projection(&mlp.down)?,
-                    }),
-                    FeedForward::Experts(_) => {
-                        candle_core::bail!("routed experts have operations on processors only, as yet")
-                    }
+                    FeedForward::Dense(dense) => FeedForward::Dense(mlp(dense)?),
+                    FeedForward::Experts(all) => FeedForward::Experts(Box::new(experts(all)?)),
                 },
                 mlp_out_norm: some(&layer.mlp_out_norm)?,
                 cache_scales: layer.cache_scales,

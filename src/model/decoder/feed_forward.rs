@@ -29,7 +29,7 @@ pub(super) struct Experts {
     pub gating: Gating,
     /// `[experts, hidden]`
     pub router: Weight,
-    /// What is side by side in a place's row: gates and ups, or both in one.
+    /// What is side by side in a place's row: gates and ups, or both in one. On a device the matrices of all experts are one.
     pub gate_up: Vec<Vec<Weight>>,
     pub down: Vec<Weight>,
     /// One that every row takes, and the product that σ makes its part of, `[1, hidden]`.
@@ -132,7 +132,7 @@ impl Decoder {
         for weights in &experts.gate_up {
             let product = GroupedLinear { gating, route, weights, rows, column, on };
             room.gate_up.inplace_op2(&room.grouped, &product)?;
-            column += weights[0].rows();
+            column += product.outputs();
         }
         let (activation, width) = (self.spec.activation, room.activated.dim(1)?);
         room.activated.inplace_op2(&room.gate_up, &GateMul { activation, rows: places, width, on })?;

@@ -4,7 +4,7 @@ use super::Format;
 
 impl Format {
     /// As kernels' names spell it: [`Format::name`] in small letters.
-    const fn kernels(self) -> &'static [&'static str; 4] {
+    const fn kernels(self) -> &'static [&'static str; 5] {
         macro_rules! of {
             ($($format:ident = $name:literal),*) => {
                 match self {
@@ -13,6 +13,7 @@ impl Format {
                         concat!("gemv_", $name, "_8"),
                         concat!("dequantise_", $name),
                         concat!("gather_", $name),
+                        concat!("grouped_gemv_", $name),
                     ],)*
                 }
             };
@@ -42,5 +43,10 @@ impl Format {
 
     pub const fn gather_kernel(self) -> &'static str {
         self.kernels()[3]
+    }
+
+    /// The kernel of products of each expert's rows.
+    pub const fn grouped_kernel(self) -> &'static str {
+        self.kernels()[4]
     }
 }

@@ -2,6 +2,7 @@
 #define HASHWATT_ON_HOST
 #include "attention.cuh"
 #include "mma.cuh"
+#include "rank.cuh"
 namespace gather_kernels {
 #include "gather.cu"
 }
@@ -25,6 +26,12 @@ namespace gemv_kernels {
 }
 namespace blocks_kernels {
 #include "blocks.cu"
+}
+namespace experts_kernels {
+#include "experts.cu"
+}
+namespace grouped_kernels {
+#include "grouped.cu"
 }
 namespace sample_kernels {
 #include "sample.cu"

@@ -79,7 +79,6 @@ template <typename F> __device__ inline float number(const Factors &factors, u32
 template <typename F, u32 ROWS>
 __device__ inline void gemv(float *dst, const bf16 *src, const u32 *codes, const unsigned char *heads,
                             const float *bias, u32 rows, u32 n, u32 k, u32 stride, u32 accumulate) {
-  follow();
   const u32 group = blockIdx.x, lane = threadIdx.x % GROUP, stream = threadIdx.x / GROUP;
   float sums[ROWS];
 #pragma unroll
@@ -115,6 +114,29 @@ __device__ inline void gemv(float *dst, const bf16 *src, const u32 *codes, const
     for (u32 s = 0; s < STREAMS; ++s) sum += scratch[(s * ROWS + r) * GROUP + lane];
     float *to = dst + size_t(r) * stride + out;
     *to = (accumulate ? *to : 0.0f) + (sum + (bias ? bias[out] : 0.0f));
+  }
+}
+
+// The same of each expert's matrix with its places; blockIdx.y counts the experts that have any. n is a multiple of
+// GROUP; starts, taken: see experts.cu.
+template <typename F>
+__device__ inline void grouped_gemv(float *dst, const bf16 *src, const u32 *codes, const unsigned char *heads,
+                                    const u32 *starts, const u32 *taken, u32 n, u32 k, u32 stride) {
+  constexpr u32 ROWS = 8;
+  if (blockIdx.y >= taken[0]) return;
+  const u32 expert = taken[1 + blockIdx.y], end = starts[expert + 1];
+  const size_t groups = size_t(expert) * (n / GROUP);
+  codes += groups * (k / TILE) * F::BITS * GROUP;
+  heads += groups * (k / F::BLOCK) * F::HEAD_BYTES;
+  for (u32 first = starts[expert]; first < end; first += ROWS) {
+    const u32 rows = min(end - first, ROWS);
+    float *to = dst + size_t(first) * stride;
+    const bf16 *from = src + size_t(first) * k;
+    if (rows == 1)
+      gemv<F, 1>(to, from, codes, heads, nullptr, rows, n, k, stride, 0);
+    else
+      gemv<F, ROWS>(to, from, codes, heads, nullptr, rows, n, k, stride, 0);
+    __syncthreads(); // the sums of these rows are read before those of the next are written
   }
 }
 
@@ -162,10 +184,16 @@ __device__ inline void gather(float *dst, const u32 *codes, const unsigned char 
 #define BLOCKS_GEMV(F, ROWS)                                                                                                 \
   KERNEL(gemv_##F##_##ROWS, float *dst, const bf16 *src, const u32 *codes, const unsigned char *heads,               \
          const float *bias, u32 rows, u32 n, u32 k, u32 stride, u32 accumulate) {                                     \
+    follow();                                                                                                         \
     gemv<F, ROWS>(dst, src, codes, heads, bias, rows, n, k, stride, accumulate);                                      \
   }
 #define BLOCKS_KERNELS(F)                                                                                                    \
-  BLOCKS_GEMV(F, 1) BLOCKS_GEMV(F, 8)                                                                                               \
+  BLOCKS_GEMV(F, 1) BLOCKS_GEMV(F, 8)                                                                                 \
+  KERNEL(grouped_gemv_##F, float *dst, const bf16 *src, const u32 *codes, const unsigned char *heads,                 \
+         const u32 *starts, const u32 *taken, u32 n, u32 k, u32 stride) {                                             \
+    follow();                                                                                                         \
+    grouped_gemv<F>(dst, src, codes, heads, starts, taken, n, k, stride);                                             \
+  }                                                                                               \
   KERNEL(dequantise_##F, bf16 *dst, const u32 *codes, const unsigned char *heads, u32 n, u32 k) {                     \
     dequantise<F>(dst, codes, heads, n, k);                                                                           \
   }                                                                                                                   \

@@ -185,6 +185,37 @@ __device__ inline void gemv_silu_mul(X *dst, const X *src, const Matrix<W> &matr
   }
 }
 
+// The matrix of an expert, whose n rows lie below those of the one before.
+template <typename W> __device__ inline Matrix<W> of_expert(const Matrix<W> &all, u32 expert, u32 n, u32 k) {
+  Matrix<W> out = all;
+  out.weights += size_t(expert) * n * k;
+  if constexpr (HAS_SCALES<W>)
+    out.scales += size_t(expert) * (n / all.block_rows) * ((k + all.block_cols - 1) / all.block_cols);
+  return out;
+}
+
+// gemv of each expert's matrix with its places; blockIdx.y counts the experts that have any. dst: f32, rows `stride`
+// apart; src: X [places, k]; starts, taken: see experts.cu.
+template <typename W, typename X>
+__device__ inline void grouped_gemv(float *dst, const X *src, const Matrix<W> &all, const u32 *starts,
+                                    const u32 *taken, u32 n, u32 k, u32 stride) {
+  follow();
+  if (blockIdx.y >= taken[0]) return;
+  const u32 expert = taken[1 + blockIdx.y], end = starts[expert + 1];
+  const Matrix<W> matrix = of_expert(all, expert, n, k);
+  for (u32 first = starts[expert]; first < end; first += MOST_ROWS) {
+    const u32 rows = min(end - first, MOST_ROWS);
+    float *to = dst + size_t(first) * stride;
+    const X *from = src + size_t(first) * k;
+    if (rows == 1)
+      gemv<1>(to, from, matrix, nullptr, rows, n, k, stride, 0);
+    else if (rows <= 4)
+      gemv<4>(to, from, matrix, nullptr, rows, n, k, stride, 0);
+    else
+      gemv<8>(to, from, matrix, nullptr, rows, n, k, stride, 0);
+  }
+}
+
 #define GEMV(ROWS, TYPES, W, X)                                                                                       \
   KERNEL(gemv_##ROWS##_##TYPES, float *dst, const X *src, Matrix<W> matrix, const float *bias, u32 rows, u32 n,       \
          u32 k, u32 stride, u32 accumulate) {                                                                         \
@@ -203,7 +234,13 @@ __device__ inline void gemv_silu_mul(X *dst, const X *src, const Matrix<W> &matr
     const X *normed = normed_rows<X>(src, norm, eps, rows, k);                                                        \
     gemv_silu_mul<ROWS>(dst, normed, matrix, rows, n, k);                                                             \
   }
-#define GEMV_OF_TYPES(TYPES, W, X) GEMV(1, TYPES, W, X) GEMV(2, TYPES, W, X) GEMV(4, TYPES, W, X) GEMV(8, TYPES, W, X)
+#define GROUPED_GEMV(TYPES, W, X)                                                                                     \
+  KERNEL(grouped_gemv_##TYPES, float *dst, const X *src, Matrix<W> matrix, const u32 *starts, const u32 *taken, u32 n, \
+         u32 k, u32 stride) {                                                                                         \
+    grouped_gemv(dst, src, matrix, starts, taken, n, k, stride);                                                      \
+  }
+#define GEMV_OF_TYPES(TYPES, W, X)                                                                                    \
+  GEMV(1, TYPES, W, X) GEMV(2, TYPES, W, X) GEMV(4, TYPES, W, X) GEMV(8, TYPES, W, X) GROUPED_GEMV(TYPES, W, X)
 GEMV_OF_TYPES(f32, float, float)
 GEMV_OF_TYPES(bf16, bf16, bf16)
 GEMV_OF_TYPES(f16, f16, f16)

@@ -195,7 +195,7 @@ impl Launcher for Driver {
             return unsafe { self.run_product(product) };
         };
         let bytes = product.n * product.k * product.src_type.size_in_bytes();
-        let (launch, product) = product.dequantised(scales, self.products.room(bytes, &self.stream)?)?;
+        let (launch, product) = product.dequantised(scales, self.room(bytes)?)?;
         // SAFETY: the caller's promise, and the room is large enough; the stream keeps the two in order, and
         // the next product's weights come after this product.
         unsafe {
@@ -236,11 +236,8 @@ impl Launcher for Driver {
         self.results.lock().unwrap_or_else(PoisonError::into_inner).collect(to)
     }
 
-    fn reserve_room(&self, bytes: usize) -> Result<()> {
-        if bytes > 0 {
-            self.products.room(bytes, &self.stream)?;
-        }
-        Ok(())
+    fn room(&self, bytes: usize) -> Result<u64> {
+        self.products.room(bytes, &self.stream)
     }
 
     fn begin_capture(&self) -> Result<()> {

@@ -3,7 +3,7 @@
 // Nothing is sorted. What is kept is found by counting into bins: first linear ones by distance from the largest
 // entry, then the bytes of the keys within one of those. Masses are fixed-point numbers, so that sums do not
 // depend on the order of additions and a draw is the same each time.
-#include "device.cuh"
+#include "rank.cuh"
 
 constexpr u32 SAMPLE_THREADS = 512, SAMPLE_WARPS = SAMPLE_THREADS / WARP;
 constexpr u32 NONE = ~0u;
@@ -59,16 +59,6 @@ KERNEL(sample_adjust, float *adjusted, const float *logits, const Task *tasks, c
   }
 }
 
-// A number of the same order as the float, and back.
-__device__ inline u32 key_of(float x) {
-  const u32 bits = __float_as_uint(x);
-  return bits >> 31 ? ~bits : bits | 1u << 31;
-}
-__device__ inline float of_key(u32 key) { return __uint_as_float(key >> 31 ? key ^ 1u << 31 : ~key); }
-
-// Larger for a larger entry, and among equals for the one that comes first; 0 for none.
-__device__ inline u64 rank_of(float x, u32 index) { return u64(key_of(x)) << 32 | u32(~index); }
-
 // Which entries are kept: those with a larger key, and the first `quota` of those at it.
 struct Cut {
   u32 key;
@@ -85,11 +75,9 @@ struct Shared {
 };
 static_assert(sizeof(Shared) <= 8 * (BINS + 3 * SAMPLE_WARPS + 8), "as ops/sample.rs asks for");
 
-__device__ inline u64 larger(u64 a, u64 b) { return a > b ? a : b; }
-
 __device__ inline u64 block_largest(u64 x, Shared &shared) {
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  for (int step = WARP / 2; step > 0; step /= 2) x = larger(x, __shfl_xor_sync(ALL_LANES, x, step));
+  x = warp_largest(x);
   if (lane == 0) shared.ranks[warp] = x;
   __syncthreads();
   u64 all = 0;
