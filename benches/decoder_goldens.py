@@ -67,6 +67,10 @@ def configurations():
                                    "use_sliding_window": False, "decoder_sparse_step": 1}),
         ("Qwen3Moe", "qwen3_moe", {**rope(1e6), **experts, "head_dim": 16, "norm_topk_prob": False, "mlp_only_layers": [],
                                    "use_sliding_window": False, "decoder_sparse_step": 2}),
+        ("GptOss", "gpt_oss", {**rope(15e4, "yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=32.0,
+                                      beta_slow=1.0, truncate=False), "head_dim": 16, "attention_bias": True,
+                               "num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 9,
+                               "layer_types": [SLIDING, FULL, SLIDING, FULL], "swiglu_limit": 7.0}),
         ("Olmo2", "olmo2", {**rope(5e5), "hidden_size": 64}),
         ("SmolLM3", "smollm3", {**rope(2e6), "hidden_size": 64, "no_rope_layers": [1, 1, 0, 1],
                                 "use_sliding_window": False, "layer_types": ["full_attention"] * 4}),
@@ -102,6 +106,8 @@ def tensor_of(name, shape, kind, layers):
     if kind == "mixtral":
         name = name.replace(".mlp.", ".block_sparse_moe.")
     gate, up, down = ("w1", "w3", "w2") if kind == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    if kind == "gpt_oss" and ".experts." in name:
+        return stack_of_gpt_oss(name, shape, layers)
     one = lambda e, which, out: weight(name.rsplit(".", 1)[0] + f".{e}.{which}.weight", (out, shape[2]), layers)
     if name.endswith(".experts.gate_up_proj"):
         half = shape[1] // 2
@@ -109,6 +115,24 @@ def tensor_of(name, shape, kind, layers):
     if name.endswith(".experts.down_proj"):
         return torch.stack([one(e, down, shape[1]) for e in range(shape[0])])
     return weight(name, shape, layers)
+
+
+def stack_of_gpt_oss(name, shape, layers):
+    """Matrices on their sides, gates and ups in turn."""
+    stack, tensor = name.rsplit(".", 1)
+    part, bias = tensor.removesuffix("_bias"), tensor.endswith("_bias")
+    outputs = shape[-1] // (2 if part == "gate_up_proj" else 1)
+
+    def one(expert, which):
+        of_expert = f"{stack}.{expert}.{which}_proj"
+        if bias:
+            return weight(f"{of_expert}.bias", (outputs,), layers)
+        return weight(f"{of_expert}.weight", (outputs, shape[1]), layers).T
+
+    if part == "down_proj":
+        return torch.stack([one(e, "down") for e in range(shape[0])])
+    both = lambda e: torch.stack([one(e, "gate"), one(e, "up")], dim=-1).flatten(-2)
+    return torch.stack([both(e) for e in range(shape[0])])
 
 
 def main():

@@ -103,6 +103,7 @@ fn attention(on: &Exec, isa: Isa, kind: DType, step: (usize, usize, usize)) -> R
         head_dim,
         scale: 0.088,
         limits: paged::AttentionLimits::default(),
+        sinks: None,
         scratch: None,
         on,
     };

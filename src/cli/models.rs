@@ -102,7 +102,7 @@ fn describe(model: &str) -> String {
             let about = size(c.spec.architecture, c.spec.parameters(), c.spec.max_positions);
             match c.source.four_bit() {
                 None => about,
-                Some(packed) => format!("{about}, 4-bit {}", packed.how().method.name()),
+                Some(packed) => format!("{about}, 4-bit {}", packed.how().name()),
             }
         }
         Err(e) => format!("unusable: {e}"),

@@ -111,8 +111,7 @@ pub fn check_products(config: &Config, checkpoint: &Checkpoint) -> anyhow::Resul
         && held.activations != DType::BF16
     {
         let packed = checkpoint.source.four_bit();
-        let of =
-            packed.map_or(String::new(), |packed| format!(", made of {}'s,", packed.how().method.name()));
+        let of = packed.map_or(String::new(), |packed| format!(", made of {}'s,", packed.how().name()));
         bail!(
             "weights of type {}{of} meet bf16 activations alone on GPUs: leave --dtype at auto, or take --device cpu",
             format.name()
@@ -138,6 +137,7 @@ pub fn check_cache(config: &Config, on_gpus: bool) -> anyhow::Result<()> {
 fn are_made(config: &Config, checkpoint: &Checkpoint) -> bool {
     matches!(checkpoint.source, WeightSource::Synthetic(_))
         || checkpoint.source.four_bit().is_some()
+        || checkpoint.source.has_stacks()
         || matches!(held(config, checkpoint).layers, WeightType::Blocks(_))
         || config.quantize != Quantize::AsStored
         || config.precision != Precision::AsStored

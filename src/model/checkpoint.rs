@@ -35,6 +35,8 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("gemma-3-4b", include_str!("../../models/gemma-3-4b.toml")),
     ("glm-4-32b", include_str!("../../models/glm-4-32b.toml")),
     ("glm-4-9b", include_str!("../../models/glm-4-9b.toml")),
+    ("gpt-oss-120b", include_str!("../../models/gpt-oss-120b.toml")),
+    ("gpt-oss-20b", include_str!("../../models/gpt-oss-20b.toml")),
     ("granite-3.3-2b", include_str!("../../models/granite-3.3-2b.toml")),
     ("granite-3.3-8b", include_str!("../../models/granite-3.3-8b.toml")),
     ("llama-2-13b", include_str!("../../models/llama-2-13b.toml")),
@@ -200,7 +202,7 @@ impl Checkpoint {
             key: quantization::KEY.into(),
             problem: format!(
                 "has {} weights of 4 bits, which are not rounded again: leave out --quantization",
-                packed.how().method.name()
+                packed.how().name()
             ),
         })
     }

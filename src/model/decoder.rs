@@ -60,6 +60,7 @@ struct Layer {
     o: Projection,
     /// Of queries and keys: of each head, or of all together.
     qk_norms: Option<[Weight; 2]>,
+    sinks: Option<Weight>,
     /// Of what attention adds to the residual.
     attention_out_norm: Option<Weight>,
     mlp_norm: Option<Weight>,
@@ -263,8 +264,9 @@ impl Decoder {
         };
         let (scale, limits) = (s.attention_scale, s.limits_of(index));
         let scratch = Some(&ws.attention_scratch);
+        let sinks = layer.sinks.as_ref();
         let attend =
-            PagedAttention { plan, kv, scales, heads, kv_heads, head_dim, scale, limits, scratch, on };
+            PagedAttention { plan, kv, scales, heads, kv_heads, head_dim, scale, limits, sinks, scratch, on };
         ws.attention.inplace_op2(&ws.qkv, &attend)?;
         self.add(&layer.o, layer.attention_out_norm.as_ref(), ws, &ws.attention, rows, on)
     }

@@ -19,7 +19,7 @@ pub use header::HeaderError;
 #[cfg(test)]
 mod tests;
 
-use header::{Header, Metadata};
+use header::{Entry, Header, Metadata};
 
 use super::LoadError;
 use super::arch;
@@ -79,7 +79,7 @@ impl GgufTable {
     /// head, too.
     /// Of `experts` a step of one row reads its own.
     pub fn held_bytes(&self, experts: Option<&ExpertSpec>) -> (u64, u64) {
-        let held = |entry: header::Entry| entry.kind.size(entry.shape().iter().product::<usize>()) as u64;
+        let held = |entry: Entry| entry.kind.size(entry.shape().iter().product::<usize>()) as u64;
         let metadata = self.metadata();
         let all = metadata.tensors().map(|(_, entry)| held(entry)).sum();
         let looked_up = match metadata.tensor(HEAD) {
@@ -119,8 +119,8 @@ impl GgufTable {
         self.entry(name, shape).map(|_| ())
     }
 
-    /// The name of a tensor, its type, and where it lies.
-    fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, WeightType, Range<usize>), LoadError> {
+    /// The name of a tensor, its entry, and where what is meant of it lies.
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, Entry, Range<usize>), LoadError> {
         let (own, expert) = self.own_name(name)?;
         let fail = |problem: String| LoadError::tensor(&self.file, &own, problem);
         let Some(entry) = self.metadata().tensor(&own) else { return Err(fail("is missing".into())) };
@@ -136,7 +136,7 @@ impl GgufTable {
             _ => None,
         };
         match (part, expert) {
-            (Some(part), _) => Ok((own, entry.kind, part)),
+            (Some(part), _) => Ok((own, entry, part)),
             (None, None) => Err(fail(format!("has shape {found:?}, the metadata asks for {shape:?}"))),
             (None, Some(expert)) => Err(fail(format!(
                 "has shape {found:?}, the metadata asks for {shape:?} of each of more than {expert}"
@@ -145,12 +145,16 @@ impl GgufTable {
     }
 
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
-        let (own, kind, place) = self.entry(name, shape)?;
+        let (own, entry, place) = self.entry(name, shape)?;
         let (rows, cols) = rows_cols(shape);
         let file = &self.file;
-        match kind {
+        match entry.kind {
             WeightType::Blocks(format) => {
-                let blocks = Blocks::from_ggml(format, &self.map[place], (rows, cols), &self.pool);
+                let (bytes, pool) = (&self.map[place], &self.pool);
+                let blocks = match entry.mxfp4 {
+                    true => Blocks::from_ggml_mxfp4(bytes, (rows, cols), pool),
+                    false => Blocks::from_ggml(format, bytes, (rows, cols), pool),
+                };
                 Ok(Weight::from_blocks(blocks.map_err(|e| LoadError::tensor(file, &own, e))?))
             }
             kind => Weight::mapped(self.map.clone(), place.start, rows, cols, kind)
@@ -207,7 +211,7 @@ impl GgufTable {
 
 /// Whether a tensor holds a matrix for each expert.
 fn is_stack(name: &str) -> bool {
-    name.ends_with("_exps.weight")
+    name.ends_with("_exps.weight") || name.ends_with("_exps.bias")
 }
 
 /// Opens a model.

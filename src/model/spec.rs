@@ -40,13 +40,15 @@ pub struct TensorNames {
     pub o: &'static str,
     pub q_norm: &'static str,
     pub k_norm: &'static str,
+    /// A number for each query head, where the model has attention sinks.
+    pub sinks: Option<&'static str>,
     pub gate_up: Parts<2>,
     pub down: &'static str,
     /// Of layers with experts.
     pub experts: Option<ExpertNames>,
 }
 
-/// Names of the tensors of a layer's experts, without `.weight`; `{e}` stands for the expert's index.
+/// Names of the tensors of a layer's experts, without `.weight` and `.bias`; `{e}` stands for the expert's index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpertNames {
     pub router: &'static str,
@@ -64,10 +66,19 @@ pub struct ExpertSpec {
     pub gating: Gating,
     /// Of each.
     pub intermediate: usize,
+    /// The router and each expert's matrices have biases.
+    pub biases: bool,
     /// One that every row takes besides.
     pub shared: Option<SharedExpert>,
     /// Layers with a plain network in place of experts.
     pub dense_layers: Vec<usize>,
+}
+
+impl ExpertSpec {
+    /// Of every layer, without biases, and none that every row takes.
+    pub fn plain(gating: Gating, intermediate: usize) -> ExpertSpec {
+        ExpertSpec { gating, intermediate, biases: false, shared: None, dense_layers: Vec::new() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,13 @@ pub enum GateActivation {
     Silu,
     /// GELU by its tanh approximation (arXiv 1606.08415): x · σ(2 √(2/π) (x + 0.044715 x³)).
     GeluTanh,
+    /// gpt-oss: x · σ(α x) of a gate of at most a limit, and by its up, within that limit, plus 1.
+    ClampedSwiglu,
 }
+
+/// α of [`GateActivation::ClampedSwiglu`].
+pub const SWIGLU_ALPHA: f32 = 1.702;
+pub const SWIGLU_LIMIT: f32 = 7.0;
 
 /// `dst = activation(gate) × up` over the first `rows` rows; src: f32 `[capacity, 2 × width]`, gate before up; dst:
 /// f32 or bf16 `[capacity, width]`.
@@ -37,6 +43,13 @@ fn gelu_tanh_mul(gate: f32, up: f32) -> f32 {
     /// 2 √(2/π)
     const TWICE: f32 = 1.595_769;
     gate / (1.0 + exp(-TWICE * (gate + 0.044_715 * gate * gate * gate))) * up
+}
+
+/// What is no number stays none.
+#[inline(always)]
+fn clamped_swiglu_mul(gate: f32, up: f32) -> f32 {
+    let gate = if gate > SWIGLU_LIMIT { SWIGLU_LIMIT } else { gate };
+    gate / (1.0 + exp(-SWIGLU_ALPHA * gate)) * (up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT) + 1.0)
 }
 
 /// cap · tanh(x / cap)
@@ -68,6 +81,7 @@ impl InplaceOp2 for GateMul<'_> {
         match self.activation {
             GateActivation::Silu => "silu_mul",
             GateActivation::GeluTanh => "gelu_tanh_mul",
+            GateActivation::ClampedSwiglu => "clamped_swiglu_mul",
         }
     }
 
@@ -89,6 +103,12 @@ impl InplaceOp2 for GateMul<'_> {
             (ActivationsMut::Bf16(d), GateActivation::Silu) => self.activate(d, src, silu_mul),
             (ActivationsMut::F32(d), GateActivation::GeluTanh) => self.activate(d, src, gelu_tanh_mul),
             (ActivationsMut::Bf16(d), GateActivation::GeluTanh) => self.activate(d, src, gelu_tanh_mul),
+            (ActivationsMut::F32(d), GateActivation::ClampedSwiglu) => {
+                self.activate(d, src, clamped_swiglu_mul)
+            }
+            (ActivationsMut::Bf16(d), GateActivation::ClampedSwiglu) => {
+                self.activate(d, src, clamped_swiglu_mul)
+            }
         }
         Ok(())
     }

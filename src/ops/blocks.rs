@@ -10,6 +10,7 @@ use half::f16;
 mod codes;
 mod ggml;
 mod kernels;
+pub mod mxfp4;
 mod quantise;
 pub use codes::Codes;
 

@@ -259,6 +259,8 @@ pub struct GroupedLinear<'a> {
     pub route: &'a Tensor,
     /// `[N, K]` each, or on a device one `[experts × N, K]`.
     pub weights: &'a [Weight],
+    /// f32 `[1, N]` each, or on a device one `[1, experts × N]`; or none at all.
+    pub biases: &'a [Weight],
     pub rows: usize,
     pub column: usize,
     pub on: &'a Exec,
@@ -288,8 +290,9 @@ impl InplaceOp2 for GroupedLinear<'_> {
             let stride = dl.shape().dims2()?.1;
             return self.launch(&**launcher, stride, Place::of_cpu(dst, dl)?, Place::of_cpu(src, sl)?);
         }
-        if self.weights.len() != self.gating.experts {
-            bail!("grouped_linear: {} matrices of {} experts", self.weights.len(), self.gating.experts);
+        let (matrices, biases) = (self.weights.len(), self.biases.len());
+        if matrices != self.gating.experts || biases != matrices && biases != 0 {
+            bail!("grouped_linear: {matrices} matrices, {biases} biases of {} experts", self.gating.experts);
         }
         let table = self.gating.table(self.rows);
         let ((capacity, out), (held, inputs)) = (dl.shape().dims2()?, sl.shape().dims2()?);
@@ -298,7 +301,7 @@ impl InplaceOp2 for GroupedLinear<'_> {
             bail!("grouped_linear: {} places do not fit the given tensors", table.places);
         }
         with_route(self.route, self.gating.words(self.rows), self.name(), |route| {
-            for (weight, place) in self.weights.iter().zip(route[table.starts()].windows(2)) {
+            for (expert, place) in route[table.starts()].windows(2).enumerate() {
                 let (first, rows) = (place[0] as usize, (place[1] - place[0]) as usize);
                 if rows == 0 {
                     continue;
@@ -307,7 +310,8 @@ impl InplaceOp2 for GroupedLinear<'_> {
                     Layout::contiguous_with_offset((rows, width), start + first * width)
                 };
                 let Self { column, on, .. } = *self;
-                let product = Linear { weight, bias: None, rows, column, accumulate: false, on };
+                let (weight, bias) = (&self.weights[expert], self.biases.get(expert));
+                let product = Linear { weight, bias, rows, column, accumulate: false, on };
                 product.cpu_fwd(dst, &part(out, to), src, &part(inputs, from))?;
             }
             Ok(())

@@ -15,6 +15,7 @@ use super::cpu::{Element, Isa, SharedMut};
 use super::exec::Exec;
 use super::kv_write::{CacheScales, fp8};
 use super::launch::{Mirrored, Place};
+use super::weight::{Weight, WeightType};
 pub use kernels::{Cutting, Tile};
 
 pub mod kernels;
@@ -84,6 +85,8 @@ pub struct PagedAttention<'a> {
     pub head_dim: usize,
     pub scale: f32,
     pub limits: AttentionLimits,
+    /// f32 `[1, heads]`: of each head a score that takes its part of the softmax and has no value (arXiv 2309.17453).
+    pub sinks: Option<&'a Weight>,
     /// Of [`kernels::scratch`]; only kernels need it.
     pub scratch: Option<&'a Tensor>,
     pub on: &'a Exec,
@@ -196,9 +199,13 @@ impl PagedAttention<'_> {
 
     /// Everything that the kernels rely on without looking again.
     fn check(&self, blocks: usize) -> Result<()> {
-        let PagedAttention { plan, heads, kv_heads, head_dim, limits, .. } = *self;
+        let PagedAttention { plan, heads, kv_heads, head_dim, limits, sinks, .. } = *self;
         if limits.window == Some(0) || limits.soft_cap.is_some_and(|cap| !cap.is_finite() || cap <= 0.0) {
             bail!("paged_attention: {limits:?}: a window holds a position, and a cap is a number above 0")
+        }
+        if sinks.is_some_and(|sinks| sinks.rows() * sinks.cols() != heads || sinks.kind() != WeightType::F32)
+        {
+            bail!("paged_attention: sinks that are not {heads} of f32")
         }
         if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
             bail!("paged_attention: {heads} query heads for {kv_heads} K/V heads")
@@ -232,11 +239,13 @@ fn table<'a>(plan: &AttentionPlan<'a>, span: &AttentionSpan) -> Option<&'a [u32]
 
 impl PagedAttentionOn<'_> {
     fn attend<C: Cache, O: Element>(&self, dst: &mut [O], q: Queries<'_>, cache: C) {
-        let PagedAttention { plan, heads, kv_heads, head_dim, scale, scales, limits, on, .. } = self.op;
+        let PagedAttention { plan, heads, kv_heads, head_dim, scale, scales, limits, sinks, on, .. } =
+            self.op;
         let pool = &on.pool;
         let scores = Scores { scale: scale * scales.k, cap: limits.soft_cap };
         let window = limits.window.unwrap_or(usize::MAX);
-        let shape = Shape { heads, kv_heads, head_dim, scores, window, v_scale: scales.v };
+        let sinks = sinks.map(Weight::f32s);
+        let shape = Shape { heads, kv_heads, head_dim, scores, window, v_scale: scales.v, sinks };
         let cut = Cut::new(heads / kv_heads);
         let dst = SharedMut::new(dst);
         let mut tasks = 0;

@@ -143,6 +143,7 @@ impl World {
             rows: self.rows(),
         };
         let kv = self.cache(on)?;
+        let sinks = self.sinks().map(|sinks| Weight::made(sinks, heads, DType::F32, on)).transpose()?;
         let room =
             on.launcher.as_ref().map(|_| scratch(heads, kv_heads, head_dim, &on.device)).transpose()?;
         let op = PagedAttention {
@@ -154,6 +155,7 @@ impl World {
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
             limits: AttentionLimits::default(),
+            sinks: sinks.as_ref(),
             scratch: room.as_ref(),
             on,
         };
@@ -164,10 +166,16 @@ impl World {
         read(&dst)
     }
 
-    /// Softmax over each row's own keys.
+    /// Of some shapes.
+    fn sinks(&self) -> Option<Vec<f32>> {
+        let (heads, kv_heads, _) = self.heads;
+        (kv_heads > 1).then(|| random(40, heads).iter().map(|x| 6.0 * x).collect())
+    }
+
+    /// Softmax over each row's own keys, and its sink.
     fn answer(&self) -> Vec<f64> {
         let (heads, kv_heads, dim) = self.heads;
-        let mut out = Vec::new();
+        let (mut out, sinks) = (Vec::new(), self.sinks());
         for (span, kv) in self.spans.iter().zip(&self.kv) {
             for row in 0..span.rows as usize {
                 let seen = span.first_position as usize + row + 1;
@@ -185,7 +193,8 @@ impl World {
                     let scores: Vec<f64> = (0..seen).map(|p| dot(of(p, 0)) / (dim as f64).sqrt()).collect();
                     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-                    let sum: f64 = weights.iter().sum();
+                    let sink = sinks.as_ref().map_or(0.0, |sinks| (f64::from(sinks[head]) - most).exp());
+                    let sum = weights.iter().sum::<f64>() + sink;
                     let value = |d: usize| -> f64 {
                         weights.iter().enumerate().map(|(p, w)| w * f64::from(of(p, 1)[d])).sum()
                     };

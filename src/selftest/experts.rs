@@ -45,16 +45,26 @@ impl Case {
         let liked = |(i, x): (usize, f32)| 4.0 * x + if i % gating.experts == 0 { 3.0 } else { 0.0 };
         let logits: Vec<f32> = random(51, rows * gating.experts).into_iter().enumerate().map(liked).collect();
         let (src, w) = (random(52, rows * k), random(53, gating.experts * n * k));
+        let biases = random(56, gating.experts * n);
         let run = || {
             let logits = tensor(on, logits.clone(), gating.experts, DType::F32)?;
-            self.run(&logits, &tensor(on, src.clone(), k, dtype)?, self.weights(&w, stored, on)?, dtype, on)
+            let weights = self.cut(&w, k, stored, on)?;
+            // Not of every case.
+            let biases = if gating.normalised { self.cut(&biases, 1, DType::F32, on)? } else { Vec::new() };
+            self.run(&logits, &tensor(on, src.clone(), k, dtype)?, (&weights, &biases), on)
         };
         let (src, w) = (rounded(&src, dtype), held(&w, k, stored));
         let numbers = logits.chunks(gating.experts).zip(src.chunks(k)).flat_map(|(logits, src)| {
             let mut sum = vec![0.5; n];
             for (expert, weight) in chosen(gating, logits) {
                 let of_expert = products(src, &w[expert * n * k..][..n * k], k);
-                sum.iter_mut().zip(of_expert).for_each(|(sum, x)| *sum += weight * x);
+                let bias = |out: usize| {
+                    if gating.normalised { f64::from(biases[expert * n + out]) } else { 0.0 }
+                };
+                sum.iter_mut()
+                    .zip(of_expert)
+                    .enumerate()
+                    .for_each(|(out, (sum, x))| *sum += weight * (x + bias(out)));
             }
             sum
         });
@@ -68,27 +78,26 @@ impl Case {
     }
 
     /// A matrix an expert, or on a device one of all.
-    fn weights(&self, w: &[f32], stored: DType, on: &Exec) -> Result<Vec<Weight>> {
-        let each = if on.launcher.is_some() { w.len() } else { self.n * self.k };
-        w.chunks(each).map(|part| Weight::made(part.to_vec(), self.k, stored, on)).collect()
+    fn cut(&self, w: &[f32], k: usize, stored: DType, on: &Exec) -> Result<Vec<Weight>> {
+        let each = if on.launcher.is_some() { w.len() } else { self.n * k };
+        w.chunks(each).map(|part| Weight::made(part.to_vec(), k, stored, on)).collect()
     }
 
     fn run(
         &self,
         logits: &Tensor,
         src: &Tensor,
-        weights: Vec<Weight>,
-        dtype: DType,
+        (weights, biases): (&[Weight], &[Weight]),
         on: &Exec,
     ) -> Result<Vec<f32>> {
         let Case { rows, gating, n, k } = *self;
         let places = rows * gating.per_token;
         let route = &Tensor::zeros((1, gating.words(rows)), DType::U32, &on.device)?;
         route.inplace_op2(logits, &Route { gating, rows, on })?;
-        let grouped = poison(on, places + 1, k, dtype)?;
+        let grouped = poison(on, places + 1, k, src.dtype())?;
         grouped.inplace_op2(src, &GroupRows { gating, route, rows, width: k, on })?;
         let out = poison(on, places + 1, n, DType::F32)?;
-        let product = GroupedLinear { gating, route, weights: &weights, rows, column: 0, on };
+        let product = GroupedLinear { gating, route, weights, biases, rows, column: 0, on };
         out.inplace_op2(&grouped, &product)?;
         let dst = tensor(on, [vec![0.5; rows * n], vec![f32::NAN; n]].concat(), n, DType::F32)?;
         dst.inplace_op2(&out, &Combine { gating, route, rows, width: n, on })?;

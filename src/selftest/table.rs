@@ -317,9 +317,16 @@ fn gate_mul(on: &Exec, size: Size) -> Vec<Outcome> {
         let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
         0.5 * x * (1.0 + inner.tanh())
     };
-    type Exact<'a> = &'a dyn Fn(f64) -> f64;
-    let activations: [(&str, GateActivation, Exact<'_>); 2] =
-        [("silu", GateActivation::Silu, &silu), ("gelu_tanh", GateActivation::GeluTanh, &gelu)];
+    let swiglu = |gate: f64, up: f64| {
+        let gate = gate.min(7.0);
+        gate / (1.0 + (-1.702 * gate).exp()) * (up.clamp(-7.0, 7.0) + 1.0)
+    };
+    type Exact<'a> = &'a dyn Fn(f64, f64) -> f64;
+    let activations: [(&str, GateActivation, Exact<'_>); 3] = [
+        ("silu", GateActivation::Silu, &|gate, up| silu(gate) * up),
+        ("gelu_tanh", GateActivation::GeluTanh, &|gate, up| gelu(gate) * up),
+        ("clamped_swiglu", GateActivation::ClampedSwiglu, &swiglu),
+    ];
     for (name, activation, exact) in activations {
         for (&width, &dtype) in widths(size).iter().flat_map(|w| types(on).iter().map(move |t| (w, t))) {
             let rows = 3;
@@ -333,7 +340,7 @@ fn gate_mul(on: &Exec, size: Size) -> Vec<Outcome> {
             let row = |row: &[f32]| {
                 let (gate, up) = row.split_at(width);
                 let both = gate.iter().zip(up).map(|(g, u)| (f64::from(*g), f64::from(*u)));
-                both.map(|(g, u)| exact(g) * u).collect::<Vec<_>>()
+                both.map(|(g, u)| exact(g, u)).collect::<Vec<_>>()
             };
             let numbers = src.chunks(2 * width).flat_map(row).collect();
             let want = Want { numbers, tolerance: (4.0 * ulp(dtype), 4e-5) };

@@ -11,7 +11,7 @@ use hashwatt::config::Resolved;
 use hashwatt::model::Checkpoint;
 use hashwatt::model::decoder::{Decoder, Precision, Quantize, tensors};
 use hashwatt::model::weights::WeightSource;
-use hashwatt::model::weights::four_bit::{FourBit, Method};
+use hashwatt::model::weights::four_bit::{FourBit, Method, Packing};
 use hashwatt::model::weights::quantization::Quantization;
 use hashwatt::model::weights::safetensors::TensorTable;
 use hashwatt::ops::blocks::Format;
@@ -64,7 +64,16 @@ impl Form {
 
     fn packs(self, name: &str) -> bool {
         // One matrix of a layer stays as it was.
-        let plain = ["embed", "norm", "bias", ".gate.weight", "expert_gate", "layers.1.self_attn.v_proj"];
+        let plain = [
+            "embed",
+            "norm",
+            "bias",
+            ".gate.weight",
+            "router",
+            "sinks",
+            "expert_gate",
+            "layers.1.self_attn.v_proj",
+        ];
         !plain.iter().any(|part| name.contains(part)) && (self.head || !name.contains("lm_head"))
     }
 
@@ -512,11 +521,16 @@ fn a_matrix_is_what_autoawq_makes_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let views = data.iter().map(|(n, t, s, d)| (*n, TensorView::new(*t, s.clone(), d).unwrap()));
         safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
-        let how = FourBit { method, group: Some(32), less_one: method == Method::Gptq, act_order: false };
+        let how = Packing { method, group: Some(32), less_one: method == Method::Gptq, act_order: false };
         let tensors = [("x.weight".to_string(), vec![8, 64])];
         let table = TensorTable::open(dir.path()).unwrap();
-        let table =
-            table.with_quantization(Some(Quantization::FourBit(how)), tensors.into_iter(), &pool(1)).unwrap();
+        let table = table
+            .with_quantization(
+                Some(Quantization::FourBit(FourBit::Packed(how))),
+                tensors.into_iter(),
+                &pool(1),
+            )
+            .unwrap();
         let weight = WeightSource::Safetensors(table).weight("x.weight", &[8, 64]).unwrap();
         assert_eq!(weight.kind(), WeightType::Blocks(Format::Q5_0));
         assert_eq!(weight.to_f32().f32s(), in_256ths("weights_in_256ths"), "{method:?}");

@@ -27,6 +27,9 @@ fn name(architecture: &str, name: &str) -> String {
         .into();
     };
     let (layer, rest) = rest.split_once('.').unwrap();
+    if rest == "self_attn.sinks" {
+        return format!("blk.{layer}.attn_sinks.weight");
+    }
     let (part, kind) = rest.rsplit_once('.').unwrap();
     let part = match part {
         "input_layernorm" => "attn_norm",
@@ -37,7 +40,7 @@ fn name(architecture: &str, name: &str) -> String {
         "self_attn.o_proj" => "attn_output",
         "self_attn.q_norm" => "attn_q_norm",
         "self_attn.k_norm" => "attn_k_norm",
-        "post_attention_layernorm" if ["olmo2", "gemma2", "gemma3"].contains(&architecture) => {
+        "post_attention_layernorm" if ["olmo2", "gemma2", "gemma3", "gpt-oss"].contains(&architecture) => {
             "post_attention_norm"
         }
         "pre_feedforward_layernorm" => "ffn_norm",
@@ -47,7 +50,7 @@ fn name(architecture: &str, name: &str) -> String {
         "mlp.gate_proj" => "ffn_gate",
         "mlp.up_proj" | "mlp.gate_up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
-        "mlp.gate" | "block_sparse_moe.gate" => "ffn_gate_inp",
+        "mlp.gate" | "mlp.router" | "block_sparse_moe.gate" => "ffn_gate_inp",
         "mlp.shared_expert.gate_proj" => "ffn_gate_shexp",
         "mlp.shared_expert.up_proj" => "ffn_up_shexp",
         "mlp.shared_expert.down_proj" => "ffn_down_shexp",
@@ -72,6 +75,7 @@ fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
     let class = of.config["architectures"][0].as_str().unwrap();
     let architecture = match class {
         "MistralForCausalLM" | "MixtralForCausalLM" => "llama".into(),
+        "GptOssForCausalLM" => "gpt-oss".into(),
         _ => class.trim_end_matches("ForCausalLM").to_lowercase(),
     };
     let own = |key: &str| format!("{architecture}.{key}");

@@ -36,6 +36,7 @@ mod scheduler;
 mod selftest;
 mod serving;
 mod speculation;
+mod stacks;
 mod structured;
 mod support;
 mod text;

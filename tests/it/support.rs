@@ -88,6 +88,10 @@ pub fn routed() -> Vec<(&'static str, Value)> {
     shared.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     plain["head_dim"] = 64.into();
     vec![
+        of(
+            "GptOssForCausalLM",
+            json!({"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 24}),
+        ),
         of("MixtralForCausalLM", json!({"num_local_experts": 4, "num_experts_per_tok": 2})),
         of("Qwen2MoeForCausalLM", shared),
         of("Qwen3MoeForCausalLM", plain),

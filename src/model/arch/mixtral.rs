@@ -29,7 +29,6 @@ pub(super) fn spec(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
         per_token: c.optional_usize("num_experts_per_tok")?.unwrap_or(2),
         normalised: true,
     };
-    let experts =
-        ExpertSpec { gating, intermediate: spec.intermediate, shared: None, dense_layers: Vec::new() };
-    Ok(DecoderSpec { architecture: "mixtral", experts: Some(experts), names: &NAMES, ..spec })
+    let experts = Some(ExpertSpec::plain(gating, spec.intermediate));
+    Ok(DecoderSpec { architecture: "mixtral", experts, names: &NAMES, ..spec })
 }

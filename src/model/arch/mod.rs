@@ -5,6 +5,7 @@
 mod gemma2;
 mod gemma3;
 mod glm4;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod mistral;
@@ -34,6 +35,7 @@ const REGISTRY: &[(&str, &str, Build)] = &[
     ("Gemma2ForCausalLM", "gemma2", gemma2::spec),
     ("Gemma3ForCausalLM", "gemma3_text", gemma3::spec),
     ("Glm4ForCausalLM", "glm4", glm4::spec),
+    ("GptOssForCausalLM", "gpt_oss", gpt_oss::spec),
     ("GraniteForCausalLM", "granite", granite::spec),
     ("LlamaForCausalLM", "llama", llama::spec),
     ("MinistralForCausalLM", "ministral", mistral::spec),
@@ -70,6 +72,7 @@ pub(crate) const HF_NAMES: TensorNames = TensorNames {
     o: "model.layers.{}.self_attn.o_proj",
     q_norm: "model.layers.{}.self_attn.q_norm.weight",
     k_norm: "model.layers.{}.self_attn.k_norm.weight",
+    sinks: None,
     gate_up: Parts::Apart(["model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"]),
     down: "model.layers.{}.mlp.down_proj",
     experts: Some(ExpertNames {
@@ -105,6 +108,7 @@ pub(crate) const BARE_NAMES: TensorNames = TensorNames {
     o: "layers.{}.self_attn.o_proj",
     q_norm: "layers.{}.self_attn.q_norm.weight",
     k_norm: "layers.{}.self_attn.k_norm.weight",
+    sinks: None,
     gate_up: Parts::Apart(["layers.{}.mlp.gate_proj", "layers.{}.mlp.up_proj"]),
     down: "layers.{}.mlp.down_proj",
     experts: None,

@@ -31,6 +31,7 @@ pub(super) fn experts(
             normalised: c.bool_or("norm_topk_prob", false)?,
         },
         intermediate: c.usize("moe_intermediate_size")?,
+        biases: false,
         shared,
         dense_layers: (0..layers).filter(is_plain).collect(),
     })

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result};
 
-use super::feed_forward::{Experts, FeedForward, Mlp};
+use super::feed_forward::{Experts, FeedForward, Mlp, Stack};
 use super::{Decoder, Layer, Matrix, Projection};
 use crate::ops::weight::{Weight, WeightType};
 
@@ -51,20 +51,24 @@ impl Decoder {
             })
         };
         // Those of all experts as one, an expert's side by side.
-        let stacked = |kinds: &[Vec<Weight>]| {
-            let each = |expert| kinds.iter().map(move |of_kind| of_product(&of_kind[expert]));
-            let all: Vec<Weight> = (0..kinds[0].len()).flat_map(each).collect();
+        let stacked = |kinds: &[Stack]| {
+            let each = |expert| kinds.iter().map(move |of_kind| of_product(&of_kind.weights[expert]));
+            let all: Vec<Weight> = (0..kinds[0].weights.len()).flat_map(each).collect();
             if !all.windows(2).all(|two| two[0].stacks_with(&two[1])) {
                 candle_core::bail!("experts whose matrices are of several types have no product on GPUs")
             }
-            Weight::on_device(&all.iter().collect::<Vec<_>>(), device)
+            let bias = |expert: usize| kinds.iter().flat_map(move |of_kind| of_kind.biases[expert].f32s());
+            let biases: Vec<f32> = (0..kinds[0].biases.len()).flat_map(bias).copied().collect();
+            let biases = if biases.is_empty() { Vec::new() } else { vec![one(&Weight::vector(biases))?] };
+            let weights = vec![Weight::on_device(&all.iter().collect::<Vec<_>>(), device)?];
+            Ok::<_, candle_core::Error>(Stack { weights, biases })
         };
         let experts = |experts: &Experts| {
             Ok::<_, candle_core::Error>(Experts {
                 gating: experts.gating,
-                router: one(&of_product(&experts.router))?,
-                gate_up: vec![vec![stacked(&experts.gate_up)?]],
-                down: vec![stacked(std::slice::from_ref(&experts.down))?],
+                router: together(std::slice::from_ref(&experts.router))?,
+                gate_up: vec![stacked(&experts.gate_up)?],
+                down: stacked(std::slice::from_ref(&experts.down))?,
                 shared: match &experts.shared {
                     Some((shared, gate)) => {
                         Some((mlp(shared)?, gate.as_ref().map(|gate| one(&of_product(gate))).transpose()?))
@@ -81,6 +85,7 @@ impl Decoder {
                 qkv: projection(&layer.qkv)?,
                 o: projection(&layer.o)?,
                 qk_norms: norms.map(|[q, k]| Ok::<_, candle_core::Error>([one(q)?, one(k)?])).transpose()?,
+                sinks: some(&layer.sinks)?,
                 attention_out_norm: some(&layer.attention_out_norm)?,
                 mlp_norm: some(&layer.mlp_norm)?,
                 feed_forward: match &layer.feed_forward {

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Decoder, Layer, Projection};
+use super::{Decoder, Layer, Matrix, Projection};
 use crate::model::workspace::{ExpertRoom, Workspace};
 use crate::ops::activation::{GateActivation, GateMul};
 use crate::ops::exec::Exec;
@@ -23,15 +23,23 @@ pub(super) enum FeedForward {
     Experts(Box<Experts>),
 }
 
+/// A matrix for every expert; on a device all in one.
+#[derive(Clone)]
+pub(super) struct Stack {
+    pub weights: Vec<Weight>,
+    /// f32 `[1, outputs]`; as many as there are matrices, or none.
+    pub biases: Vec<Weight>,
+}
+
 /// Of each kind of matrix one for every expert.
 #[derive(Clone)]
 pub(super) struct Experts {
     pub gating: Gating,
     /// `[experts, hidden]`
-    pub router: Weight,
-    /// What is side by side in a place's row: gates and ups, or both in one. On a device the matrices of all experts are one.
-    pub gate_up: Vec<Vec<Weight>>,
-    pub down: Vec<Weight>,
+    pub router: Matrix,
+    /// What is side by side in a place's row: gates and ups, or both in one.
+    pub gate_up: Vec<Stack>,
+    pub down: Stack,
     /// One that every row takes, and the product that σ makes its part of, `[1, hidden]`.
     pub shared: Option<(Mlp, Option<Weight>)>,
 }
@@ -53,7 +61,8 @@ impl FeedForward {
             FeedForward::Dense(mlp) => mlp.weights().collect(),
             FeedForward::Experts(experts) => {
                 let Experts { router, gate_up, down, shared, .. } = &**experts;
-                let own = gate_up.iter().flatten().chain(down).chain([router]);
+                let own = gate_up.iter().chain([down]).flat_map(|stack| &stack.weights);
+                let own = own.chain([&router.weight]);
                 own.chain(shared.iter().flat_map(|(mlp, gate)| mlp.weights().chain(gate))).collect()
             }
         }
@@ -65,7 +74,8 @@ impl FeedForward {
             FeedForward::Dense(mlp) => mlp.weights_mut().collect(),
             FeedForward::Experts(experts) => {
                 let Experts { router, gate_up, down, shared, .. } = &mut **experts;
-                let own = gate_up.iter_mut().flatten().chain(down).chain([router]);
+                let own = gate_up.iter_mut().chain([down]).flat_map(|stack| &mut stack.weights);
+                let own = own.chain([&mut router.weight]);
                 own.chain(shared.iter_mut().flat_map(|(mlp, gate)| mlp.weights_mut().chain(gate))).collect()
             }
         }
@@ -124,19 +134,21 @@ impl Decoder {
     ) -> Result<()> {
         let (gating, route) = (experts.gating, &room.route);
         let (hidden, places) = (self.spec.hidden, rows * gating.per_token);
-        let router = Linear { weight: &experts.router, bias: None, rows, column: 0, accumulate: false, on };
+        let Matrix { weight, bias } = &experts.router;
+        let router = Linear { weight, bias: bias.as_ref(), rows, column: 0, accumulate: false, on };
         room.logits.inplace_op2(&ws.normed, &router)?;
         route.inplace_op2(&room.logits, &Route { gating, rows, on })?;
         room.grouped.inplace_op2(&ws.normed, &GroupRows { gating, route, rows, width: hidden, on })?;
         let mut column = 0;
-        for weights in &experts.gate_up {
-            let product = GroupedLinear { gating, route, weights, rows, column, on };
+        for Stack { weights, biases } in &experts.gate_up {
+            let product = GroupedLinear { gating, route, weights, biases, rows, column, on };
             room.gate_up.inplace_op2(&room.grouped, &product)?;
             column += product.outputs();
         }
         let (activation, width) = (self.spec.activation, room.activated.dim(1)?);
         room.activated.inplace_op2(&room.gate_up, &GateMul { activation, rows: places, width, on })?;
-        let down = GroupedLinear { gating, route, weights: &experts.down, rows, column: 0, on };
+        let Stack { weights, biases } = &experts.down;
+        let down = GroupedLinear { gating, route, weights, biases, rows, column: 0, on };
         room.out.inplace_op2(&room.activated, &down)?;
         ws.residual.inplace_op2(&room.out, &Combine { gating, route, rows, width: hidden, on })
     }

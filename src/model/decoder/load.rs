@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use candle_core::DType;
 
-use super::feed_forward::{Experts, FeedForward, Mlp};
+use super::feed_forward::{Experts, FeedForward, Mlp, Stack};
 use super::{Decoder, Layer, Matrix, Precision, Projection};
 use crate::model::LoadError;
 use crate::model::spec::{DecoderSpec, ExpertNames, ExpertSpec, FloatType, Parts, QkNorm};
@@ -91,7 +91,8 @@ fn tensors_of_layer(spec: &DecoderSpec, layer: usize) -> impl Iterator<Item = (S
     };
     let of_heads = widths.into_iter().flat_map(move |widths| [n.q_norm, n.k_norm].into_iter().zip(widths));
     let of_heads = of_heads.map(move |(name, n)| (named(name), vec![n]));
-    all.into_iter().chain(experts.into_iter().flatten()).chain(of_residual).chain(of_heads)
+    let sinks = n.sinks.map(|name| (named(name), vec![spec.heads]));
+    all.into_iter().chain(experts.into_iter().flatten()).chain(of_residual).chain(of_heads).chain(sinks)
 }
 
 fn tensors_of_experts<'a>(
@@ -102,11 +103,15 @@ fn tensors_of_experts<'a>(
 ) -> impl Iterator<Item = (String, Vec<usize>)> + 'a {
     let (hidden, inner, count) = (spec.hidden, experts.intermediate, experts.gating.experts);
     let named = move |name: &str| format!("{}.weight", name.replace("{}", &layer.to_string()));
+    let with_bias = move |name: String, shape: [usize; 2]| {
+        let bias = experts.biases.then(|| (name.replace(".weight", ".bias"), vec![shape[0]]));
+        std::iter::once((name, shape.to_vec())).chain(bias)
+    };
     let of_expert = move |e: usize| {
         let named = move |name: &str| named(name).replace("{e}", &e.to_string());
         let entering = named_outputs(names.gate_up, [inner; 2]).into_iter();
-        let entering = entering.map(move |(name, out)| (named(name), vec![out, hidden]));
-        entering.chain([(named(names.down), vec![hidden, inner])])
+        let entering = entering.flat_map(move |(name, out)| with_bias(named(name), [out, hidden]));
+        entering.chain(with_bias(named(names.down), [hidden, inner]))
     };
     let of_shared = experts.shared.into_iter().flat_map(move |shared| {
         let entering = named_outputs(names.shared_gate_up, [shared.intermediate; 2]).into_iter();
@@ -114,8 +119,8 @@ fn tensors_of_experts<'a>(
         let down = (named(names.shared_down), vec![hidden, shared.intermediate]);
         entering.chain([down]).chain(shared.gated.then(|| (named(names.shared_gate), vec![1, hidden])))
     });
-    let router = (named(names.router), vec![count, hidden]);
-    std::iter::once(router).chain((0..count).flat_map(of_expert)).chain(of_shared)
+    let router = with_bias(named(names.router), [count, hidden]);
+    router.chain((0..count).flat_map(of_expert)).chain(of_shared)
 }
 
 /// The tensors of matrices over the same input, and how many outputs each has.
@@ -337,6 +342,7 @@ impl Loader<'_> {
             qkv,
             o: self.projection(l, &[(n.o, s.hidden)], s.q_width(), s.o_bias)?,
             qk_norms,
+            sinks: self.sinks(l)?,
             attention_out_norm: self.some_norm(n.attention_out_norm, l)?,
             mlp_norm: self.some_norm(n.mlp_norm, l)?,
             feed_forward: match (s.experts_of(l), &n.experts) {
@@ -349,6 +355,12 @@ impl Loader<'_> {
             cache_scales: self.cache_scales(l)?,
             rope: s.rope_of(l),
         })
+    }
+
+    fn sinks(&self, layer: usize) -> std::result::Result<Option<Weight>, LoadError> {
+        let Some(name) = self.spec.names.sinks else { return Ok(None) };
+        let name = name.replace("{}", &layer.to_string());
+        Ok(Some(self.matrix(&name, &[self.spec.heads], true)?.to_f32()))
     }
 
     fn mlp(
@@ -372,11 +384,18 @@ impl Loader<'_> {
     ) -> std::result::Result<Experts, LoadError> {
         let (hidden, inner, gating) = (self.spec.hidden, experts.intermediate, experts.gating);
         let named = |name: &str| format!("{}.weight", name.replace("{}", &layer.to_string()));
+        let bias_of = |weight: &str, rows: usize| {
+            let bias = || Ok(self.matrix(&weight.replace(".weight", ".bias"), &[rows], true)?.to_f32());
+            experts.biases.then(bias).transpose()
+        };
         let each = |name: &str, shape: [usize; 2]| {
-            let of_expert = |e: usize| named(name).replace("{e}", &e.to_string());
-            (0..gating.experts)
-                .map(|e| self.product_weight(&of_expert(e), &shape))
-                .collect::<std::result::Result<Vec<_>, _>>()
+            let mut all = Stack { weights: Vec::new(), biases: Vec::new() };
+            for e in 0..gating.experts {
+                let name = named(name).replace("{e}", &e.to_string());
+                all.weights.push(self.product_weight(&name, &shape)?);
+                all.biases.extend(bias_of(&name, shape[0])?);
+            }
+            Ok::<_, LoadError>(all)
         };
         let entering = named_outputs(names.gate_up, [inner; 2]).into_iter();
         // They decide: never rounded, nor made bf16 with the others.
@@ -384,7 +403,10 @@ impl Loader<'_> {
             let weight = self.matrix(&named(name), &[rows, hidden], true)?;
             Ok(if weight.kind() == WeightType::F16 { weight.to_f32() } else { weight })
         };
-        let router = deciding(names.router, gating.experts)?;
+        let router = Matrix {
+            weight: deciding(names.router, gating.experts)?,
+            bias: bias_of(&named(names.router), gating.experts)?,
+        };
         let shared = experts.shared.map(|shared| {
             let mlp =
                 self.mlp(layer, (names.shared_gate_up, names.shared_down), shared.intermediate, false)?;

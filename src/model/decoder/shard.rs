@@ -54,6 +54,10 @@ impl Decoder {
                 qkv: layer.qkv.rows(&[q.clone(), kv.clone(), kv.clone()]),
                 o: layer.o.columns(&q, index),
                 qk_norms: layer.qk_norms.clone(),
+                sinks: layer
+                    .sinks
+                    .as_ref()
+                    .map(|sinks| Weight::vector(sinks.f32s()[part(s.heads, index, ranks)].to_vec())),
                 attention_out_norm: layer.attention_out_norm.clone(),
                 mlp_norm: layer.mlp_norm.clone(),
                 feed_forward: FeedForward::Dense(Mlp {

@@ -13,6 +13,7 @@ const ARCHITECTURES: &[(&str, &str, bool)] = &[
     ("gemma2", "Gemma2ForCausalLM", false),
     ("gemma3", "Gemma3ForCausalLM", false),
     ("glm4", "Glm4ForCausalLM", true),
+    ("gpt-oss", "GptOssForCausalLM", false),
     ("granite", "GraniteForCausalLM", true),
     ("llama", "LlamaForCausalLM", true),
     ("olmo2", "Olmo2ForCausalLM", false),
@@ -93,7 +94,10 @@ impl<'a> Described<'a> {
     }
 
     fn experts_key(&self) -> &'static str {
-        if self.class == "MixtralForCausalLM" { "num_local_experts" } else { "num_experts" }
+        match self.class {
+            "MixtralForCausalLM" | "GptOssForCausalLM" => "num_local_experts",
+            _ => "num_experts",
+        }
     }
 
     /// An error about the configuration that was made of the metadata, by the key that the file has.
@@ -156,6 +160,12 @@ impl<'a> Described<'a> {
         if self.architecture.starts_with("gemma") {
             self.gemma(&mut config);
         }
+        if self.architecture == "gpt-oss" {
+            // Its layers' networks are experts, all of this width.
+            if let Some(width) = config.get("moe_intermediate_size").cloned() {
+                config.insert("intermediate_size".into(), width);
+            }
+        }
         // Which none of the files says.
         config.insert("norm_topk_prob".into(), json!(self.architecture == "qwen3moe"));
         self.rope(&mut config)?;
@@ -166,7 +176,7 @@ impl<'a> Described<'a> {
     fn refuse_variants(&self) -> Result<(), HeaderError> {
         let whole = |key: &str| Ok::<_, HeaderError>(self.metadata.whole(&self.key(key))?.unwrap_or(0));
         let refuse = |key: &str, problem| Err(HeaderError::Value(self.key(key), problem));
-        let with_experts = ["llama", "qwen2moe", "qwen3moe"].contains(&self.architecture);
+        let with_experts = ["gpt-oss", "llama", "qwen2moe", "qwen3moe"].contains(&self.architecture);
         match self.architecture {
             _ if !with_experts && whole("expert_count")? > 0 => {
                 refuse("expert_count", "this architecture is not read with experts")
@@ -295,15 +305,15 @@ impl<'a> Described<'a> {
             return Some((self.whole_name(name)?, None));
         };
         let (expert, part) = rest.split_once('.')?;
-        let (layer, part) =
-            (layer.strip_prefix("model.layers.")?.split_once('.')?.0, part.strip_suffix(".weight")?);
+        let layer = layer.strip_prefix("model.layers.")?.split_once('.')?.0;
+        let (part, kind) = part.split_once('.')?;
         let part = match part {
             "gate_proj" | "w1" => "ffn_gate_exps",
             "up_proj" | "w3" => "ffn_up_exps",
             "down_proj" | "w2" => "ffn_down_exps",
             _ => return None,
         };
-        Some((format!("blk.{layer}.{part}.weight"), Some(expert.parse().ok()?)))
+        Some((format!("blk.{layer}.{part}.{kind}"), Some(expert.parse().ok()?)))
     }
 
     fn whole_name(&self, name: &str) -> Option<String> {
@@ -313,6 +323,9 @@ impl<'a> Described<'a> {
             "lm_head.weight" => "output.weight",
             _ => {
                 let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+                if rest == "self_attn.sinks" {
+                    return Some(format!("blk.{layer}.attn_sinks.weight"));
+                }
                 let (part, kind) = rest.rsplit_once('.')?;
                 let part = match (part, self.architecture) {
                     ("input_layernorm", _) => "attn_norm",
@@ -323,7 +336,9 @@ impl<'a> Described<'a> {
                     ("self_attn.o_proj", _) => "attn_output",
                     ("self_attn.q_norm", _) => "attn_q_norm",
                     ("self_attn.k_norm", _) => "attn_k_norm",
-                    ("post_attention_layernorm", "olmo2" | "gemma2" | "gemma3") => "post_attention_norm",
+                    ("post_attention_layernorm", "olmo2" | "gemma2" | "gemma3" | "gpt-oss") => {
+                        "post_attention_norm"
+                    }
                     ("post_attention_layernorm", _) => "ffn_norm",
                     ("pre_feedforward_layernorm", _) => "ffn_norm",
                     ("post_self_attn_layernorm", _) => "post_attention_norm",
@@ -332,7 +347,7 @@ impl<'a> Described<'a> {
                     // Gate and up in one are called up.
                     ("mlp.up_proj" | "mlp.gate_up_proj", _) => "ffn_up",
                     ("mlp.down_proj", _) => "ffn_down",
-                    ("mlp.gate" | "block_sparse_moe.gate", _) => "ffn_gate_inp",
+                    ("mlp.gate" | "mlp.router" | "block_sparse_moe.gate", _) => "ffn_gate_inp",
                     ("mlp.shared_expert.gate_proj", _) => "ffn_gate_shexp",
                     ("mlp.shared_expert.up_proj", _) => "ffn_up_shexp",
                     ("mlp.shared_expert.down_proj", _) => "ffn_down_shexp",

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::cursor::{Cursor, Name, TEXT, Value, find, fixed, sort, width};
-use crate::ops::blocks::Format;
+use crate::ops::blocks::{Format, mxfp4};
 use crate::ops::weight::WeightType;
 
 /// Of metadata and tensors: real files have some dozens and some thousands.
@@ -53,7 +53,10 @@ pub enum HeaderError {
 pub struct Entry {
     lengths: [usize; MOST_DIMENSIONS],
     dimensions: u8,
+    /// As it is held.
     pub kind: WeightType,
+    /// It is MXFP4 in the file.
+    pub mxfp4: bool,
     /// Where it begins in the file, which has all of it.
     begin: usize,
 }
@@ -66,14 +69,15 @@ impl Entry {
 
     /// Where it lies in the file.
     pub fn place(&self) -> Range<usize> {
-        self.begin..self.begin + size(self.kind, self.shape()).unwrap_or_default()
+        self.begin..self.begin + size((self.kind, self.mxfp4), self.shape()).unwrap_or_default()
     }
 }
 
 /// Bytes of a tensor in a file, unless they are more than there are.
-fn size(kind: WeightType, shape: &[usize]) -> Option<usize> {
+fn size((kind, mxfp4): (WeightType, bool), shape: &[usize]) -> Option<usize> {
     let numbers = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
     match kind {
+        WeightType::Blocks(format) if mxfp4 => (numbers / format.block()).checked_mul(mxfp4::FILE_BYTES),
         WeightType::Blocks(format) => (numbers / format.block()).checked_mul(format.file_bytes()),
         plain => numbers.checked_mul(plain.bytes()),
     }
@@ -96,7 +100,10 @@ pub(super) fn shown(name: &str) -> String {
     name.escape_debug().to_string()
 }
 
-/// ggml's number of a type, or its name for the message.
+/// ggml's number of MXFP4.
+const MXFP4: u32 = 39;
+
+/// How what has ggml's number of a type is held, or the message that it is not.
 fn weight_type(kind: u32) -> Result<WeightType, String> {
     let format = match kind {
         0 => return Ok(WeightType::F32),
@@ -112,10 +119,11 @@ fn weight_type(kind: u32) -> Result<WeightType, String> {
         12 => Format::Q4K,
         13 => Format::Q5K,
         14 => Format::Q6K,
+        MXFP4 => mxfp4::FORMAT,
         other => {
             let formats: Vec<&str> = Format::ALL.iter().map(|f| f.name()).collect();
             let formats = formats.join(", ");
-            return Err(format!("has ggml's type {other}; F32, F16, BF16, {formats} are read"));
+            return Err(format!("has ggml's type {other}; F32, F16, BF16, {formats}, MXFP4 are read"));
         }
     };
     Ok(WeightType::Blocks(format))
@@ -136,7 +144,8 @@ impl Cursor<'_> {
             *length = usize::try_from(said).map_err(|_| fail(format!("is {said} long")))?;
         }
         let shape = &lengths[..dimensions];
-        let kind = weight_type(self.u32(what)?).map_err(fail)?;
+        let number = self.u32(what)?;
+        let (kind, mxfp4) = (weight_type(number).map_err(fail)?, number == MXFP4);
         let offset = self.u64(what)?;
         if !offset.is_multiple_of(alignment as u64) {
             return Err(fail(format!("begins at {offset}, not at a multiple of {alignment}")));
@@ -148,10 +157,10 @@ impl Cursor<'_> {
             return Err(fail(format!("has shape {shape:?}; {name} has blocks of {block}")));
         }
         let begin = usize::try_from(offset).ok().and_then(|offset| data.checked_add(offset));
-        let end = begin.zip(size(kind, shape)).and_then(|(begin, size)| begin.checked_add(size));
+        let end = begin.zip(size((kind, mxfp4), shape)).and_then(|(begin, size)| begin.checked_add(size));
         match begin.zip(end) {
             Some((begin, end)) if end <= self.bytes.len() => {
-                Ok(Entry { lengths, dimensions: dimensions as u8, kind, begin })
+                Ok(Entry { lengths, dimensions: dimensions as u8, kind, mxfp4, begin })
             }
             _ => Err(fail(format!("of shape {shape:?} ends beyond the end of the file"))),
         }

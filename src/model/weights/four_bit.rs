@@ -20,9 +20,26 @@ impl Method {
     }
 }
 
-/// How a checkpoint's matrices of four bits are packed.
+/// Which matrices have four bits, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FourBit {
+pub enum FourBit {
+    Packed(Packing),
+    /// Experts in stacks, as gpt-oss has them.
+    Mxfp4,
+}
+
+impl FourBit {
+    pub const fn name(self) -> &'static str {
+        match self {
+            FourBit::Packed(packing) => packing.method.name(),
+            FourBit::Mxfp4 => "MXFP4",
+        }
+    }
+}
+
+/// How a checkpoint's matrices of four bits are packed into words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
     pub method: Method,
     /// Inputs that share a scale and a zero point; all of them where there is no number.
     pub group: Option<usize>,
@@ -35,10 +52,10 @@ pub struct FourBit {
 /// A key of the section, and what is wrong with its value.
 pub type Problem = (&'static str, String);
 
-impl FourBit {
+impl Packing {
     /// # Errors
     /// Bits other than 4, groups and formats that are not read here.
-    pub fn of(method: Method, section: &Value) -> Result<FourBit, Problem> {
+    pub fn of(method: Method, section: &Value) -> Result<Packing, Problem> {
         only(section, "bits", &Value::from(4), true)?;
         let formats: &[&str] = match method {
             Method::Awq => &["gemm"],
@@ -75,7 +92,7 @@ impl FourBit {
             }
         };
         let act_order = act_order && method == Method::Gptq;
-        Ok(FourBit { method, group: group(section)?, less_one: format == "gptq", act_order })
+        Ok(Packing { method, group: group(section)?, less_one: format == "gptq", act_order })
     }
 }
 
@@ -118,7 +135,7 @@ mod tests {
     #[test]
     fn what_the_tools_write_is_read() {
         let (awq, gptq) = (Method::Awq, Method::Gptq);
-        let plain = |method| FourBit { method, group: Some(128), less_one: method == gptq, act_order: false };
+        let plain = |method| Packing { method, group: Some(128), less_one: method == gptq, act_order: false };
         for (method, change, wanted) in [
             (awq, json!({"version": "gemm", "zero_point": true, "modules_to_not_convert": null}), plain(awq)),
             (
@@ -126,21 +143,21 @@ mod tests {
                 json!({"version": "GEMM", "modules_to_not_convert": ["gate"], "backend": "auto"}),
                 plain(awq),
             ),
-            (awq, json!({"group_size": -1, "desc_act": true}), FourBit { group: None, ..plain(awq) }),
+            (awq, json!({"group_size": -1, "desc_act": true}), Packing { group: None, ..plain(awq) }),
             (gptq, json!({"sym": true, "desc_act": false, "version": "0.9"}), plain(gptq)),
             (
                 gptq,
                 json!({"checkpoint_format": "gptq", "format": "gptq", "is_marlin_format": false}),
                 plain(gptq),
             ),
-            (gptq, json!({"checkpoint_format": "gptq_v2"}), FourBit { less_one: false, ..plain(gptq) }),
+            (gptq, json!({"checkpoint_format": "gptq_v2"}), Packing { less_one: false, ..plain(gptq) }),
             (
                 gptq,
                 json!({"desc_act": true, "group_size": 32}),
-                FourBit { act_order: true, group: Some(32), ..plain(gptq) },
+                Packing { act_order: true, group: Some(32), ..plain(gptq) },
             ),
         ] {
-            assert_eq!(FourBit::of(method, &section(&change)), Ok(wanted), "{change}");
+            assert_eq!(Packing::of(method, &section(&change)), Ok(wanted), "{change}");
         }
     }
 
@@ -162,7 +179,7 @@ mod tests {
             (gptq, "desc_act", json!("yes"), "\"yes\" is not true or false"),
             (awq, "modules_to_not_convert", json!("gate"), "\"gate\" is not a list of names"),
         ] {
-            let (named, problem) = FourBit::of(method, &section(&json!({key: value}))).unwrap_err();
+            let (named, problem) = Packing::of(method, &section(&json!({key: value}))).unwrap_err();
             assert_eq!(named, key);
             assert!(problem.contains(said), "{problem}");
         }

@@ -6,6 +6,7 @@ pub mod four_bit;
 pub mod packed;
 pub mod quantization;
 pub mod safetensors;
+mod stacks;
 pub mod synthetic;
 
 use crate::model::LoadError;
@@ -80,6 +81,11 @@ impl WeightSource {
     /// True when weights stay in mapped files.
     pub fn is_mapped(&self) -> bool {
         matches!(self, WeightSource::Safetensors(t) if t.is_mapped())
+    }
+
+    /// True when the experts of a layer lie in one tensor, out of which each is copied.
+    pub fn has_stacks(&self) -> bool {
+        matches!(self, WeightSource::Safetensors(t) if t.has_stacks())
     }
 }
 

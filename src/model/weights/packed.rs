@@ -11,10 +11,11 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::four_bit::{FourBit, Method};
+use super::four_bit::{FourBit, Method, Packing};
 use super::safetensors::{Part, TensorTable};
+use super::stacks::Stacked;
 use crate::model::LoadError;
-use crate::ops::blocks::{Blocks, Format, GROUP, TILE};
+use crate::ops::blocks::{Blocks, Format, GROUP, TILE, mxfp4};
 use crate::ops::pool::Pool;
 use crate::ops::weight::{Weight, WeightType};
 
@@ -30,7 +31,7 @@ fn word(bytes: &[u8], index: usize) -> u32 {
 
 /// A packed matrix `[rows, cols]`; rows are outputs.
 pub(super) struct Packed<'a> {
-    how: FourBit,
+    how: Packing,
     rows: usize,
     cols: usize,
     groups: usize,
@@ -53,7 +54,7 @@ impl<'a> Packed<'a> {
         table: &'a TensorTable,
         module: &str,
         (rows, cols): (usize, usize),
-        how: FourBit,
+        how: Packing,
     ) -> Result<Packed<'a>, LoadError> {
         let part = |name: &str, shape: &[usize], types: &[Dtype]| {
             table.part(&format!("{module}.{name}"), shape, types)
@@ -210,6 +211,33 @@ impl FourBitTable {
         tensors: impl Iterator<Item = (String, Vec<usize>)>,
         pool: &Arc<Pool>,
     ) -> Result<FourBitTable, LoadError> {
+        let formats = match how {
+            FourBit::Packed(packing) => FourBitTable::packed(table, packing, tensors)?,
+            FourBit::Mxfp4 => FourBitTable::stacked(table, tensors)?,
+        };
+        Ok(FourBitTable { how, pool: pool.clone(), formats })
+    }
+
+    /// The experts' matrices that are there in MXFP4.
+    fn stacked(
+        table: &TensorTable,
+        tensors: impl Iterator<Item = (String, Vec<usize>)>,
+    ) -> Result<HashMap<String, Option<Format>>, LoadError> {
+        let mut formats = HashMap::new();
+        for (name, shape) in tensors {
+            if let Some(stacked) = Stacked::of(&name).filter(|stacked| stacked.is_mxfp4(table)) {
+                stacked.check_mxfp4(table, super::rows_cols(&shape))?;
+                formats.insert(name, Some(mxfp4::FORMAT));
+            }
+        }
+        Ok(formats)
+    }
+
+    fn packed(
+        table: &TensorTable,
+        how: Packing,
+        tensors: impl Iterator<Item = (String, Vec<usize>)>,
+    ) -> Result<HashMap<String, Option<Format>>, LoadError> {
         let (mut formats, mut tensors) = (HashMap::new(), tensors.peekable());
         while let Some((name, shape)) = tensors.next() {
             let (Some(module), [rows, cols]) = (name.strip_suffix(".weight"), shape.as_slice()) else {
@@ -232,7 +260,7 @@ impl FourBitTable {
             let format = Packed::of(table, module, (*rows, *cols), how)?.format();
             formats.insert(name, format);
         }
-        Ok(FourBitTable { how, pool: pool.clone(), formats })
+        Ok(formats)
     }
 
     pub fn how(&self) -> FourBit {
@@ -287,8 +315,18 @@ impl FourBitTable {
         name: &str,
         shape: (usize, usize),
     ) -> Result<Weight, LoadError> {
-        let module = name.trim_end_matches(".weight");
-        let format = self.formats.get(name).copied().flatten();
-        Packed::of(table, module, shape, self.how)?.weight(format, &self.pool)
+        match (self.how, Stacked::of(name)) {
+            (FourBit::Packed(packing), _) => {
+                let module = name.trim_end_matches(".weight");
+                let format = self.formats.get(name).copied().flatten();
+                Packed::of(table, module, shape, packing)?.weight(format, &self.pool)
+            }
+            (FourBit::Mxfp4, Some(stacked)) => stacked.mxfp4(table, shape, &self.pool),
+            (FourBit::Mxfp4, None) => Err(LoadError::tensor(
+                &table.file_of(name),
+                name,
+                "is no expert's, and MXFP4 is of experts alone",
+            )),
+        }
     }
 }

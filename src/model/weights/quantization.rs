@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::four_bit::{FourBit, Method, Problem};
+use super::four_bit::{FourBit, Method, Packing, Problem};
 use crate::model::LoadError;
 
 pub const KEY: &str = "quantization_config";
@@ -38,6 +38,7 @@ pub fn of_config(file: &str, config: &Value) -> Result<Option<Quantization>, Loa
         }
         Some("awq") => of_four_bits(Method::Awq, section).map_err(|(key, problem)| fail(key, problem)),
         Some("gptq") => of_four_bits(Method::Gptq, section).map_err(|(key, problem)| fail(key, problem)),
+        Some("mxfp4") => Ok(Some(Quantization::FourBit(FourBit::Mxfp4))),
         Some("compressed-tensors") => {
             if let Some(format) = section.get("format").filter(|f| **f == "pack-quantized") {
                 let problem = format!("{format} (packed integers) is not read here; awq and gptq are");
@@ -65,7 +66,7 @@ pub fn of_config(file: &str, config: &Value) -> Result<Option<Quantization>, Loa
         Some(other) => Err(fail(
             "quant_method",
             format!(
-                "`{other}` is not read here; awq, gptq, fp8, fbgemm_fp8 and compressed-tensors (8-bit float) are"
+                "`{other}` is not read here; awq, gptq, mxfp4, fp8, fbgemm_fp8 and compressed-tensors (8-bit float) are"
             ),
         )),
         None => Err(fail("quant_method", "is missing or not a string".into())),
@@ -73,7 +74,7 @@ pub fn of_config(file: &str, config: &Value) -> Result<Option<Quantization>, Loa
 }
 
 fn of_four_bits(method: Method, section: &Value) -> Result<Option<Quantization>, Problem> {
-    FourBit::of(method, section).map(|read| Some(Quantization::FourBit(read)))
+    Packing::of(method, section).map(|read| Some(Quantization::FourBit(FourBit::Packed(read))))
 }
 
 /// `[rows, columns]`
@@ -108,8 +109,8 @@ mod tests {
         let structure = json!({"type": "float", "num_bits": 8, "block_structure": [128, 128]});
         assert_eq!(block(read(group(structure))), Some((128, 128)));
         let four = read(json!({"quant_method": "gptq", "bits": 4, "group_size": -1, "desc_act": true}));
-        let wanted = FourBit { method: Method::Gptq, group: None, less_one: true, act_order: true };
-        assert_eq!(four.unwrap(), Some(Quantization::FourBit(wanted)));
+        let wanted = Packing { method: Method::Gptq, group: None, less_one: true, act_order: true };
+        assert_eq!(four.unwrap(), Some(Quantization::FourBit(FourBit::Packed(wanted))));
         for (section, named) in [
             (json!({"quant_method": "bitsandbytes"}), "bitsandbytes"),
             (json!({"quant_method": "gptq", "bits": 3, "group_size": 128}), "quantization_config.bits: 3"),

@@ -14,6 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 use super::packed::FourBitTable;
 use super::quantization::Quantization;
 use super::rows_cols;
+use super::stacks::{self, Stacked};
 use crate::model::LoadError;
 use crate::ops::pool::Pool;
 use crate::ops::weight::{Weight, WeightType};
@@ -165,6 +166,10 @@ impl TensorTable {
         self.shards.iter().all(|s| matches!(s.bytes, Bytes::Mapped(_)))
     }
 
+    pub(super) fn has_stacks(&self) -> bool {
+        self.entries.keys().any(|name| stacks::is_stack(name))
+    }
+
     pub fn file_of(&self, name: &str) -> String {
         match (self.entries.get(name), self.shards.as_slice()) {
             (Some(entry), shards) => shards[entry.shard].file.clone(),
@@ -178,8 +183,26 @@ impl TensorTable {
         match &self.four_bit {
             // It was checked when it was found.
             Some(packed) if packed.has(name) => Ok(()),
-            _ => self.check_plain(name, shape).map(|_| ()),
+            _ => match self.stacked(name) {
+                Some(stacked) => stacked.check(self, shape),
+                None => self.check_plain(name, shape).map(|_| ()),
+            },
         }
+    }
+
+    /// What stands for a tensor that is not there by itself.
+    fn stacked(&self, name: &str) -> Option<Stacked> {
+        Stacked::of(name).filter(|stacked| !self.has(name) && self.has(&stacked.tensor))
+    }
+
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// A tensor of any shape, as one row.
+    pub(super) fn whole(&self, name: &str) -> Result<Weight, LoadError> {
+        let shape = self.shape(name).map(<[usize]>::to_vec).unwrap_or_default();
+        self.numbers(name, &shape)
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, LoadError> {
@@ -252,6 +275,9 @@ impl TensorTable {
     pub(super) fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight, LoadError> {
         if let Some(packed) = self.four_bit.as_ref().filter(|packed| packed.has(name)) {
             return packed.weight(self, name, rows_cols(shape));
+        }
+        if let Some(stacked) = self.stacked(name) {
+            return stacked.weight(self, shape);
         }
         let weight = self.numbers(name, shape)?;
         if weight.kind() != WeightType::Fp8 {

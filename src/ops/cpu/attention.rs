@@ -31,7 +31,7 @@ pub const MAX_HEAD_DIM: usize = 256;
 
 /// What holds for a whole layer.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape {
+pub struct Shape<'a> {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -40,6 +40,8 @@ pub struct Shape {
     pub window: usize,
     /// Of the stored values: what is accumulated is multiplied by it.
     pub v_scale: f32,
+    /// Of each head a score that takes its part of the softmax and has no value.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// What becomes of a query times a key before the softmax.
@@ -171,7 +173,7 @@ impl CacheElement for F8E4M3 {
 /// cache, no other thread touches its part of dst, and the machine has `isa`.
 pub unsafe fn attend<C: Cache, O: Element>(
     isa: Isa,
-    shape: &Shape,
+    shape: &Shape<'_>,
     group: &Group<'_>,
     q: Queries<'_>,
     cache: C,
@@ -209,7 +211,7 @@ struct Scratch<Q, R> {
 /// As [`attend`].
 unsafe fn attend_with<K: Kernels, C: Cache<Element = K::Kv>, O: Element>(
     isa: Isa,
-    shape: &Shape,
+    shape: &Shape<'_>,
     group: &Group<'_>,
     q: Queries<'_>,
     cache: C,
@@ -259,7 +261,9 @@ unsafe fn attend_with<K: Kernels, C: Cache<Element = K::Kv>, O: Element>(
         }
     }
     for i in 0..queries {
-        let inverse = shape.v_scale / work.softmax[i].sum;
+        let Softmax { max, sum } = work.softmax[i];
+        let sink = shape.sinks.map_or(0.0, |sinks| (sinks[group.first_head + i % group.heads] - max).exp());
+        let inverse = shape.v_scale / (sum + sink);
         for d in 0..dim {
             // SAFETY: acc is written for all queries; the place lies within dst and is ours alone.
             unsafe {
@@ -271,7 +275,7 @@ unsafe fn attend_with<K: Kernels, C: Cache<Element = K::Kv>, O: Element>(
 
 /// A group in progress.
 struct Work<'a, K: Kernels, C: Cache<Element = K::Kv>> {
-    shape: &'a Shape,
+    shape: &'a Shape<'a>,
     group: &'a Group<'a>,
     cache: C,
     isa: Isa,

@@ -26,12 +26,13 @@ struct Shape {
 };
 
 // blockIdx.x: the tile; blockIdx.y: K/V head, then the part of its query heads.
-// queries: f32 [rows, stride], turned; cache: C [blocks, 2, kv_heads, BLOCK_SIZE, DIM]; dst: T [rows, heads, DIM].
+// queries: f32 [rows, stride], turned; cache: C [blocks, 2, kv_heads, BLOCK_SIZE, DIM]; dst: T [rows, heads, DIM];
+// sinks: f32 [heads] or null.
 // shared: T [2 (in turn), 2 (K, V), KEYS, DIM + PAD], or where C is not T, T [2, KEYS, DIM + PAD] and then
 // C [2 (in turn), 2, KEYS, DIM].
 template <u32 DIM, u32 KEYS, typename T, typename C>
 __device__ void attention_prefill(T *dst, const float *queries, const C *cache, const Span *spans, const u32 *tables,
-                                  const Tile *tiles, Shape shape) {
+                                  const Tile *tiles, const float *sinks, Shape shape) {
   constexpr bool CONVERTS = sizeof(C) < sizeof(T);
   constexpr u32 ROW = DIM + PAD, STEPS = DIM / 16;
   constexpr u32 COPIED_ROW = CONVERTS ? DIM : ROW, PIECE = 16 / sizeof(C), PIECES = DIM / PIECE;
@@ -184,6 +185,7 @@ __device__ void attention_prefill(T *dst, const float *queries, const C *cache, 
     float all = sum[half] + __shfl_xor_sync(ALL_LANES, sum[half], 1);
     all += __shfl_xor_sync(ALL_LANES, all, 2);
     if (vector[half] >= count) continue;
+    all += sink_share(sinks, first_head + vector[half] % heads, maximum[half] * scale);
     T *to = dst + place(vector[half]) * DIM + 2 * (lane % 4);
     const float share = shape.v_scale / all;
 #pragma unroll
@@ -197,8 +199,8 @@ __device__ void attention_prefill(T *dst, const float *queries, const C *cache, 
 // 64 keys of up to 128 dimensions, or 32 of 256, twice: at most 68 KiB, which every architecture has.
 #define ATTENTION_PREFILL(name, DIM, KEYS, T, C)                                                                      \
   BOUNDED_KERNEL(THREADS, 1, name, T *dst, const float *queries, const C *cache, const Span *spans,                   \
-                 const u32 *tables, const Tile *tiles, Shape shape) {                                                 \
-    attention_prefill<DIM, KEYS>(dst, queries, cache, spans, tables, tiles, shape);                                   \
+                 const u32 *tables, const Tile *tiles, const float *sinks, Shape shape) {                             \
+    attention_prefill<DIM, KEYS>(dst, queries, cache, spans, tables, tiles, sinks, shape);                            \
   }
 ATTENTION_PREFILL(attention_prefill_64_f16_f16, 64, 64, f16, f16)
 ATTENTION_PREFILL(attention_prefill_96_f16_f16, 96, 64, f16, f16)

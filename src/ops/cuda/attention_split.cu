@@ -45,7 +45,7 @@ template <u32 N> __device__ inline float sum_of_lane(float (&x)[N], u32 lane, u3
 // Adds up what the chunks left, in their order: a thread four elements of a query.
 template <u32 QUERIES, typename O>
 __device__ inline void merge(O *dst, const float *partial, size_t step, float (*factor)[CHUNKS], u32 chunks, u32 count,
-                             u32 first_row, u32 heads, u32 first_head, const Shape &shape) {
+                             u32 first_row, u32 heads, u32 first_head, const float *sinks, const Shape &shape) {
   const u32 dim = shape.dim, thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
   if (warp < count) {
     const float *marks = partial + size_t(QUERIES) * dim + 2 * warp;
@@ -57,7 +57,7 @@ __device__ inline void merge(O *dst, const float *partial, size_t step, float (*
       factor[warp][c] = share;
       sum += share * marks[c * step + 1];
     }
-    sum = warp_sum(sum);
+    sum = warp_sum(sum) + sink_share(sinks, first_head + warp % heads, maximum);
     for (u32 c = lane; c < chunks; c += WARP) factor[warp][c] *= shape.v_scale / sum;
   }
   __syncthreads();
@@ -78,10 +78,10 @@ __device__ inline void merge(O *dst, const float *partial, size_t step, float (*
 // blockIdx.x: the tile; blockIdx.y: K/V head, then the part of its query heads.
 // queries: f32 [rows, stride], turned; cache: T [blocks, 2, kv_heads, BLOCK_SIZE, dim]; dst: O [rows, heads, dim].
 // counters: [gridDim.x, gridDim.y], zero before and after; partials: f32 [gridDim.x, gridDim.y, QUERIES, dim + 2].
-// The tiles of a row's chunks follow each other. rows * heads <= QUERIES.
+// The tiles of a row's chunks follow each other. rows * heads <= QUERIES. sinks: f32 [heads] or null.
 template <u32 QUERIES, typename O, typename T>
 __device__ void attention_split(O *dst, const float *queries, const T *cache, const Span *spans, const u32 *tables,
-                                const Tile *tiles, u32 *counters, float *partials, Shape shape) {
+                                const Tile *tiles, u32 *counters, float *partials, const float *sinks, Shape shape) {
   follow();
   const Tile tile = tiles[blockIdx.x];
   if (tile.span == PADDING) return;
@@ -235,7 +235,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   const size_t slot = size_t(QUERIES) * (dim + 2), step = gridDim.y * slot;
   float *own = partials + blockIdx.x * step + blockIdx.y * slot;
   if (warp < count && lane == 0) {
-    total[warp] = sum;
+    total[warp] = sum + sink_share(sinks, first_head + warp % heads, maximum);
     if (chunks > 1) {
       own[QUERIES * dim + 2 * warp] = maximum;
       own[QUERIES * dim + 2 * warp + 1] = sum;
@@ -273,13 +273,14 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   __threadfence();
   if (thread == 0) *arrived = 0; // as it was, for the next launch
   merge<QUERIES>(dst, own - chunk * step, step, (float(*)[CHUNKS])weights, chunks, count, first_row, heads, first_head,
-                 shape);
+                 sinks, shape);
 }
 
 #define ATTENTION_SPLIT(name, QUERIES, O, T)                                                                          \
   BOUNDED_KERNEL(THREADS, 8 / QUERIES, name, O *dst, const float *queries, const T *cache, const Span *spans,         \
-                 const u32 *tables, const Tile *tiles, u32 *counters, float *partials, Shape shape) {                 \
-    attention_split<QUERIES>(dst, queries, cache, spans, tables, tiles, counters, partials, shape);                   \
+                 const u32 *tables, const Tile *tiles, u32 *counters, float *partials, const float *sinks,            \
+                 Shape shape) {                                                                                       \
+    attention_split<QUERIES>(dst, queries, cache, spans, tables, tiles, counters, partials, sinks, shape);            \
   }
 ATTENTION_SPLIT(attention_split_4_f32_f32, 4, float, float)
 ATTENTION_SPLIT(attention_split_8_f32_f32, 8, float, float)

@@ -121,11 +121,13 @@ __device__ inline void gemv(float *dst, const bf16 *src, const u32 *codes, const
 // GROUP; starts, taken: see experts.cu.
 template <typename F>
 __device__ inline void grouped_gemv(float *dst, const bf16 *src, const u32 *codes, const unsigned char *heads,
-                                    const u32 *starts, const u32 *taken, u32 n, u32 k, u32 stride) {
+                                    const float *biases, const u32 *starts, const u32 *taken, u32 n, u32 k,
+                                    u32 stride) {
   constexpr u32 ROWS = 8;
   if (blockIdx.y >= taken[0]) return;
   const u32 expert = taken[1 + blockIdx.y], end = starts[expert + 1];
   const size_t groups = size_t(expert) * (n / GROUP);
+  const float *bias = biases ? biases + size_t(expert) * n : nullptr;
   codes += groups * (k / TILE) * F::BITS * GROUP;
   heads += groups * (k / F::BLOCK) * F::HEAD_BYTES;
   for (u32 first = starts[expert]; first < end; first += ROWS) {
@@ -133,9 +135,9 @@ __device__ inline void grouped_gemv(float *dst, const bf16 *src, const u32 *code
     float *to = dst + size_t(first) * stride;
     const bf16 *from = src + size_t(first) * k;
     if (rows == 1)
-      gemv<F, 1>(to, from, codes, heads, nullptr, rows, n, k, stride, 0);
+      gemv<F, 1>(to, from, codes, heads, bias, rows, n, k, stride, 0);
     else
-      gemv<F, ROWS>(to, from, codes, heads, nullptr, rows, n, k, stride, 0);
+      gemv<F, ROWS>(to, from, codes, heads, bias, rows, n, k, stride, 0);
     __syncthreads(); // the sums of these rows are read before those of the next are written
   }
 }
@@ -190,9 +192,9 @@ __device__ inline void gather(float *dst, const u32 *codes, const unsigned char 
 #define BLOCKS_KERNELS(F)                                                                                                    \
   BLOCKS_GEMV(F, 1) BLOCKS_GEMV(F, 8)                                                                                 \
   KERNEL(grouped_gemv_##F, float *dst, const bf16 *src, const u32 *codes, const unsigned char *heads,                 \
-         const u32 *starts, const u32 *taken, u32 n, u32 k, u32 stride) {                                             \
+         const float *biases, const u32 *starts, const u32 *taken, u32 n, u32 k, u32 stride) {                        \
     follow();                                                                                                         \
-    grouped_gemv<F>(dst, src, codes, heads, starts, taken, n, k, stride);                                             \
+    grouped_gemv<F>(dst, src, codes, heads, biases, starts, taken, n, k, stride);                                     \
   }                                                                                               \
   KERNEL(dequantise_##F, bf16 *dst, const u32 *codes, const unsigned char *heads, u32 n, u32 k) {                     \
     dequantise<F>(dst, codes, heads, n, k);                                                                           \

@@ -195,24 +195,25 @@ template <typename W> __device__ inline Matrix<W> of_expert(const Matrix<W> &all
 }
 
 // gemv of each expert's matrix with its places; blockIdx.y counts the experts that have any. dst: f32, rows `stride`
-// apart; src: X [places, k]; starts, taken: see experts.cu.
+// apart; src: X [places, k]; biases: f32 [experts, n] or null; starts, taken: see experts.cu.
 template <typename W, typename X>
-__device__ inline void grouped_gemv(float *dst, const X *src, const Matrix<W> &all, const u32 *starts,
-                                    const u32 *taken, u32 n, u32 k, u32 stride) {
+__device__ inline void grouped_gemv(float *dst, const X *src, const Matrix<W> &all, const float *biases,
+                                    const u32 *starts, const u32 *taken, u32 n, u32 k, u32 stride) {
   follow();
   if (blockIdx.y >= taken[0]) return;
   const u32 expert = taken[1 + blockIdx.y], end = starts[expert + 1];
   const Matrix<W> matrix = of_expert(all, expert, n, k);
+  const float *bias = biases ? biases + size_t(expert) * n : nullptr;
   for (u32 first = starts[expert]; first < end; first += MOST_ROWS) {
     const u32 rows = min(end - first, MOST_ROWS);
     float *to = dst + size_t(first) * stride;
     const X *from = src + size_t(first) * k;
     if (rows == 1)
-      gemv<1>(to, from, matrix, nullptr, rows, n, k, stride, 0);
+      gemv<1>(to, from, matrix, bias, rows, n, k, stride, 0);
     else if (rows <= 4)
-      gemv<4>(to, from, matrix, nullptr, rows, n, k, stride, 0);
+      gemv<4>(to, from, matrix, bias, rows, n, k, stride, 0);
     else
-      gemv<8>(to, from, matrix, nullptr, rows, n, k, stride, 0);
+      gemv<8>(to, from, matrix, bias, rows, n, k, stride, 0);
   }
 }
 
@@ -235,9 +236,9 @@ __device__ inline void grouped_gemv(float *dst, const X *src, const Matrix<W> &a
     gemv_silu_mul<ROWS>(dst, normed, matrix, rows, n, k);                                                             \
   }
 #define GROUPED_GEMV(TYPES, W, X)                                                                                     \
-  KERNEL(grouped_gemv_##TYPES, float *dst, const X *src, Matrix<W> matrix, const u32 *starts, const u32 *taken, u32 n, \
-         u32 k, u32 stride) {                                                                                         \
-    grouped_gemv(dst, src, matrix, starts, taken, n, k, stride);                                                      \
+  KERNEL(grouped_gemv_##TYPES, float *dst, const X *src, Matrix<W> matrix, const float *biases, const u32 *starts,     \
+         const u32 *taken, u32 n, u32 k, u32 stride) {                                                                \
+    grouped_gemv(dst, src, matrix, biases, starts, taken, n, k, stride);                                              \
   }
 #define GEMV_OF_TYPES(TYPES, W, X)                                                                                    \
   GEMV(1, TYPES, W, X) GEMV(2, TYPES, W, X) GEMV(4, TYPES, W, X) GEMV(8, TYPES, W, X) GROUPED_GEMV(TYPES, W, X)

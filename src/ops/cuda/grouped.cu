@@ -10,15 +10,16 @@ constexpr u32 PAD = 8, ROW = TILE + PAD;     // ldmatrix' eight rows then fall i
 constexpr u32 WARPS = 4, THREADS = WARPS * WARP; // a warp 32 places by 32 outputs
 
 // dst[place, out] = src[place] · weight[out] of its expert. dst: f32, rows `stride` apart; src: T [places, k]; weights:
-// T [experts, n, k]; starts, taken: see experts.cu. k is a multiple of 8. shared: T [STAGES, 2, TILE, ROW].
+// T [experts, n, k]; biases: f32 [experts, n] or null; starts, taken: see experts.cu. k is a multiple of 8. shared: T [STAGES, 2, TILE, ROW].
 template <typename T>
-__device__ void grouped_product(float *dst, const T *src, const T *weights, const u32 *starts, const u32 *taken, u32 n,
-                                u32 k, u32 stride) {
+__device__ void grouped_product(float *dst, const T *src, const T *weights, const float *biases, const u32 *starts,
+                                const u32 *taken, u32 n, u32 k, u32 stride) {
   follow();
   if (blockIdx.y >= taken[0]) return;
   const u32 expert = taken[1 + blockIdx.y], begin = starts[expert], end = starts[expert + 1];
   const u32 first_out = blockIdx.x * TILE, outputs = min(TILE, n - first_out);
   const T *matrix = weights + (size_t(expert) * n + first_out) * k;
+  const float *bias = biases ? biases + size_t(expert) * n + first_out : nullptr;
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const u32 own_place = warp / 2 * 32, own_out = warp % 2 * 32, steps = (k + TILE - 1) / TILE;
   T *tiles = (T *)shared();
@@ -76,16 +77,16 @@ __device__ void grouped_product(float *dst, const T *src, const T *weights, cons
 #pragma unroll
           for (u32 e = 0; e < 2; ++e) {
             const u32 out = own_out + o * 8 + 2 * (lane % 4) + e;
-            if (out < outputs) to[out] = sum[m][o][2 * half + e];
+            if (out < outputs) to[out] = sum[m][o][2 * half + e] + (bias ? bias[out] : 0.0f);
           }
       }
   }
 }
 
 #define GROUPED_PRODUCT(name, T)                                                                                      \
-  BOUNDED_KERNEL(THREADS, 3, name, float *dst, const T *src, const T *weights, const u32 *starts, const u32 *taken,   \
-                 u32 n, u32 k, u32 stride) {                                                                          \
-    grouped_product(dst, src, weights, starts, taken, n, k, stride);                                                  \
+  BOUNDED_KERNEL(THREADS, 3, name, float *dst, const T *src, const T *weights, const float *biases, const u32 *starts, \
+                 const u32 *taken, u32 n, u32 k, u32 stride) {                                                        \
+    grouped_product(dst, src, weights, biases, starts, taken, n, k, stride);                                          \
   }
 GROUPED_PRODUCT(grouped_product_f16, f16)
 GROUPED_PRODUCT(grouped_product_bf16, bf16)

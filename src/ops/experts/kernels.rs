@@ -132,6 +132,13 @@ impl GroupedLinear<'_> {
         if stride < self.column + n || n * gating.experts != weight.rows() {
             bail!("grouped_linear: {n} outputs from column {} on in rows of {stride}", self.column)
         }
+        let bias = match self.biases {
+            [] => 0,
+            [all] if all.rows() * all.cols() == weight.rows() && all.kind() == WeightType::F32 => {
+                all.address()
+            }
+            _ => bail!("grouped_linear: biases that are not {} of f32", weight.rows()),
+        };
         let words = Words::read(self.route, gating.words(self.rows), "grouped_linear")?;
         let dst = dst.holds(table.places * stride, "grouped_linear")?.is(DType::F32, "grouped_linear")?;
         let src = src.holds(table.places * k, "grouped_linear")?;
@@ -143,7 +150,7 @@ impl GroupedLinear<'_> {
             weight: weight.address(),
             weight_type: weight.kind(),
             scales: weight.place_of_scales(),
-            bias: 0,
+            bias,
             rows: table.places,
             n: weight.rows(),
             k,
@@ -259,6 +266,7 @@ impl Grouped {
     /// What all of these kernels take last.
     fn end(&self, arguments: Arguments) -> Arguments {
         arguments
+            .with(self.product.bias)
             .with(self.starts)
             .with(self.taken)
             .with(self.outputs as u32)

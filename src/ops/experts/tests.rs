@@ -86,7 +86,8 @@ fn tensors_that_are_too_small_are_refused() {
     let combine = Combine { gating, route: &words, rows: 3, width: 8, on: &on };
     assert!(rows.inplace_op2(&make(5, 8, f32), &combine).is_err());
     let weights = [Weight::from_f32(vec![0.0; 64], 8, 8)];
-    let product = GroupedLinear { gating, route: &words, weights: &weights, rows: 3, column: 0, on: &on };
+    let product =
+        GroupedLinear { gating, route: &words, weights: &weights, biases: &[], rows: 3, column: 0, on: &on };
     let error = make(6, 8, f32).inplace_op2(&places, &product).unwrap_err().to_string();
     assert!(error.contains("1 matrices of 4 experts"), "{error}");
 }

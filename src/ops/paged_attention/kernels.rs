@@ -9,6 +9,7 @@ use candle_core::{DType, Layout, Result, Tensor, bail};
 use super::{AttentionLimits, AttentionSpan, PagedAttention, cache_blocks};
 use crate::ops::launch::{Argument, Arguments, Launch, Launcher, Place};
 use crate::ops::storage::zeros;
+use crate::ops::weight::Weight;
 
 /// As `ops/cuda/attention_split.cu` has them.
 const SPLIT_THREADS: u32 = 256;
@@ -266,6 +267,7 @@ impl PagedAttention<'_> {
                 .with(self.plan.spans.address)
                 .with(self.plan.block_tables.address)
                 .with(self.plan.tiles.address + before as u64)
+                .with(self.sinks_address())
                 .with(PrefillShape {
                     heads: self.heads as u32,
                     kv_heads: self.kv_heads as u32,
@@ -326,6 +328,7 @@ impl PagedAttention<'_> {
                     .with(address)
                     .with(counters)
                     .with(partials)
+                    .with(self.sinks_address())
                     .with(shape),
             };
             // SAFETY: `check` has seen the spans and their tables, which the tiles are made of; the places hold
@@ -335,6 +338,11 @@ impl PagedAttention<'_> {
             tiles = later;
         }
         Ok(())
+    }
+
+    /// 0 for none.
+    fn sinks_address(&self) -> u64 {
+        self.sinks.map_or(0, Weight::address)
     }
 
     /// Where the counters and what chunks leave lie.

@@ -46,6 +46,7 @@ struct World {
     cache: Tensor,
     scales: CacheScales,
     limits: AttentionLimits,
+    sinks: Option<Weight>,
 }
 
 impl World {
@@ -96,7 +97,19 @@ impl World {
         };
         let cache = shaped(stored(&data, dims.head_dim, kind), dims);
         let limits = AttentionLimits::default();
-        World { dims, lengths: lengths.to_vec(), k, v, q, tables, offsets, cache, scales, limits }
+        World {
+            dims,
+            lengths: lengths.to_vec(),
+            k,
+            v,
+            q,
+            tables,
+            offsets,
+            cache,
+            scales,
+            limits,
+            sinks: None,
+        }
     }
 
     /// Runs the op on pieces (sequence, from, to) in this order; the rows' outputs, row after row.
@@ -139,6 +152,7 @@ impl World {
             head_dim,
             scale,
             limits: self.limits,
+            sinks: self.sinks.as_ref(),
             scratch: None,
             on: pool,
         };
@@ -169,7 +183,8 @@ impl World {
             };
             let scores: Vec<f64> = (0..=position).map(score).collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|x| (x - max).exp()).sum();
+            let sink = self.sinks.as_ref().map_or(0.0, |sinks| (f64::from(sinks.get(h)) - max).exp());
+            let sum = scores.iter().map(|x| (x - max).exp()).sum::<f64>() + sink;
             out.extend((0..head_dim).map(|d| {
                 let weighed = |(t, x): (usize, &f64)| (x - max).exp() * f64::from(self.v[s][at(t) + d]);
                 scores.iter().enumerate().map(weighed).sum::<f64>() / sum * f64::from(self.scales.v)
@@ -275,6 +290,9 @@ fn rows_see_their_window_and_scores_are_capped() {
                 [Some(1), Some(2), Some(16), Some(63), Some(64), Some(65), Some(200), Some(usize::MAX), None]
             {
                 for soft_cap in [None, Some(2.0)] {
+                    // From no part at all to nearly all of it.
+                    let sinks = || vec![f32::NEG_INFINITY, -3.0, 0.0, 2.0, 5.0, 200.0];
+                    w.sinks = (window != Some(16)).then(|| Weight::vector(sinks()));
                     w.limits = AttentionLimits { window, soft_cap };
                     let whole = w.run(&[(0, 0, 210), (1, 0, 3)], isa, &pools[0], DType::F32);
                     for position in (0..210).filter(|p| p % 7 == 0 || *p > 190) {
@@ -379,6 +397,7 @@ fn what_does_not_fit_is_an_error() {
         head_dim: 32,
         scale: 1.0,
         limits: AttentionLimits::default(),
+        sinks: None,
         scratch: None,
         on: &pool,
     };
@@ -386,6 +405,7 @@ fn what_does_not_fit_is_an_error() {
     let refuses = |op: PagedAttention<'_>| assert!(t(2, 128).inplace_op2(&t(2, 128), &op).is_err());
     refuses(PagedAttention { limits: AttentionLimits { window: Some(0), soft_cap: None }, ..good });
     refuses(PagedAttention { limits: AttentionLimits { window: None, soft_cap: Some(0.0) }, ..good });
+    refuses(PagedAttention { sinks: Some(&Weight::vector(vec![0.0; good.heads + 1])), ..good });
     refuses(PagedAttention { heads: 3, ..good });
     refuses(PagedAttention { kv_heads: 1, ..good });
     let refuses_spans = |spans: &[AttentionSpan]| {

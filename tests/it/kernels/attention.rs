@@ -7,6 +7,7 @@ use hashwatt::ops::paged_attention::kernels::{PADDING, SPLIT_TILES, scratch};
 use hashwatt::ops::paged_attention::{
     AttentionLimits, AttentionPlan, AttentionSpan, BLOCK_SIZE, Cutting, PagedAttention,
 };
+use hashwatt::ops::weight::Weight;
 
 use crate::host_kernels::kernels;
 use crate::support::pool;
@@ -33,6 +34,7 @@ struct World {
     offsets: Vec<u32>,
     cache: Tensor,
     limits: AttentionLimits,
+    sinks: Option<Weight>,
 }
 
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
@@ -82,7 +84,7 @@ impl World {
         };
         let dtypes = [dtype, if dtype == DType::F8E4M3 { DType::BF16 } else { dtype }];
         let limits = AttentionLimits::default();
-        World { dims, dtypes, scales, queries, tables, offsets, cache, limits }
+        World { dims, dtypes, scales, queries, tables, offsets, cache, limits, sinks: None }
     }
 
     /// The rows of a step, then two that belong to no span and must stay as they are.
@@ -131,6 +133,7 @@ impl World {
             head_dim,
             scale,
             limits: self.limits,
+            sinks: self.sinks.as_ref(),
             scratch: Some(&scratch),
             on,
         };
@@ -208,6 +211,8 @@ fn windows_and_caps_are_the_cpus() {
             for dtype in [DType::BF16, DType::F32] {
                 let mut world = World::new(Dims { heads, kv_heads, head_dim }, &lengths, dtype);
                 world.limits = AttentionLimits { window, soft_cap };
+                let sinks = (0..world.dims.heads).map(|head| [f32::NEG_INFINITY, 0.0, 3.0, 200.0][head % 4]);
+                world.sinks = soft_cap.is_none().then(|| Weight::vector(sinks.collect()));
                 world_of(world, &on, &pieces, 2);
             }
         }
