@@ -20,7 +20,7 @@ struct Case {
 /// Few rows, as many as a kernel takes at once, more; experts that no row takes, and one that most do.
 pub fn experts(on: &Exec, size: Size) -> Vec<Outcome> {
     let shapes: &[[usize; 5]] = match size {
-        Size::Small => &[[1, 4, 2, 16, 64], [9, 6, 3, 70, 80], [70, 3, 1, 33, 48]],
+        Size::Small => &[[1, 4, 2, 16, 64], [9, 6, 3, 70, 80], [150, 3, 1, 33, 48]],
         Size::Full => &[
             [1, 64, 8, 768, 256],
             [8, 60, 4, 64, 96],

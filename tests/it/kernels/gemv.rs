@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use hashwatt::model::decoder::Precision;
+use hashwatt::model::decoder::{Decoder, Precision};
 use hashwatt::ops::exec::Exec;
 use hashwatt::ops::gemv::NormProduct;
 use hashwatt::ops::linear::Linear;
@@ -13,7 +13,7 @@ use hashwatt::ops::rms_norm::RmsNorm;
 use hashwatt::ops::weight::Weight;
 
 use crate::host_kernels::kernels;
-use crate::support::{Shape, Steps, decoder, llama, prompt};
+use crate::support::{Shape, Steps, decoder, llama, prompt, routed};
 
 const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -221,7 +221,15 @@ fn a_step_of_sixteen_layers_is_at_most_110_kernels() {
 fn batch_invariant_kernels_give_the_same_bits_in_any_company() {
     let Some(on) = kernels() else { return };
     let on = Exec { batch_invariant: true, ..on };
-    let there = Arc::new(decoder(&small(1), Precision::Bf16).on_device(&on.device).unwrap());
+    let mut experts = routed().swap_remove(0).1;
+    experts["intermediate_size"] = 336.into();
+    for config in [small(1), experts] {
+        in_any_company(&decoder(&config, Precision::Bf16), &on);
+    }
+}
+
+fn in_any_company(decoder: &Decoder, on: &Exec) {
+    let there = Arc::new(decoder.on_device(&on.device).unwrap());
     let prompts: Vec<_> = [5usize, 40, 23].iter().map(|n| prompt(*n, 517, *n as u64)).collect();
     let run = |prompts: &[Vec<u32>], tokens: usize| {
         let mut steps = Steps::on(&there, on.clone(), Shape { tokens, ..Shape::default() });
