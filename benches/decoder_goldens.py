@@ -57,6 +57,11 @@ def configurations():
         ("Qwen3", "qwen3", {**rope(1e6), "head_dim": 16, "use_sliding_window": False}),
         ("Phi3", "phi3", {**rope(1e4), "sliding_window": 16, "hidden_size": 64}),
         ("Phi3", "phi3", {**long, "sliding_window": None, "hidden_size": 64, "original_max_position_embeddings": 64}),
+        # Of its prompts two are longer than what the short factors are for.
+        ("Phi3", "phi3", {**rope(1e4, "longrope", short_factor=[1.0, 1.1, 1.3, 1.7, 2.0, 3.0],
+                                 long_factor=[1.2, 1.9, 3.5, 6.0, 9.0, 14.0], original_max_position_embeddings=32,
+                                 partial_rotary_factor=0.75),
+                          "sliding_window": None, "hidden_size": 64, "original_max_position_embeddings": 32}),
         ("Granite", "granite", {**rope(1e4), "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
                                 "attention_multiplier": 0.08, "logits_scaling": 8.0, "tie_word_embeddings": True}),
         ("Mixtral", "mixtral", {**rope(1e6), "sliding_window": None, "num_local_experts": 6, "num_experts_per_tok": 2}),

@@ -91,10 +91,11 @@ pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
     let (mut models, mut checkpoint, mut draft) = (Vec::new(), None, None);
     let mut sizes = sizes_of_encoders(config);
     if let Some((source, names)) = chat {
-        let opened = Checkpoint::open(&source.model, &pool)?;
+        let mut opened = Checkpoint::open(&source.model, &pool)?;
+        settle_context(config, &mut opened);
         check_fits(config, &opened)?;
         let mut served = served::served_model(config, &opened, names, unit)?;
-        draft = draft::open(config, &served.tokenizer, &pool)?;
+        draft = draft::open(config, &served.tokenizer, opened.spec.max_positions, &pool)?;
         sizes = self::sizes(config, &opened, draft.as_ref(), beside)?;
         served.max_model_len = sizes.max_model_len;
         models.push(served);
@@ -107,6 +108,18 @@ pub fn open(config: &Config, unit: &Arc<Unit>) -> anyhow::Result<Opened> {
     served::check_names(chat_names.chain(encoders.iter().flat_map(|e| &e.names)))?;
     let service = Service::new(models, unit.clone()).with_encoders(encoders::served(&encoders, unit)?);
     Ok(Opened { checkpoint, draft, encoders, sizes, service: Arc::new(service) })
+}
+
+/// Settles what depends on the longest sequence that is served, with a word where short texts lose by it.
+fn settle_context(config: &Config, opened: &mut Checkpoint) {
+    let usual = opened.spec.usual_context();
+    opened.spec.settle_context(config.max_model_len);
+    if opened.spec.max_positions > usual {
+        tracing::warn!(
+            "beyond {usual} tokens the model has other frequencies (LongRoPE), which now hold for all texts, short \
+             ones too: where those are all, take --max-model-len {usual}"
+        );
+    }
 }
 
 /// Whether any engine is a GPU's.

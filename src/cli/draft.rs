@@ -14,13 +14,23 @@ use crate::model::encoder::EncoderCheckpoint;
 use crate::ops::pool::Pool;
 use crate::text::tokenizer::Tokenizer;
 
-/// Opens it, if one is asked for, for a model with this tokenizer.
+/// Opens it, if one is asked for, for a model with this tokenizer and context.
 ///
 /// # Errors
 /// One that is no decoder, has another tokenizer, or does not fit.
-pub fn open(config: &Config, tokenizer: &Tokenizer, pool: &Arc<Pool>) -> anyhow::Result<Option<Checkpoint>> {
+pub fn open(
+    config: &Config,
+    tokenizer: &Tokenizer,
+    context: usize,
+    pool: &Arc<Pool>,
+) -> anyhow::Result<Option<Checkpoint>> {
     let draft = config.speculation.as_ref().and_then(|s| s.draft.as_deref());
-    draft.map(|model| opened(config, model, tokenizer, pool).context("--draft-model")).transpose()
+    let opened = draft.map(|model| opened(config, model, tokenizer, pool).context("--draft-model"));
+    let mut opened = opened.transpose()?;
+    if let Some(draft) = &mut opened {
+        draft.spec.settle_context(Some(config.max_model_len.unwrap_or(context)));
+    }
+    Ok(opened)
 }
 
 fn opened(

@@ -47,7 +47,7 @@ pub static SETTINGS: &[Setting] = &[
         "max-model-len",
         "",
         "TOKENS",
-        "Longest prompt plus completion; the model's own context by default",
+        "Longest prompt plus completion; the model's own context by default, of LongRoPE the one of its short factors",
     ),
     setting(
         "max-num-seqs",

@@ -172,6 +172,21 @@ impl DecoderSpec {
         self.layer_ropes.get(layer).copied().unwrap_or(0)
     }
 
+    /// Its context unless a longer one is asked for: LongRoPE's short factors are the better ones for short texts.
+    pub fn usual_context(&self) -> usize {
+        self.ropes.iter().filter_map(RopeSpec::original_context).fold(self.max_positions, usize::min)
+    }
+
+    /// Settles what depends on the context that is served: the one that is asked for, or the usual one.
+    pub fn settle_context(&mut self, asked: Option<usize>) {
+        let usual = self.usual_context();
+        let context = asked.unwrap_or(usual);
+        self.ropes.iter_mut().for_each(|rope| rope.settle(context));
+        if context <= usual {
+            self.max_positions = usual;
+        }
+    }
+
     /// The experts of a layer that has some.
     pub fn experts_of(&self, layer: usize) -> Option<&ExpertSpec> {
         self.experts.as_ref().filter(|experts| !experts.dense_layers.contains(&layer))

@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 use hashwatt::model::Checkpoint;
 use hashwatt::model::checkpoint::TokenizerSource;
 use hashwatt::model::decoder::{self, Precision, Quantize};
+use hashwatt::model::spec::{RopeScaling, RopeSpec};
 use hashwatt::ops::blocks::Format;
 use hashwatt::text::tokenizer::Tokenizer;
 use serde_json::{Value, json};
@@ -84,7 +85,7 @@ fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
     let whole = |n: usize| Some(Meta::U32(n as u32));
     let rope = &spec.ropes[0];
     let shared = spec.experts.as_ref().and_then(|experts| experts.shared);
-    let plain = hashwatt::model::spec::RopeSpec::plain(rope.theta, rope.turned);
+    let plain = RopeSpec::plain(rope.theta, rope.turned);
     let mut values: Vec<(String, Meta)> = [
         ("embedding_length", whole(spec.hidden)),
         ("block_count", whole(spec.layers)),
@@ -144,12 +145,24 @@ fn write(path: &Path, of: &Checkpoint, kind: GgmlDType, more: &[(&str, Meta)]) {
         }
         tensors.push((name(&architecture, &hf), tensor(numbers, &shape, kind)));
     }
+    let mut factors_of = |name: &str, factors: Vec<f32>| {
+        let n = factors.len();
+        tensors.push((name.into(), tensor(factors, &[n], GgmlDType::F32)));
+    };
+    if let RopeScaling::Long { short, long, original_max_positions, length } = &rope.scaling {
+        factors_of("rope_factors_short.weight", short.clone());
+        factors_of("rope_factors_long.weight", long.clone());
+        let of = [
+            ("original_context_length", Meta::U32(*original_max_positions as u32)),
+            ("attn_factor", Meta::F32(*length as f32)),
+        ];
+        values.extend(of.map(|(key, value)| (own(&format!("rope.scaling.{key}")), value)));
+    }
     let scaled = rope.inverse_frequencies(rope.turned);
     let factors: Vec<f32> =
         plain.inverse_frequencies(rope.turned).iter().zip(&scaled).map(|(a, b)| a / b).collect();
-    if factors.iter().any(|f| *f != 1.0) {
-        let n = factors.len();
-        tensors.push(("rope_freqs.weight".into(), tensor(factors, &[n], GgmlDType::F32)));
+    if factors.iter().any(|f| *f != 1.0) && rope.original_context().is_none() {
+        factors_of("rope_freqs.weight", factors);
     }
     let values: Vec<(&str, &Meta)> = values.iter().map(|(key, value)| (key.as_str(), value)).collect();
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
@@ -230,6 +243,25 @@ fn every_architecture_gives_the_logits_it_gives_from_its_own_checkpoint() {
         let worst = ours.iter().zip(&theirs).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
         assert!(worst <= 1e-5 * scale, "{class}: {worst} of {scale}");
     }
+}
+
+#[test]
+fn long_contexts_have_the_factors_of_the_file() {
+    let mut config = llama(2);
+    config["architectures"] = json!(["Phi3ForCausalLM"]);
+    config["original_max_position_embeddings"] = 64.into();
+    let half = checkpoint(llama(2)).spec.head_dim / 2;
+    let factors = |step: f64| (0..half).map(|i| 1.0 + step * i as f64).collect::<Vec<_>>();
+    config["rope_scaling"] = json!({"type": "longrope", "attention_factor": 1.25,
+        "short_factor": factors(0.25), "long_factor": factors(2.0)});
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "model.gguf");
+    let original = checkpoint(config);
+    write(&path, &original, GgmlDType::F32, &any_tokenizer());
+    let spec = open(&path).spec;
+    assert!(matches!(spec.ropes[0].scaling, RopeScaling::Long { .. }));
+    assert_eq!((&spec.ropes, spec.max_positions), (&original.spec.ropes, original.spec.max_positions));
+    assert_eq!(spec.usual_context(), 64);
 }
 
 #[test]

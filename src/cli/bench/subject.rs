@@ -200,7 +200,7 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
     let model = model(&checkpoint, config, weights);
     Ok(Subject {
         target: Arc::new(Target::Baseline(rival)),
-        takes: Takes { most_at_once: 1, context: Some(checkpoint.spec.max_positions), duty: false },
+        takes: Takes { most_at_once: 1, context: Some(checkpoint.spec.usual_context()), duty: false },
         controls: Controls::default(),
         busy: BusyTime::default(),
         monitor,

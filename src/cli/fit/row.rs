@@ -87,7 +87,7 @@ impl Row {
         target: &Target,
     ) -> Row {
         let limit = checkpoint.spec.max_positions;
-        let context = question.context.unwrap_or(CONTEXT.min(limit));
+        let context = question.context.unwrap_or(CONTEXT.min(checkpoint.spec.usual_context()));
         let config = as_served(question.config, quantize, target, context);
         let (held, (weight_bytes, step_weight_bytes)) =
             (held(&config, checkpoint), weight_bytes(&config, checkpoint));

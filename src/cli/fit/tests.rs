@@ -83,3 +83,31 @@ fn a_report_of_the_same_model_type_and_card_is_what_counts() {
     std::fs::write(folder.path().join("report-3.json"), "{}").unwrap();
     assert_eq!(basis("H100 SXM"), "declared");
 }
+
+/// `serve` takes the contexts that `models fit` says there is room for, and no others.
+#[test]
+fn long_contexts_are_there_where_they_are_asked_for() {
+    let pool = Arc::new(Pool::new(1));
+    let opened = |asked: Option<usize>| {
+        let flag = asked.map(|n| ("max-model-len", n.to_string()));
+        let config = Resolved::merge(flag.as_slice(), &[]).unwrap().config().unwrap();
+        let mut checkpoint = Checkpoint::open("synthetic:phi-4-mini", &pool).unwrap();
+        checkpoint.spec.settle_context(config.max_model_len);
+        let cache = crate::cli::room::Cache::of(&config, &checkpoint, None, 64 << 30);
+        cache.map(|cache| cache.max_model_len).map_err(|e| e.to_string())
+    };
+    assert_eq!((opened(None), opened(Some(4096)), opened(Some(4097))), (Ok(4096), Ok(4096), Ok(4097)));
+    assert_eq!(opened(Some(131_072)), Ok(131_072));
+    assert!(opened(Some(131_073)).unwrap_err().contains("131072 tokens"));
+    let matches = command().try_get_matches_from(["fit", "--gpu", "H100 SXM"]).unwrap();
+    let config = Resolved::merge(&[], &[]).unwrap().config().unwrap();
+    let money = Money::read(&matches).unwrap();
+    let target = target::targets(&config, &matches).unwrap().remove(0);
+    let checkpoint = Checkpoint::open("synthetic:phi-4-mini", &pool).unwrap();
+    for (context, wanted) in [(None, 4096), (Some(131_072), 131_072)] {
+        let question = Question { config: &config, context, money: &money };
+        let row = Row::of(&question, &checkpoint, None, Quantize::AsStored, &target);
+        let room = row.cache.unwrap();
+        assert_eq!((room.context_tokens, room.longest_context_tokens), (wanted, 131_072));
+    }
+}

@@ -183,11 +183,18 @@ fn check_with(reader: &ConfigReader, s: &DecoderSpec) -> Result<(), LoadError> {
             let problem = format!("turns {} numbers of heads of {}", rope.turned, s.head_dim);
             return Err(reader.error("partial_rotary_factor", problem));
         }
-        if let RopeScaling::Each { factors, .. } = &rope.scaling
-            && (factors.len() != rope.turned / 2 || factors.iter().any(|f| !f.is_finite() || *f <= 0.0))
-        {
-            let problem = format!("{} factors for {} pairs, each above 0", factors.len(), rope.turned / 2);
-            return Err(reader.error("rope_scaling.short_factor", problem));
+        let (short, long) = match &rope.scaling {
+            RopeScaling::Each { factors, .. } => (Some(factors), None),
+            RopeScaling::Long { short, long, .. } => (Some(short), Some(long)),
+            _ => (None, None),
+        };
+        for (key, factors) in [("rope_scaling.short_factor", short), ("rope_scaling.long_factor", long)] {
+            let Some(factors) = factors else { continue };
+            if factors.len() != rope.turned / 2 || factors.iter().any(|f| !f.is_finite() || *f <= 0.0) {
+                let problem =
+                    format!("{} factors for {} pairs, each above 0", factors.len(), rope.turned / 2);
+                return Err(reader.error(key, problem));
+            }
         }
     }
     if !s.norm_eps.is_finite() || s.norm_eps < 0.0 {

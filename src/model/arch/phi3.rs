@@ -4,7 +4,7 @@ use super::llama;
 use super::reader::ConfigReader;
 use super::{FUSED_GATE_UP, HF_NAMES};
 use crate::model::LoadError;
-use crate::model::spec::{DecoderSpec, Parts, RopeScaling, TensorNames};
+use crate::model::spec::{DecoderSpec, Parts, TensorNames};
 
 const NAMES: TensorNames = TensorNames {
     qkv: Parts::Together("model.layers.{}.self_attn.qkv_proj"),
@@ -15,10 +15,6 @@ const NAMES: TensorNames = TensorNames {
 pub(super) fn spec(c: &ConfigReader) -> Result<DecoderSpec, LoadError> {
     let c = &c.or("rms_norm_eps", 1e-5).or("max_position_embeddings", 4096);
     let spec = llama::spec(c)?;
-    let (layer_windows, mut max_positions) = (c.windows(spec.layers, |_| true)?, spec.max_positions);
-    if matches!(spec.ropes[0].scaling, RopeScaling::Each { .. }) {
-        // Beyond, other factors hold, for the whole text: that is another model.
-        max_positions = max_positions.min(c.usize("original_max_position_embeddings")?);
-    }
-    Ok(DecoderSpec { architecture: "phi3", layer_windows, max_positions, names: &NAMES, ..spec })
+    let layer_windows = c.windows(spec.layers, |_| true)?;
+    Ok(DecoderSpec { architecture: "phi3", layer_windows, names: &NAMES, ..spec })
 }

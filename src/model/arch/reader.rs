@@ -239,18 +239,19 @@ impl<'a> ConfigReader<'a> {
                 })
             }
             Some("longrope" | "su") => {
-                let factors = self.numbers("short_factor")?;
-                let factors = factors
-                    .ok_or_else(|| self.error(&format!("{parent}.short_factor"), "is missing"))?
-                    .into_iter()
-                    .map(|f| f as f32)
-                    .collect();
+                let factors = |key: &str| {
+                    let found = self.numbers(key)?;
+                    let found = found.ok_or_else(|| self.error(&format!("{parent}.{key}"), "is missing"))?;
+                    Ok::<Vec<f32>, LoadError>(found.into_iter().map(|f| f as f32).collect())
+                };
                 let original = original(self, whole)?;
                 let factor = whole.optional_f64("max_position_embeddings")?.unwrap_or(original) / original;
                 let longer = (1.0 + factor.ln() / original.ln()).sqrt();
                 let length = if factor <= 1.0 { 1.0 } else { longer };
-                Ok(RopeScaling::Each {
-                    factors,
+                Ok(RopeScaling::Long {
+                    short: factors("short_factor")?,
+                    long: factors("long_factor")?,
+                    original_max_positions: original as usize,
                     length: self.optional_f64("attention_factor")?.unwrap_or(length),
                 })
             }

@@ -60,6 +60,8 @@ const MADE: &[(&str, &str)] = &[
     ("rope_scaling.factor", "rope.scaling.factor"),
     ("original_max_position_embeddings", "rope.scaling.original_context_length"),
 ];
+/// A tensor of LongRoPE's factors beyond the original context.
+const LONG_FACTORS: &str = "rope_factors_long.weight";
 
 /// What a file's metadata says of its architecture.
 pub struct Described<'a> {
@@ -107,6 +109,7 @@ impl<'a> Described<'a> {
         let key = match (key.as_str(), known) {
             ("vocab_size", _) => "token_embd.weight, its rows".into(),
             ("rope_scaling.short_factor", _) => "rope_freqs.weight or rope_factors_short.weight".into(),
+            ("rope_scaling.long_factor", _) => LONG_FACTORS.into(),
             ("architectures", _) => "general.architecture".into(),
             (_, Some((_, from))) => self.key(from),
             (_, None) => key,
@@ -269,17 +272,22 @@ impl<'a> Described<'a> {
         numbers: impl Fn(&str) -> Result<Option<Vec<f32>>, LoadError>,
     ) -> Result<(), LoadError> {
         const ORIGINAL: &str = "rope.scaling.original_context_length";
-        let short = numbers("rope_factors_short.weight")?;
-        if short.is_some() {
-            // Beyond, other factors hold, for the whole text: that is another model.
-            let original = self.metadata.whole(&self.key(ORIGINAL)).map_err(&fail)?;
-            let original = original.and_then(|n| usize::try_from(n).ok());
-            let missing = || fail(HeaderError::Value(self.key(ORIGINAL), "is missing"));
-            spec.max_positions = spec.max_positions.min(original.ok_or_else(missing)?);
-        }
-        let factors = if short.is_some() { short } else { numbers("rope_freqs.weight")? };
         let length =
             self.metadata.number(&self.key("rope.scaling.attn_factor")).map_err(&fail)?.unwrap_or(1.0);
+        let missing = |key: String| fail(HeaderError::Value(key, "is missing"));
+        let scaling = match numbers("rope_factors_short.weight")? {
+            Some(short) => {
+                let original = self.metadata.whole(&self.key(ORIGINAL)).map_err(&fail)?;
+                let original = original.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+                Some(RopeScaling::Long {
+                    short,
+                    long: numbers(LONG_FACTORS)?.ok_or_else(|| missing(LONG_FACTORS.into()))?,
+                    original_max_positions: original.ok_or_else(|| missing(self.key(ORIGINAL)))?,
+                    length,
+                })
+            }
+            None => numbers("rope_freqs.weight")?.map(|factors| RopeScaling::Each { factors, length }),
+        };
         // A file has the biases that it has, and no flag that says so.
         spec.qkv_bias = self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias");
         spec.o_bias = self.has("blk.0.attn_output.bias");
@@ -292,8 +300,8 @@ impl<'a> Described<'a> {
             rope.interleaved |= self.side_by_side;
         }
         // Of layers with a window, where those have positions of their own, they are not.
-        if let (Some(factors), Some(rope)) = (factors, spec.ropes.first_mut()) {
-            rope.scaling = RopeScaling::Each { factors, length };
+        if let (Some(scaling), Some(rope)) = (scaling, spec.ropes.first_mut()) {
+            rope.scaling = scaling;
         }
         Ok(())
     }

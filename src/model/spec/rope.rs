@@ -36,9 +36,18 @@ pub enum RopeScaling {
         truncate: bool,
         length: f64,
     },
-    /// LongRoPE (arXiv 2402.13753): each frequency divided by a factor of its own, and longer queries and keys.
+    /// Each frequency divided by a factor of its own, and longer queries and keys.
     Each {
         factors: Vec<f32>,
+        length: f64,
+    },
+    /// LongRoPE (arXiv 2402.13753): the same, with other factors for texts beyond the original context. Turned keys are
+    /// kept, so which of them hold is settled once, by the context that is served ([`RopeSpec::settle`]); the short ones
+    /// until then.
+    Long {
+        short: Vec<f32>,
+        long: Vec<f32>,
+        original_max_positions: usize,
         length: f64,
     },
 }
@@ -72,8 +81,26 @@ impl RopeSpec {
     /// What turned numbers are multiplied by, beside being turned.
     pub fn length(&self) -> f32 {
         match self.scaling {
-            RopeScaling::Yarn { length, .. } | RopeScaling::Each { length, .. } => length as f32,
+            RopeScaling::Yarn { length, .. }
+            | RopeScaling::Each { length, .. }
+            | RopeScaling::Long { length, .. } => length as f32,
             _ => 1.0,
+        }
+    }
+
+    /// The context beyond which other factors hold.
+    pub fn original_context(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::Long { original_max_positions, .. } => Some(original_max_positions),
+            _ => None,
+        }
+    }
+
+    /// Takes LongRoPE's factors for sequences of up to so many tokens, whatever the length of each.
+    pub fn settle(&mut self, context: usize) {
+        if let RopeScaling::Long { short, long, original_max_positions, length } = &mut self.scaling {
+            let factors = if context > *original_max_positions { long } else { short };
+            self.scaling = RopeScaling::Each { factors: std::mem::take(factors), length: *length };
         }
     }
 
@@ -100,7 +127,9 @@ impl RopeSpec {
         match &self.scaling {
             RopeScaling::None => frequency,
             RopeScaling::Linear { factor } => frequency / *factor as f32,
-            RopeScaling::Each { factors, .. } => frequency / factors.get(pair).copied().unwrap_or(1.0),
+            RopeScaling::Each { factors, .. } | RopeScaling::Long { short: factors, .. } => {
+                frequency / factors.get(pair).copied().unwrap_or(1.0)
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let (factor, low, high) = (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);
                 let original = *original_max_positions as f32;
