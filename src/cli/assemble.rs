@@ -183,7 +183,7 @@ fn sizes(
         (Some(bytes), _) => bytes / devices,
         (None, Some(room)) => room,
         (None, None) => {
-            let share = |m: machine::Memory| room::processor_cache(config, checkpoint, m.available);
+            let share = |m: machine::Memory| room::processor_cache(config, checkpoint, draft, m.available);
             machine::memory().map_or(1 << 30, share) / devices
         }
     };

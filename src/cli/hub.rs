@@ -44,37 +44,38 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     Ok(Settings { endpoint: places.endpoint.clone(), cache, token, offline: places.offline, pause: PAUSE })
 }
 
+/// Where the settings name a model.
+fn models(config: &mut Config) -> impl Iterator<Item = &mut String> {
+    let draft = config.speculation.iter_mut().filter_map(|s| s.draft.as_mut());
+    config.models.iter_mut().map(|source| &mut source.model).chain(draft)
+}
+
 /// Puts the path of its snapshot in the place of every model that is the hub's, fetched where need be.
 ///
 /// # Errors
 /// A model that cannot be had.
 pub fn resolve(config: &mut Config) -> anyhow::Result<()> {
-    for at in 0..config.models.len() {
-        if let Some(name) = named(&config.models[at].model)? {
-            config.models[at].model = path(&fetch(config, &name)?)?;
+    let asked = config.clone();
+    for model in models(config) {
+        if let Some(name) = named(model)? {
+            *model = path(&fetch(&asked, &name)?)?;
         }
     }
     config.model = config.models[0].model.clone();
-    let draft = config.speculation.as_ref().and_then(|s| s.draft.as_deref());
-    if let Some(name) = draft.map(named).transpose()?.flatten() {
-        let found = path(&fetch(config, &name)?)?;
-        config.speculation.iter_mut().for_each(|s| s.draft = Some(found.clone()));
-    }
     Ok(())
 }
 
 /// The same with what is in the cache, for a command that only looks. The names that are not there stay as they are.
 pub fn resolve_cached(config: &mut Config) {
-    let offline = config.hub.offline;
-    config.hub.offline = true;
-    for at in 0..config.models.len() {
-        if let Ok(Some(name)) = named(&config.models[at].model)
-            && let Ok(found) = fetch(config, &name).and_then(|snapshot| path(&snapshot))
+    let mut offline = config.clone();
+    offline.hub.offline = true;
+    for model in models(config) {
+        if let Ok(Some(name)) = named(model)
+            && let Ok(found) = fetch(&offline, &name).and_then(|snapshot| path(&snapshot))
         {
-            config.models[at].model = found;
+            *model = found;
         }
     }
-    config.hub.offline = offline;
     config.model = config.models[0].model.clone();
 }
 

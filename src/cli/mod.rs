@@ -14,7 +14,7 @@ mod encoders;
 mod fit;
 mod given;
 pub mod held;
-mod hub;
+pub mod hub;
 mod keys;
 pub mod machine;
 mod market;

@@ -187,8 +187,14 @@ pub fn gib(bytes: u64) -> f64 {
 }
 
 /// Bytes for the KV caches of a processor's engines together, unless they are said: never what the weights will take.
-pub fn processor_cache(config: &Config, checkpoint: &Checkpoint, available: u64) -> u64 {
-    let made = if are_made(config, checkpoint) { weight_bytes(config, checkpoint).0 } else { 0 };
+pub fn processor_cache(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    draft: Option<&Checkpoint>,
+    available: u64,
+) -> u64 {
+    let made = [Some(checkpoint), draft].into_iter().flatten().filter(|model| are_made(config, model));
+    let made: u64 = made.map(|model| weight_bytes(config, model).0).sum();
     (available / KV_SHARE_OF_FREE).min(available.saturating_sub(made))
 }
 

@@ -52,17 +52,18 @@ impl DraftModel {
     }
 
     /// Guesses tokens for the running sequences, as many as `wanted` says of each, or fewer: none while it has not read
-    /// what is known, which takes a step for as many tokens as a step holds.
+    /// what is known, which takes a step for as many tokens as a step holds. True when it has computed anything.
     ///
     /// # Errors
-    /// A step that fails.
+    /// A step that fails: what it has read is to be forgotten.
     pub fn guess(
         &mut self,
         running: &mut [Entry<Live>],
         wanted: impl Fn(&Entry<Live>) -> usize,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         self.followers.retain(|rank, _| running.binary_search_by_key(rank, |e| e.sequence.rank).is_ok());
         self.catch_up(running, wanted);
+        let works = self.input.rows() > 0;
         while self.input.rows() > 0 {
             let runner = &mut self.runner;
             let step = |e: candle_core::Error| EngineError::of_step(&e);
@@ -70,7 +71,7 @@ impl DraftModel {
             self.input.clear();
             if self.guessing.is_empty() {
                 // It has read, and has nothing to say yet.
-                return Ok(());
+                break;
             }
             runner.sample(&self.samples).map_err(step)?;
             let results = runner.collect().map_err(step)?;
@@ -87,24 +88,26 @@ impl DraftModel {
             });
             self.go_on(running);
         }
-        Ok(())
+        Ok(works)
     }
 
-    /// Whether all of a sequence, and of what its draws name, is in the vocabulary, which may be padded to another size.
-    fn can_follow(&self, entry: &Entry<Live>) -> bool {
-        let vocab = self.runner.decoder().spec().vocab as u32;
-        entry.sequence.tokens.iter().all(|token| *token < vocab) && entry.payload.names_only_below(vocab)
+    /// Forgets what it has read: all sequences are read again.
+    pub fn forget(&mut self) {
+        self.followers.clear();
+        self.guessing.clear();
     }
 
     /// Lays out what has not been read yet.
     fn catch_up(&mut self, running: &mut [Entry<Live>], wanted: impl Fn(&Entry<Live>) -> usize) {
         let capacity = self.runner.capacity();
+        // It may be padded to another size.
+        let vocab = self.runner.decoder().spec().vocab as u32;
         let mut room = capacity.rows;
         self.input.clear();
         self.samples.clear();
         self.guessing.clear();
         for (index, entry) in running.iter_mut().enumerate() {
-            let wanted = if self.can_follow(entry) { wanted(entry) } else { 0 };
+            let wanted = wanted(entry);
             if wanted == 0 || room == 0 || self.guessing.len() == capacity.logit_rows {
                 continue;
             }
@@ -117,6 +120,11 @@ impl DraftModel {
             // The last known token is read again: its logits are wanted.
             let same =
                 follower.read.iter().zip(&sequence.tokens[..known - 1]).take_while(|(a, b)| a == b).count();
+            // What it has read is in its vocabulary.
+            let knows = |tokens: &[u32]| tokens.iter().all(|token| *token < vocab);
+            if !knows(&sequence.tokens[same..]) || !payload.names_only_below(vocab) {
+                continue;
+            }
             follower.read.truncate(same);
             if !follower.table.grow_to(known + wanted) {
                 continue;

@@ -217,7 +217,7 @@ impl EncoderResident {
                 }
                 Some(Fault::Hang(time)) => std::thread::sleep(time),
                 Some(Fault::Panic) => panic!("on order"),
-                Some(Fault::NotFinite | Fault::NeverFinite) | None => {}
+                Some(Fault::NotFinite | Fault::NeverFinite | Fault::Draft) | None => {}
             }
             if let Some(causal) = &self.causal {
                 let mut causal = causal.borrow_mut();

@@ -22,6 +22,8 @@ pub enum Fault {
     NotFinite,
     /// No logits are finite from now on.
     NeverFinite,
+    /// The draft model's step fails.
+    Draft,
 }
 
 /// Faults by the number of the step before which they happen, counted from the engine's first as 0. Clones share

@@ -248,7 +248,7 @@ impl Resident {
         let capacity = self.runner.capacity();
         let budget = Budget { sequences, tokens: tokens.min(capacity.rows), logit_rows: capacity.logit_rows };
         let waiting = self.scheduler.waiting();
-        let begun = if ahead { None } else { self.guess() };
+        let begun = self.guess(ahead);
         self.scheduler.plan(budget, &mut self.plan);
         self.count_plan(waiting);
         let mut launched = self.launch(begun);
@@ -273,21 +273,24 @@ impl Resident {
         report
     }
 
+    /// Whether the next step may have guesses: then it is not run ahead of the last one's tokens.
+    pub fn guesses(&self) -> bool {
+        self.speculation.as_ref().is_some_and(Speculation::is_on)
+    }
+
     /// Guesses what comes next in the running sequences, and says when it began to.
-    fn guess(&mut self) -> Option<Tick> {
+    fn guess(&mut self, ahead: bool) -> Option<Tick> {
         let speculation = self.speculation.as_mut()?;
+        if ahead || !speculation.is_on() {
+            speculation.rest();
+            return None;
+        }
         let now = self.clock.now();
+        let fails = self.ordered.take_if(|fault| *fault == Fault::Draft).is_some();
         if speculation.has_model() && Speculation::decoding(self.scheduler.running()) > 0 {
             self.observed.begin(now);
         }
-        if let Err(error) =
-            speculation.guess(self.scheduler.running_mut(), self.runner.decoder().spec().vocab)
-        {
-            // Whatever it is, it is met again where it matters.
-            tracing::warn!(%error, "speculation: the draft model failed; going on without it");
-            self.scheduler.running_mut().iter_mut().for_each(|entry| entry.sequence.guesses.clear());
-            self.speculation = None;
-        }
+        speculation.guess(self.scheduler.running_mut(), self.runner.decoder().spec().vocab, fails);
         Some(now)
     }
 

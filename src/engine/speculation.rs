@@ -5,18 +5,22 @@
 //! depend on the others: on processors always, on GPUs under `batch_invariant`) and the same random bits, so a guess is right or it is not, whatever the temperature. Guesses come
 //! from what the sequence has said or read before ([`lookup`]), or from a smaller model (`draft`).
 
+use std::mem::Discriminant;
+
 use crate::engine::draft::DraftModel;
 use crate::engine::event::EngineError;
 use crate::engine::live::Live;
 use crate::engine::scheduler::Entry;
 
-/// Tokens guessed in one step at most.
-pub const MOST_GUESSES: usize = 64;
 /// Tokens at the end of a sequence that must have been there before, and those that are looked at.
 const SHORTEST_MATCH: usize = 2;
 const LONGEST_MATCH: usize = 8;
 /// Guesses for a sequence nothing is known of.
 const FIRST_GUESSES: usize = 4;
+/// Steps without guesses after the draft model has failed; twice as many after each further failure in a row.
+const REST: usize = 16;
+/// Failures in a row that end its guessing.
+const MOST_FAILURES: u32 = 6;
 
 /// Where guesses come from.
 pub(super) enum Source {
@@ -26,15 +30,60 @@ pub(super) enum Source {
 
 /// Guesses for the sequences of a resident.
 pub(super) struct Speculation {
-    pub source: Source,
+    source: Source,
     /// In one step, of all sequences together: each is a row more that the step computes.
-    pub most: usize,
+    most: usize,
+    health: Health,
+}
+
+/// What has gone wrong with the draft model.
+#[derive(Default)]
+struct Health {
+    /// In a row.
+    failures: u32,
+    /// Steps until it is asked again.
+    rest: usize,
+    /// Kinds of errors that have been told.
+    told: Vec<Discriminant<EngineError>>,
+}
+
+impl Health {
+    fn fail(&mut self, error: &EngineError) {
+        self.failures += 1;
+        self.rest = REST << self.failures.min(MOST_FAILURES) >> 1;
+        let kind = std::mem::discriminant(error);
+        if error.is_of_the_device() || self.failures >= MOST_FAILURES {
+            self.failures = MOST_FAILURES;
+            tracing::error!(%error, "speculation: the draft model goes on failing; no more is guessed");
+        } else if !self.told.contains(&kind) {
+            self.told.push(kind);
+            tracing::warn!(%error, "speculation: the draft model failed; it is tried again later");
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.failures >= MOST_FAILURES
+    }
 }
 
 impl Speculation {
+    pub fn new(source: Source, most: usize) -> Speculation {
+        Speculation { source, most, health: Health::default() }
+    }
+
     /// Whether guesses are work of the device.
     pub fn has_model(&self) -> bool {
         matches!(self.source, Source::Draft(_))
+    }
+
+    /// Whether the next step may have guesses, for which the tokens before them must be known.
+    pub fn is_on(&self) -> bool {
+        self.health.rest == 0 && !self.health.has_ended()
+    }
+
+    /// A step without guesses begins.
+    pub fn rest(&mut self) {
+        self.health.rest = self.health.rest.saturating_sub(1);
     }
 
     /// Sequences that guesses are of use for.
@@ -42,32 +91,40 @@ impl Speculation {
         running.iter().filter(|entry| wanted(entry, 1) > 0).count()
     }
 
-    /// Guesses for each running sequence that decodes.
-    ///
-    /// # Errors
-    /// A step of the draft model that fails.
-    pub fn guess(&mut self, running: &mut [Entry<Live>], vocab: usize) -> Result<(), EngineError> {
+    /// Guesses for each running sequence that decodes. A draft model that fails has none, and is asked again later.
+    /// `fails`: it is to, for tests and drills.
+    pub fn guess(&mut self, running: &mut [Entry<Live>], vocab: usize, fails: bool) {
         let share = self.most / Self::decoding(running).max(1);
         for Entry { sequence, .. } in running.iter_mut() {
             sequence.guesses.clear();
         }
-        match &mut self.source {
+        let draft = match &mut self.source {
             Source::PromptLookup => {
                 for entry in running {
                     let (wanted, sequence) = (wanted(entry, share), &mut entry.sequence);
                     lookup(&sequence.tokens, wanted, &mut sequence.guesses);
                 }
-                Ok(())
+                return;
             }
-            Source::Draft(draft) => {
-                draft.guess(running, |entry| wanted(entry, share))?;
-                // A vocabulary may be padded to another size.
-                for Entry { sequence: s, .. } in running {
-                    let known = s.guesses.iter().take_while(|token| (**token as usize) < vocab).count();
-                    s.guesses.truncate(known);
-                }
-                Ok(())
+            Source::Draft(draft) => draft,
+        };
+        let guessed = draft.guess(running, |entry| wanted(entry, share)).and_then(|guessed| match fails {
+            true => Err(EngineError::Step("the draft model's step, on order".into())),
+            false => Ok(guessed),
+        });
+        match guessed {
+            Ok(true) => self.health.failures = 0,
+            Ok(false) => {}
+            Err(error) => {
+                draft.forget();
+                running.iter_mut().for_each(|entry| entry.sequence.guesses.clear());
+                self.health.fail(&error);
             }
+        }
+        // A vocabulary may be padded to another size.
+        for Entry { sequence: s, .. } in running {
+            let known = s.guesses.iter().take_while(|token| (**token as usize) < vocab).count();
+            s.guesses.truncate(known);
         }
     }
 }
@@ -103,7 +160,8 @@ impl Trust {
     /// So many of the guesses were right, from the first on.
     pub fn learn(&mut self, guessed: usize, right: usize) {
         self.0 = match right == guessed {
-            true => (self.0.max(guessed) * 2).min(MOST_GUESSES),
+            // No more than twice what a step has had room for.
+            true => self.0.max(guessed * 2),
             false => (right + 1).max(self.0 / 2),
         };
     }
@@ -162,7 +220,36 @@ mod tests {
         trust.learn(4, 0);
         trust.learn(2, 0);
         assert_eq!(trust.guesses(), 1);
-        (0..20).for_each(|_| trust.learn(trust.guesses(), trust.guesses()));
-        assert_eq!(trust.guesses(), MOST_GUESSES);
+        (0..20).for_each(|_| {
+            let guessed = trust.guesses().min(16);
+            trust.learn(guessed, guessed);
+        });
+        assert_eq!(trust.guesses(), 32);
+    }
+
+    #[test]
+    fn failures_in_a_row_end_it_and_others_do_not() {
+        let speculation = |failures| {
+            let mut speculation = Speculation::new(Source::PromptLookup, 4);
+            for _ in 0..failures {
+                assert!(speculation.is_on());
+                speculation.health.fail(&EngineError::Step("no memory".into()));
+                let mut rested = 0;
+                while speculation.health.rest > 0 {
+                    assert!(!speculation.is_on());
+                    speculation.rest();
+                    rested += 1;
+                }
+                assert_eq!(rested, REST << (speculation.health.failures - 1));
+            }
+            speculation
+        };
+        assert!(speculation(MOST_FAILURES - 1).is_on());
+        assert!(!speculation(MOST_FAILURES).is_on());
+        // A context that is lost does not come back.
+        let mut lost = speculation(0);
+        lost.health.fail(&EngineError::Device("lost".into()));
+        (0..1000).for_each(|_| lost.rest());
+        assert!(!lost.is_on());
     }
 }

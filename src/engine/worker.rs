@@ -20,7 +20,7 @@ use crate::engine::event::{
 };
 use crate::engine::fault::Faults;
 use crate::engine::resident::{Resident, StepReport};
-use crate::engine::speculation::{MOST_GUESSES, Source, Speculation};
+use crate::engine::speculation::{Source, Speculation};
 use crate::engine::stats::EngineStats;
 use crate::engine::step_log::Observed;
 use crate::model::runner::Runner;
@@ -195,10 +195,10 @@ pub fn spawn_with(
         .name(format!("hashwatt-{}", config.device))
         .spawn(move || {
             let (rows, caching) = (config.limits.max_rows, config.prefix_caching);
-            let most = config.speculative_tokens.min(MOST_GUESSES);
+            let most = config.speculative_tokens;
             let source =
                 draft.map_or(Source::PromptLookup, |runner| Source::Draft(Box::new(DraftModel::new(runner))));
-            let mut speculation = (most > 0).then_some(Speculation { source, most });
+            let mut speculation = (most > 0).then(|| Speculation::new(source, most));
             let decoder = |runner| {
                 let speculation = speculation.take();
                 Resident::new(
@@ -234,8 +234,7 @@ pub fn spawn_with(
                 ceiling,
                 limits: ceiling,
                 arrivals: 0,
-                // A token that is not known yet is no beginning of a guess.
-                run_ahead: config.run_ahead && config.speculative_tokens == 0,
+                run_ahead: config.run_ahead,
                 faults: config.faults,
                 steps: 0,
             };
@@ -388,8 +387,9 @@ impl Worker {
         let Some(resident) = self.residents.get_mut(number) else {
             return self.encoders[number - self.residents.len()].step(max_tokens, fault);
         };
-        // A pause between steps is one for the device.
-        let ahead = self.run_ahead && self.limits.duty >= 1.0 && !resident.is_suspect() && alone;
+        // A pause between steps is one for the device. A token that is not known yet is no beginning of a guess.
+        let free = !resident.is_suspect() && !resident.guesses();
+        let ahead = self.run_ahead && self.limits.duty >= 1.0 && free && alone;
         if let Some(fault) = fault {
             resident.order(fault);
         }

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use hashwatt::cli::hub::resolve_cached;
+use hashwatt::config::Resolved;
 use hashwatt::hub::{self, HubName, Progress, Settings, Snapshot, Token};
 use hashwatt::wire::client::Client;
 use serde_json::{Value, json};
@@ -322,6 +324,19 @@ fn offline_asks_nobody_and_names_what_is_missing() {
         cache.error(REPO, &["HF_HUB_OFFLINE", file]);
     }
     assert_eq!(hub.asked(), []);
+}
+
+#[test]
+fn a_command_that_only_looks_finds_what_is_there() {
+    let hub = HubServer::start(demo());
+    let cache = Cache::new(&hub);
+    let there = cache.fetch(REPO).unwrap().path;
+    let flags = [("model", "site/other"), ("draft-model", REPO)].map(|(name, value)| (name, value.into()));
+    let mut config = Resolved::merge(&flags, &[]).unwrap().config().unwrap();
+    config.hub.cache = Some(cache.settings.cache.clone());
+    resolve_cached(&mut config);
+    assert_eq!(config.speculation.unwrap().draft.as_deref(), there.to_str());
+    assert_eq!((config.models[0].model.as_str(), config.model.as_str()), ("site/other", "site/other"));
 }
 
 #[test]

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use hashwatt::clock::Clock;
 use hashwatt::engine::event::{EventStream, FinishReason, GenerateRequest, TokenEvent, TokenLogprob};
+use hashwatt::engine::fault::{Fault, Faults};
 use hashwatt::engine::sampler::SamplingParams;
-use hashwatt::engine::worker::{EngineHandle, Models};
+use hashwatt::engine::step_log::Observed;
+use hashwatt::engine::worker::{self, EngineConfig, EngineHandle, Models};
 use hashwatt::model::decoder::{Decoder, Precision};
 
 use crate::support::{
-    decoder, engine, engine_of, greedy, llama, others, prompt, qwen3, request, routed, runner,
+    decoder, engine, engine_config, engine_of, greedy, llama, others, prompt, qwen3, request, routed, runner,
 };
 
 const VOCAB: usize = 517;
@@ -126,4 +129,27 @@ fn a_draft_model_of_another_vocabulary_guesses_where_it_can() {
         assert_eq!(plain, answers);
         assert_eq!(guessed > 0, vocab > VOCAB, "{guessed} guesses with {vocab} tokens");
     }
+}
+
+/// A failure costs its guesses and no answer; one after the other ends guessing, and steps run ahead again.
+#[test]
+fn a_draft_model_that_fails_is_asked_again_and_not_for_ever() {
+    let model = decoder(&llama(2), Precision::F32);
+    let of = |run_ahead, faults: Faults| {
+        let of = |model| runner(model, 2, 256, TOKENS, SEQUENCES);
+        let models = Models { decoder: Some(of(&model)), draft: Some(of(&model)), ..Models::default() };
+        let config = EngineConfig { run_ahead, faults, ..engine_config(TOKENS, SEQUENCES, 8) };
+        let observed = Observed::default();
+        worker::spawn_with(models, config, Clock::system(), observed).unwrap().0
+    };
+    let plain = run(&engine(&model, 2, 256, TOKENS, SEQUENCES)).0;
+    let [unhurt, once, always] = [0, 1, 1000].map(|failures| {
+        let engine = of(true, Faults::new((0..failures).map(|_| (4, Fault::Draft))));
+        let (answers, [_, right]) = run(&engine);
+        assert_eq!(plain, answers, "{failures} failures");
+        right
+    });
+    assert!(once > unhurt / 2, "{once} right guesses with a failure, {unhurt} without");
+    // Those before the first.
+    assert!(always < unhurt / 10, "{always} right guesses with failures only, {unhurt} without");
 }

@@ -233,9 +233,8 @@ pub fn runner(
     Runner::new(decoder.clone(), pool(threads), capacity, blocks).unwrap()
 }
 
-/// An engine that guesses so many tokens in a step.
-pub fn engine_of(models: Models, tokens: usize, sequences: usize, speculative_tokens: usize) -> EngineHandle {
-    let config = EngineConfig {
+pub fn engine_config(tokens: usize, sequences: usize, speculative_tokens: usize) -> EngineConfig {
+    EngineConfig {
         device: "test".into(),
         limits: Limits { max_rows: sequences, max_tokens: tokens, duty: 1.0 },
         prefix_caching: true,
@@ -243,7 +242,12 @@ pub fn engine_of(models: Models, tokens: usize, sequences: usize, speculative_to
         faults: Default::default(),
         speculative_tokens,
         max_queue: 4096,
-    };
+    }
+}
+
+/// An engine that guesses so many tokens in a step.
+pub fn engine_of(models: Models, tokens: usize, sequences: usize, speculative_tokens: usize) -> EngineHandle {
+    let config = engine_config(tokens, sequences, speculative_tokens);
     worker::spawn_with(models, config, Clock::system(), Observed::default()).unwrap().0
 }
 

@@ -160,7 +160,7 @@ fn fitted(
             room::gpu_cache(config, needs, &target.name, empty)
         }
         None => room::check_weights(config, checkpoint, memory)
-            .map(|_| room::processor_cache(config, checkpoint, memory) / devices),
+            .map(|_| room::processor_cache(config, checkpoint, None, memory) / devices),
     };
     let budget = budget.map(|left| config.kv_memory.map_or(left, |bytes| bytes / devices));
     let checked = budget.and_then(|bytes| Cache::of(config, checkpoint, None, bytes).map(|_| bytes));

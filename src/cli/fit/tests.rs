@@ -93,7 +93,7 @@ fn long_contexts_are_there_where_they_are_asked_for() {
         let config = Resolved::merge(flag.as_slice(), &[]).unwrap().config().unwrap();
         let mut checkpoint = Checkpoint::open("synthetic:phi-4-mini", &pool).unwrap();
         checkpoint.spec.settle_context(config.max_model_len);
-        let cache = crate::cli::room::Cache::of(&config, &checkpoint, None, 64 << 30);
+        let cache = room::Cache::of(&config, &checkpoint, None, 64 << 30);
         cache.map(|cache| cache.max_model_len).map_err(|e| e.to_string())
     };
     assert_eq!((opened(None), opened(Some(4096)), opened(Some(4097))), (Ok(4096), Ok(4096), Ok(4097)));
@@ -110,4 +110,17 @@ fn long_contexts_are_there_where_they_are_asked_for() {
         let room = row.cache.unwrap();
         assert_eq!((room.context_tokens, room.longest_context_tokens), (wanted, 131_072));
     }
+}
+
+#[test]
+fn the_cache_of_a_processor_leaves_room_for_all_weights_that_are_made() {
+    let pool = Arc::new(Pool::new(1));
+    let config = Resolved::merge(&[], &[]).unwrap().config().unwrap();
+    let [large, small] = ["synthetic:qwen3-0.6b", "synthetic:smollm2-135m"]
+        .map(|model| Checkpoint::open(model, &pool).unwrap());
+    let [of_large, of_small] = [&large, &small].map(|model| crate::cli::held::weight_bytes(&config, model).0);
+    let cache = |draft, available| room::processor_cache(&config, &large, draft, available);
+    let tight = of_large + of_small + 1000;
+    assert_eq!((cache(Some(&small), tight), cache(None, tight)), (1000, of_small + 1000));
+    assert_eq!(cache(Some(&small), 8 * tight), 2 * tight);
 }
