@@ -159,3 +159,90 @@ fn chats_of_each_family_render_as_huggingfaces() {
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
     assert!(rendered > 300 && refused > 50, "{rendered} rendered, {refused} refused");
 }
+
+/// Each once took hours, the machine's memory or the process; what one step does is not in the engine's own budget.
+#[test]
+fn a_template_that_grows_without_end_is_an_error_of_its_request() {
+    let turns = |state: &str, step: &str, count: usize, end: &str| {
+        format!("{{% set ns = namespace({state}) %}}{{% for i in range({count}) %}}{step}{{% endfor %}}{end}")
+    };
+    let doubled = |end: &str| turns("a=[1]", "{% set ns.a = [ns.a, ns.a] %}", 60, end);
+    let deep = |step: &str, end: &str| turns("a=[1], b=[1]", step, 99_999, end);
+    let mut sources = vec![
+        // Sums of lists are made as they are read.
+        turns("a=[1]", "{% set ns.a = ns.a + ns.a %}", 60, "{{ ns.a | length }}"),
+        turns("a=[1] * 100000000", "{% set ns.a = ns.a + [] %}", 40, "{{ ns.a | length }}"),
+        turns("a=(1,)", "{% set ns.a = ns.a + ns.a %}", 60, "{{ ns.a | length }}"),
+        turns("a={'k': 1}", "{% set ns.a = {'a': ns.a, 'b': ns.a} %}", 60, "{{ ns.a ~ '' }}"),
+        turns("a={'k': 1}", "{% set ns.a = dict(a=ns.a, b=ns.a) %}", 60, "{{ ns.a ~ '' }}"),
+        turns("a='x'", "{% set ns.a = ns.a + ns.a %}", 60, "{{ ns.a | length }}"),
+        turns("a='x'", "{% set ns.a = ns.a | replace('x', 'xxxxxxxxx') %}", 60, "{{ ns.a | length }}"),
+        turns("a='x'", "{% set ns.a = [ns.a, ns.a, ns.a] | join(ns.a) %}", 60, "{{ ns.a | length }}"),
+        "{% macro m(a, n) %}{% if n %}{{ m(a + a, n - 1) }}{% endif %}{% endmacro %}{{ m([1], 60) }}".into(),
+        "{% for x in [[1]] recursive %}{{ loop([x + x]) }}{% endfor %}".into(),
+        format!(
+            "{{% set a = [1] %}}{}{{{{ a }}}}{}",
+            "{% with a = a + a %}".repeat(60),
+            "{% endwith %}".repeat(60)
+        ),
+        format!("{{{{ ([1] * 100000000{}) | length }}}}", " + []".repeat(40)),
+        "{{ ['x' * 1000000] * 100000000 ~ '' }}".into(),
+        "{{ {'a': {'b': ['x' * 1000000] * 100000000}} ~ '' }}".into(),
+        "{{ range(10**9) | list | length }}{{ 'a' * 10**10 }}".into(),
+        "{% macro m(a) %}{{ m(a) }}{% endmacro %}{{ m(1) }}".into(),
+        // A long text costs each time that it is read.
+        "{% set x = 'é' * 10000000 %}{% for i in range(99999) %}{% if x[9999999] %}{% endif %}{% endfor %}"
+            .into(),
+        // Depth is stack.
+        deep("{% set ns.a = [ns.a] %}", ""),
+        deep("{% set ns.a = {'a': ns.a} %}", ""),
+        deep("{% set ns.a = {'a': ns.a.a[0:]} %}{% set ns.a = [ns.a] %}", ""),
+        deep("{% set ns.a = [ns.a] %}{% set ns.b = [ns.b] %}", "{{ ns.a == ns.b }}"),
+        deep("{% set ns.a = namespace(a=ns.a) %}", ""),
+        "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ '' }}".into(),
+        "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns == ns.a[0] }}".into(),
+    ];
+    let ends = [
+        "ns.a == [ns.a]",
+        "ns.a in [[ns.a]]",
+        "{ns.a: 1}",
+        "ns.a ~ ''",
+        "ns.a | upper",
+        "ns.a | tojson",
+        "ns.a | join",
+    ];
+    sources.extend(ends.map(|end| doubled(&format!("{{{{ {end} }}}}"))));
+    for source in &sources {
+        let render = || ChatTemplate::new(source, "", "").and_then(|t| t.render(&[], true));
+        let (result, peak) = crate::allocation::peak_of(render);
+        let error = result.expect_err(source).to_string();
+        assert!(error.starts_with("the chat template: ") && error.len() < 300, "{source}: {error}");
+        assert!(peak < 384 << 20, "{source}: {peak} bytes");
+    }
+}
+
+/// What grows within bounds is what it was.
+#[test]
+fn lists_that_a_template_makes_are_those_of_jinja() {
+    for (source, text) in [
+        (
+            "{% set ns = namespace(a=[], d={}) %}{% for i in range(3) %}{% set ns.a = ns.a + [i, {'k': [i] * 2}] %}{% endfor %}{{ ns.a }}",
+            "[0, {'k': [0, 0]}, 1, {'k': [1, 1]}, 2, {'k': [2, 2]}]",
+        ),
+        ("{% set a, b = (1, 2), [1, 2, 3][1:] %}{{ a + (3,) }}{{ b + [[0][0:]] }}", "(1, 2, 3)[2, 3, [0]]"),
+        (
+            "{% set d = {'a': [1, 2][:1]}.items() %}{{ d }}{{ (2 * 3 + 1) ** 2 - -1 }}",
+            "dict_items([('a', [1])])50",
+        ),
+        (
+            "{% for k, v in {'a': 1 + 1}.items() if v is not in [1 + 2] %}\n {{- k * 2 }}{% endfor %}\n.",
+            "aa.",
+        ),
+        ("{% macro m(a, b=[1] + [2]) %}\n{{ a }}{{ b }}{% endmacro %}{{ m(1, b=m(0)) }}", "10[1, 2]"),
+    ] {
+        assert_eq!(ChatTemplate::new(source, "", "").unwrap().render(&[], true).unwrap(), text);
+    }
+    // A list that a loop adds to.
+    let long = "{% set ns = namespace(a=[]) %}{% for i in range(500) %}{% set ns.a = ns.a + [{'a': i}] %}{% endfor %}{{ ns.a | length }}";
+    assert_eq!(ChatTemplate::new(long, "", "").unwrap().render(&[], true).unwrap(), "500");
+}

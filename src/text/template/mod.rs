@@ -4,10 +4,14 @@
 //! A template is a program from a downloaded file. minijinja pays for what its own operators make; these
 //! functions pay (in fuel, 64 bytes each) before they make anything, so that none of them is a way out.
 
+use std::time::Duration;
+
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, escape_formatter};
 
+mod bounded;
 mod dates;
 mod filters;
+mod growth;
 mod json;
 mod methods;
 mod python;
@@ -18,6 +22,8 @@ pub use dates::strftime_now;
 
 /// Values inside values that are followed.
 const MAX_DEPTH: usize = 64;
+/// A rendering may take; real ones take milliseconds. Its fuel does not pay for all that one step can do.
+const MAX_TIME: Duration = Duration::from_secs(5);
 
 pub fn install(environment: &mut Environment) {
     environment.set_unknown_method_callback(methods::call);
@@ -32,6 +38,8 @@ pub fn install(environment: &mut Environment) {
         .map_err(Error::from)
     });
     filters::install(environment);
+    environment.add_filter(bounded::NAME, bounded::bounded);
+    environment.add_filter(bounded::NAME_OF_MEMBER, bounded::bounded_member);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
