@@ -1,9 +1,10 @@
 //! The bars of the project, measured side by side in one run: `cargo bench --bench bars -- SECTION…`
 //!
-//! Sections: `cpu` (against candle-transformers), `http` (against the same load in process), `layers` (what stands
-//! before the service), `memory`, `start`, `meter` (what metering costs), `grammar` (what structured output costs),
-//! `embeddings` (against HuggingFace transformers); `all` is every one. Rivals alternate round by round; ratios are
-//! paired within a round, and the median is printed with the range. `--json FILE` keeps every reading.
+//! Sections: `cpu` (against candle-transformers), `quantised` (the same on the GGUF files that are named), `http` (against
+//! the same load in process), `layers` (what stands before the service), `memory`, `start`, `meter` (what metering costs),
+//! `grammar` (what structured output costs), `embeddings` (against HuggingFace transformers); `all` is every one. Rivals
+//! alternate round by round; ratios are paired within a round, and the median is printed with the range. `--json FILE`
+//! keeps every reading.
 
 #[path = "bars/cpu.rs"]
 mod cpu;
@@ -17,6 +18,8 @@ mod http;
 mod meter;
 #[path = "bars/process.rs"]
 mod process;
+#[path = "bars/quantised.rs"]
+mod quantised;
 
 use std::io::Write;
 
@@ -48,9 +51,9 @@ impl Report {
     }
 
     /// Ratios of two series, round by round.
-    pub fn ratio(&mut self, name: &str, ours: &[f64], theirs: &[f64], bar: f64) {
+    pub fn ratio(&mut self, name: &str, ours: &[f64], theirs: &[f64], bar: Option<f64>) {
         let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
-        self.row(name, "×", &ratios, Some(("≥", bar)));
+        self.row(name, "×", &ratios, bar.map(|bar| ("≥", bar)));
     }
 }
 
@@ -65,8 +68,9 @@ fn main() {
     let wanted = |section: &str| arguments.iter().any(|a| a == section || a == "all");
     let mut report = Report { rows: Vec::new() };
     type Section = (&'static str, fn(&mut Report));
-    let sections: [Section; 8] = [
+    let sections: [Section; 9] = [
         ("cpu", cpu::run),
+        ("quantised", quantised::run),
         ("http", http::run),
         ("layers", http::layers),
         ("memory", process::memory),
@@ -77,7 +81,7 @@ fn main() {
     ];
     if !sections.iter().any(|(name, _)| wanted(name)) {
         println!(
-            "sections: cpu http layers memory start meter grammar embeddings all; add --json FILE to keep the readings"
+            "sections: cpu quantised http layers memory start meter grammar embeddings all; add --json FILE to keep the readings"
         );
         return;
     }
@@ -88,7 +92,8 @@ fn main() {
         }
     }
     if let Some(file) = json_file {
-        let machine = json!({"cores": cores(), "isa": format!("{:?}", hashwatt::ops::cpu::Isa::detect())});
+        let machine = json!({"cores": cores(), "isa": format!("{:?}", hashwatt::ops::cpu::Isa::detect()),
+                             "candle_threads": candle_core::utils::get_num_threads()});
         let all = json!({"unix_seconds": hashwatt::clock::unix_seconds(), "machine": machine,
                          "command": arguments, "rows": report.rows});
         let written = std::fs::File::create(file).and_then(|mut f| writeln!(f, "{all:#}"));

@@ -159,5 +159,5 @@ pub fn run(report: &mut Report) {
     let off = first.iter().zip(&other).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
     report.row("embeddings, HuggingFace transformers", "tok/s", &theirs, None);
     report.row("largest difference of the first vector", "", &[off], Some(("≤", 1e-4)));
-    report.ratio("embeddings / HuggingFace transformers", &ours, &theirs, 1.0);
+    report.ratio("embeddings / HuggingFace transformers", &ours, &theirs, Some(1.0));
 }

@@ -241,7 +241,7 @@ pub fn run(report: &mut Report) {
     let [here, there] = [0, 1].map(|i| all.iter().map(|r| r[i].0).collect::<Vec<f64>>());
     report.row("qwen3-0.6b, 16 clients, in process", "token/s", &here, None);
     report.row("qwen3-0.6b, 16 clients, over HTTP", "token/s", &there, None);
-    report.ratio("HTTP streaming ÷ in process", &there, &here, 0.97);
+    report.ratio("HTTP streaming ÷ in process", &there, &here, Some(0.97));
     started.stop.cancel();
     started.runtime.shutdown_timeout(Duration::from_secs(5));
 

@@ -1,20 +1,25 @@
 //! The same checkpoint through candle-transformers: the oracle of the parity tests, the rival in benches.
 //!
-//! Weights come from the checkpoint's own source, so both sides compute with the same numbers. One
-//! sequence at a time, as that library does it.
+//! Weights come from the checkpoint's own source, so both sides compute with the same numbers; those of a GGUF file with
+//! quantised blocks are read by candle itself and stay quantised. One sequence at a time, as that library does it.
 
 use std::collections::HashMap;
+use std::io::Cursor;
 
+use candle_core::quantized::gguf_file;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::smol::smollm3;
 use candle_transformers::models::{
-    gemma2, glm4_new, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen2_moe, qwen3, qwen3_moe,
+    gemma2, glm4_new, llama, mistral, mixtral, olmo2, phi3, quantized_llama, quantized_qwen2,
+    quantized_qwen3, qwen2, qwen2_moe, qwen3, qwen3_moe,
 };
 use serde_json::Value;
 
 use crate::model::Checkpoint;
 use crate::model::decoder;
+use crate::model::gguf::GgufTable;
+use crate::model::weights::WeightSource;
 use crate::ops::weight::Weight;
 
 #[allow(clippy::large_enum_variant)] // one exists at a time
@@ -53,6 +58,9 @@ sequences!(
     mistral::Model,
     olmo2::Model,
     phi3::Model,
+    quantized_llama::ModelWeights,
+    quantized_qwen2::ModelWeights,
+    quantized_qwen3::ModelWeights,
     qwen2::ModelForCausalLM,
     qwen2_moe::Model,
     qwen3::ModelForCausalLM,
@@ -89,6 +97,7 @@ pub struct Baseline {
     dtype: DType,
     device: Device,
     position: usize,
+    max_positions: usize,
 }
 
 fn tensor(weight: &Weight, shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
@@ -130,15 +139,56 @@ fn other_model(architecture: &str, config: Value, vb: VarBuilder<'static>) -> Re
     })
 }
 
+/// What candle's quantised models make of a file; their activations are f32.
+///
+/// Gemma 3 is none of them, since its gate is SiLU there, nor are those whose caches hold 512 positions (GLM-4) or take
+/// their longest context at once (Phi-3), or whose experts are for GPUs only (candle-transformers 0.11.1).
+fn quantised_model(architecture: &str, file: &[u8], device: &Device) -> Result<Box<dyn Sequence>> {
+    let mut reader = Cursor::new(file);
+    let content = gguf_file::Content::read(&mut reader)?;
+    Ok(match architecture {
+        // It turns by no `rope_freqs.weight`: from Llama 3.1 on, far positions differ.
+        "llama" => Box::new(quantized_llama::ModelWeights::from_gguf(content, &mut reader, device)?),
+        "qwen2" => Box::new(quantized_qwen2::ModelWeights::from_gguf(content, &mut reader, device)?),
+        "qwen3" => Box::new(quantized_qwen3::ModelWeights::from_gguf(content, &mut reader, device)?),
+        other => candle_core::bail!("no quantised candle-transformers baseline for `{other}`"),
+    })
+}
+
+/// The file whose blocks candle's quantised models are to read.
+pub fn quantised_file(checkpoint: &Checkpoint) -> Option<&GgufTable> {
+    match &checkpoint.source {
+        WeightSource::Gguf(table) if table.has_blocks() => Some(table),
+        _ => None,
+    }
+}
+
 /// Those whose configuration wants a window.
 const WINDOWED: [&str; 3] = ["qwen2", "qwen2_moe", "mixtral"];
 
 impl Baseline {
-    /// Builds the model on a device, with all weights converted to `dtype`.
+    /// Builds the model on a device, with all weights converted to `dtype`; of a file with blocks, candle's quantised model,
+    /// whose activations are f32 whatever `dtype` says.
     ///
     /// # Errors
     /// An architecture that candle-transformers is not asked for here, or what candle answers.
     pub fn new(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Baseline> {
+        let max_positions = checkpoint.spec.usual_context();
+        if let Some(file) = quantised_file(checkpoint) {
+            let architecture = checkpoint.spec.architecture;
+            let model = Model::Other(quantised_model(architecture, file.bytes(), device)?);
+            let max_positions = match architecture {
+                "llama" => max_positions.min(quantized_llama::MAX_SEQ_LEN),
+                _ => max_positions,
+            };
+            return Ok(Baseline {
+                model,
+                dtype: DType::F32,
+                device: device.clone(),
+                position: 0,
+                max_positions,
+            });
+        }
         let mut tensors = HashMap::new();
         for (name, shape) in decoder::tensors(&checkpoint.spec) {
             let weight = checkpoint.source.weight(&name, &shape).map_err(candle_core::Error::wrap)?;
@@ -169,7 +219,12 @@ impl Baseline {
                 Model::Other(other_model(other, json, vb)?)
             }
         };
-        Ok(Baseline { model, dtype, device: device.clone(), position: 0 })
+        Ok(Baseline { model, dtype, device: device.clone(), position: 0, max_positions })
+    }
+
+    /// Prompt and answer together.
+    pub fn max_positions(&self) -> usize {
+        self.max_positions
     }
 
     /// Forgets the sequence.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use candle_core::quantized::gguf_file::{self, Value as Meta};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use hashwatt::measure::baseline::Baseline;
 use hashwatt::model::Checkpoint;
 use hashwatt::model::checkpoint::TokenizerSource;
 use hashwatt::model::decoder::{self, Precision, Quantize};
@@ -292,6 +293,55 @@ fn quantised_weights_are_those_that_quantisation_at_load_makes() {
             assert!(off > 0.0 && off <= 0.2 * scale, "{format:?} {precision:?}: {off} of {scale}");
         }
     }
+}
+
+#[test]
+fn quantised_logits_are_those_of_candles_quantised_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "model.gguf");
+    let shape = |mut config: Value| {
+        // Whole blocks of 256, and the whole tiles of 16 that candle's fastest kernels want.
+        for (key, value) in [("hidden_size", 256), ("intermediate_size", 512), ("vocab_size", 528)] {
+            config[key] = value.into();
+        }
+        config["rope_scaling"] = Value::Null;
+        checkpoint(config)
+    };
+    let more: Vec<(&str, Meta)> =
+        // Without it candle turns Qwen3 by angles in f16.
+        any_tokenizer().into_iter().chain([("general.dtype", Meta::U32(0))]).collect();
+    let other = |class: &str| others().into_iter().find(|(name, _)| *name == class).unwrap().1;
+    for config in [llama(2), qwen3(2), other("Qwen2ForCausalLM")] {
+        let original = shape(config);
+        for kind in [GgmlDType::Q8_0, GgmlDType::Q6K, GgmlDType::Q4K] {
+            write(&path, &original, kind, &more);
+            let opened = open(&path);
+            let decoder = Arc::new(opened.load(Precision::F32, true, &|_| {}).unwrap());
+            let mut theirs = Baseline::new(&opened, DType::F32, &Device::Cpu).unwrap();
+            // What the last prompt left must be forgotten.
+            for length in [1, 40] {
+                let mut input = prompt(length, 517, 3);
+                let ours =
+                    Steps::new(&decoder, Shape::default()).run(std::slice::from_ref(&input), 3).remove(0);
+                theirs.reset().unwrap();
+                for (step, ours) in ours.iter().enumerate() {
+                    let theirs = theirs.forward(&input).unwrap();
+                    let square = |x: f32| f64::from(x) * f64::from(x);
+                    let size: f64 = theirs.iter().map(|x| square(*x)).sum();
+                    let off: f64 = ours.iter().zip(&theirs).map(|(a, b)| square(a - b)).sum();
+                    let off = (off / size).sqrt();
+                    let class = original.spec.architecture;
+                    // Both round activations to 8 bits, in blocks of other lengths.
+                    assert!(off <= 0.06, "{class} {kind:?}, prompt of {length}, token {step}: {off}");
+                    let best = (0..ours.len()).max_by(|a, b| ours[*a].total_cmp(&ours[*b])).unwrap();
+                    input = vec![best as u32];
+                }
+            }
+        }
+    }
+    write(&path, &shape(other("Olmo2ForCausalLM")), GgmlDType::Q8_0, &more);
+    let error = Baseline::new(&open(&path), DType::F32, &Device::Cpu).err().unwrap().to_string();
+    assert!(error.contains("no quantised candle-transformers baseline for `olmo2`"), "{error}");
 }
 
 #[test]

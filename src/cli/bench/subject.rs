@@ -17,7 +17,7 @@ use crate::config::{Config, DeviceKind};
 use crate::engine::worker::Limits;
 use crate::error::printable;
 use crate::http_client::shown;
-use crate::measure::baseline::Baseline;
+use crate::measure::baseline::{Baseline, quantised_file};
 use crate::measure::ceilings::{self, Engine};
 use crate::measure::hardware::sha256;
 use crate::measure::report::{self, Setting};
@@ -25,7 +25,7 @@ use crate::measure::sweep::Controls;
 use crate::measure::target::{MOST_OF_A_NAME, Sequential, Server, Target, check_meter_sees, is_here};
 use crate::model::Checkpoint;
 use crate::model::checkpoint::SYNTHETIC_SEED;
-use crate::model::decoder::Precision;
+use crate::model::decoder::{Precision, Quantize};
 use crate::model::kv_cache::CacheType;
 use crate::model::spec::FloatType;
 use crate::model::weights::WeightSource;
@@ -177,30 +177,18 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         [_, _, ..] => bail!("--baseline: the rival runs on one device; name it, as --device cuda:0"),
         _ => Device::Cpu,
     };
-    let dtype = match (config.precision, checkpoint.spec.float_type) {
-        (Precision::Bf16, _) => DType::BF16,
-        // On a CPU its bf16 is slower than its f32.
-        (Precision::AsStored, FloatType::Bf16) if device.is_cuda() => DType::BF16,
-        (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if device.is_cuda() => DType::F16,
-        _ => DType::F32,
-    };
-    // All weights are of this one type.
-    let weights = WeightType::of(dtype).unwrap_or(WeightType::F32);
-    let held = Held { activations: dtype, layers: weights, head: weights, cache: CacheType::like(dtype) };
+    let (held, step_bytes) = held_by_candle(config, &checkpoint, &device)?;
     let mut notes = notes;
-    let (layers, head) = checkpoint.spec.step_parameters();
-    let held = (held, weights.size(layers + head) as u64);
-    let ceilings =
-        ceilings(config, &checkpoint, held, pool.threads(), clock).map_err(|why| notes.push(why)).ok();
-    let rival = Sequential {
-        model: Arc::new(Mutex::new(Baseline::new(&checkpoint, dtype, &device)?)),
-        busy,
-        clock: clock.clone(),
-    };
-    let model = model(&checkpoint, config, weights);
+    let ceilings = ceilings(config, &checkpoint, (held, step_bytes), pool.threads(), clock)
+        .map_err(|why| notes.push(why))
+        .ok();
+    let baseline = Baseline::new(&checkpoint, held.activations, &device)?;
+    let context = baseline.max_positions();
+    let rival = Sequential { model: Arc::new(Mutex::new(baseline)), busy, clock: clock.clone() };
+    let model = model(&checkpoint, config, held.layers);
     Ok(Subject {
         target: Arc::new(Target::Baseline(rival)),
-        takes: Takes { most_at_once: 1, context: Some(checkpoint.spec.usual_context()), duty: false },
+        takes: Takes { most_at_once: 1, context: Some(context), duty: false },
         controls: Controls::default(),
         busy: BusyTime::default(),
         monitor,
@@ -210,10 +198,41 @@ fn baseline(config: &Config, clock: &Clock) -> anyhow::Result<Subject> {
         described: report::Target::CandleTransformers {
             settings: settings(&[
                 ("device", devices::list(&config.devices)),
-                ("threads", machine::cores().to_string()),
+                ("threads", candle_core::utils::get_num_threads().to_string()),
             ]),
         },
     })
+}
+
+/// What candle holds the model's parts in, and the bytes of weights that a step of one row reads.
+fn held_by_candle(config: &Config, checkpoint: &Checkpoint, device: &Device) -> anyhow::Result<(Held, u64)> {
+    if config.quantize != Quantize::AsStored {
+        bail!("--baseline: candle-transformers takes weights as they are stored; leave out --quantization");
+    }
+    let of = |activations: DType, layers: WeightType, head: WeightType| Held {
+        activations,
+        layers,
+        head,
+        cache: CacheType::like(activations),
+    };
+    if let Some(file) = quantised_file(checkpoint) {
+        if matches!(config.precision, Precision::Bf16 | Precision::F16) {
+            bail!("--baseline: candle's quantised models compute in f32; leave out --dtype");
+        }
+        let (layers, head) = file.kinds();
+        return Ok((of(DType::F32, layers, head), file.held_bytes(checkpoint.spec.experts.as_ref()).1));
+    }
+    let dtype = match (config.precision, checkpoint.spec.float_type) {
+        (Precision::Bf16, _) => DType::BF16,
+        // On a CPU its bf16 is slower than its f32.
+        (Precision::AsStored, FloatType::Bf16) if device.is_cuda() => DType::BF16,
+        (Precision::F16, _) | (Precision::AsStored, FloatType::F16) if device.is_cuda() => DType::F16,
+        _ => DType::F32,
+    };
+    // All weights are of this one type.
+    let weights = WeightType::of(dtype).unwrap_or(WeightType::F32);
+    let (layers, head) = checkpoint.spec.step_parameters();
+    Ok((of(dtype, weights, weights), weights.size(layers + head) as u64))
 }
 
 fn server(
