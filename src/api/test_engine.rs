@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Tick};
 use crate::engine::event::{
-    EngineError, EventSender, FinishReason, GenerateRequest, SequenceStats, TokenEvent, TokenLogprob,
+    EngineError, EventSender, FinishReason, GenerateRequest, Guess, SequenceStats, TokenEvent, TokenLogprob,
 };
 use crate::engine::stats::EngineStats;
 use crate::engine::worker::{Command, EngineHandle};
@@ -104,7 +104,7 @@ fn step(live: &mut Live, clock: &Clock, reply: &[u32]) -> bool {
     let id = reply[live.made % reply.len()];
     let logprob = request.sampling.logprobs.map(|_| scored(request, id));
     live.made += 1;
-    if !live.events.send(TokenEvent::Token { id, logprob: logprob.map(Box::new) }) {
+    if !live.events.send(TokenEvent::Token { id, logprob: logprob.map(Box::new), guess: Guess::default() }) {
         return false;
     }
     if live.made < request.max_tokens {

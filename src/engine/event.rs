@@ -89,13 +89,19 @@ pub struct SequenceStats {
     pub cached_tokens: usize,
     pub generated_tokens: usize,
     pub preemptions: usize,
-    /// Tokens that were guessed and computed, and those of them that were right.
-    pub guessed_tokens: usize,
-    pub right_guesses: usize,
     pub queued_at: Tick,
     pub scheduled_at: Tick,
     pub first_token_at: Tick,
     pub finished_at: Tick,
+}
+
+/// What guesses have to do with a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Guess {
+    /// Guesses that its step computed; the first token of the step tells.
+    pub computed: u16,
+    /// It was guessed.
+    pub right: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -109,6 +115,7 @@ pub enum TokenEvent {
     Token {
         id: u32,
         logprob: Option<Box<TokenLogprob>>,
+        guess: Guess,
     },
     Finished {
         reason: FinishReason,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::clock::Tick;
-use crate::engine::event::EngineError;
+use crate::engine::event::{EngineError, Guess};
 use crate::engine::live::Live;
 use crate::engine::scheduler::Entry;
 use crate::engine::sequence::{Rank, Sequence};
@@ -108,24 +108,23 @@ fn take_tokens(
     now: Tick,
 ) -> usize {
     let first = row.first_sample + row.logits.len() - 1 - row.guesses;
-    // Counted first: what ends a sequence takes the counts along.
-    live.stats.guessed_tokens += row.guesses;
-    for right in 0..=row.guesses {
-        let outcome = Outcome::of(results, first + right);
+    // Far more than a step guesses.
+    let computed = u16::try_from(row.guesses).unwrap_or(u16::MAX);
+    for at in 0..=row.guesses {
+        let outcome = Outcome::of(results, first + at);
         let Some(token) = outcome.token() else {
             live.fail(EngineError::NonFiniteLogits);
-            return right;
+            return at;
         };
-        match right {
+        match at {
             0 => sequence.settle(token),
-            _ => {
-                sequence.tokens.push(token);
-                live.stats.right_guesses += 1;
-            }
+            _ => sequence.tokens.push(token),
         }
-        live.accept(&mut sequence.tokens, sequence.prompt_len, outcome, now);
-        if live.ended || sequence.guesses[..row.guesses].get(right) != Some(&token) {
-            return right;
+        let right = sequence.guesses[..row.guesses].get(at) == Some(&token);
+        let guess = Guess { computed: if at == 0 { computed } else { 0 }, right };
+        live.accept(&mut sequence.tokens, sequence.prompt_len, outcome, guess, now);
+        if live.ended || !right {
+            return at + usize::from(right);
         }
     }
     row.guesses

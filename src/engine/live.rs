@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::clock::Tick;
 use crate::engine::constraint::{ConstraintError, TokenConstraint};
 use crate::engine::event::{
-    EngineError, EventSender, FinishReason, GenerateRequest, SequenceStats, TokenEvent, TokenLogprob,
+    EngineError, EventSender, FinishReason, GenerateRequest, Guess, SequenceStats, TokenEvent, TokenLogprob,
 };
 use crate::engine::sampler::{self, Draw, History, SamplingParams};
 use crate::engine::speculation::Trust;
@@ -179,11 +179,18 @@ impl Live {
 
     /// Takes a sampled token, the last of `tokens`, of which `prompt` are the prompt's: records and reports it, appends
     /// what the constraint then forces, and ends the sequence where it must end.
-    pub fn accept(&mut self, tokens: &mut Vec<u32>, prompt: usize, outcome: Outcome<'_>, now: Tick) {
+    pub fn accept(
+        &mut self,
+        tokens: &mut Vec<u32>,
+        prompt: usize,
+        outcome: Outcome<'_>,
+        guess: Guess,
+        now: Tick,
+    ) {
         if self.stats.first_token_at == Tick::default() {
             self.stats.first_token_at = now;
         }
-        let end = self.go_on(tokens, prompt, outcome);
+        let end = self.go_on(tokens, prompt, outcome, guess);
         self.stats.generated_tokens = tokens.len() - prompt;
         match end {
             Ok(None) => {}
@@ -196,8 +203,8 @@ impl Live {
     }
 
     /// Hands one token over; false when nobody listens.
-    fn tell(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>) -> bool {
-        self.events.send(TokenEvent::Token { id, logprob })
+    fn tell(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>, guess: Guess) -> bool {
+        self.events.send(TokenEvent::Token { id, logprob, guess })
     }
 
     /// Tells the last token and what comes after it: an end, or the tokens that the constraint forces.
@@ -206,12 +213,15 @@ impl Live {
         tokens: &mut Vec<u32>,
         prompt: usize,
         outcome: Outcome<'_>,
+        guess: Guess,
     ) -> Result<Option<FinishReason>, ConstraintError> {
         let Some(&token) = tokens.last() else { return Ok(None) };
         let logprob = self.params.logprobs.map(|_| Box::new(sampler::logprob(token, outcome)));
         self.history.record(&self.params, token);
         let begun = std::mem::take(&mut self.forced);
-        self.ended = !(begun.iter().all(|&forced| self.tell(forced, None)) && self.tell(token, logprob));
+        let forced = Guess::default();
+        self.ended =
+            !(begun.iter().all(|&id| self.tell(id, None, forced)) && self.tell(token, logprob, guess));
         if self.ended {
             return Ok(None);
         }
@@ -228,7 +238,7 @@ impl Live {
         for forced in std::mem::take(&mut self.forced) {
             tokens.push(forced);
             self.history.record(&self.params, forced);
-            if !self.tell(forced, None) {
+            if !self.tell(forced, None, Guess::default()) {
                 self.ended = true;
                 return Ok(None);
             }

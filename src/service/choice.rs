@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use crate::engine::event::{FinishReason, SequenceStats, TokenEvent, TokenLogprob};
+use crate::engine::event::{FinishReason, Guess, SequenceStats, TokenEvent, TokenLogprob};
 use crate::service::stop::{Passed, StopMatcher};
 use crate::service::tools::call_id;
 use crate::service::{Delta, Finish, ServiceError, TextLogprob, TopLogprob};
@@ -21,6 +21,7 @@ struct Open {
     begin: usize,
     end: usize,
     logprob: Option<Box<TokenLogprob>>,
+    guessed: bool,
 }
 
 pub(super) struct Choice {
@@ -40,6 +41,9 @@ pub(super) struct Choice {
     /// Tokens of this choice that count as completion, and how many of them were thoughts.
     pub counted: usize,
     pub thought: usize,
+    /// Guesses that were computed for its tokens, and how many of those that count had been guessed.
+    pub guesses: usize,
+    pub right_guesses: usize,
     /// `None` where all is text.
     reader: Option<Reader>,
     /// Calls of tools so far.
@@ -107,6 +111,8 @@ impl Choice {
             written: 0,
             counted: 0,
             thought: 0,
+            guesses: 0,
+            right_guesses: 0,
             reader: (!plan.contents.is_plain()).then(|| Reader::new(&plan.contents)),
             calls: 0,
             untold: Vec::new(),
@@ -154,7 +160,7 @@ impl Choice {
             Some(TokenEvent::Admitted { cached_tokens }) => {
                 (self.cached_tokens, self.admitted) = (cached_tokens, true);
             }
-            Some(TokenEvent::Token { id, logprob }) => self.token(id, logprob, out),
+            Some(TokenEvent::Token { id, logprob, guess }) => self.token(id, logprob, guess, out),
             Some(TokenEvent::Prompt(scores)) => self.echo_prompt(scores, out),
             Some(TokenEvent::Finished { reason, stats }) => {
                 self.cached_tokens = stats.cached_tokens;
@@ -243,8 +249,15 @@ impl Choice {
         }
     }
 
-    fn token(&mut self, id: u32, logprob: Option<Box<TokenLogprob>>, out: &mut VecDeque<Delta>) {
+    fn token(
+        &mut self,
+        id: u32,
+        logprob: Option<Box<TokenLogprob>>,
+        guess: Guess,
+        out: &mut VecDeque<Delta>,
+    ) {
         self.began = true;
+        self.guesses += usize::from(guess.computed);
         self.echo_prompt(Vec::new(), out);
         if self.plan.muted {
             return;
@@ -253,12 +266,13 @@ impl Choice {
             // It ends the sequence or is there although it should not count as text: it was computed, so
             // it counts, and it is never shown.
             self.counted += 1;
+            self.right_guesses += usize::from(guess.right);
             return;
         }
         let piece = self.detokenizer.push(id);
         let begin = self.written;
         self.written += piece.len();
-        self.open.push_back(Open { begin, end: self.written, logprob });
+        self.open.push_back(Open { begin, end: self.written, logprob, guessed: guess.right });
         if self.unstoppable > 0 {
             self.unstoppable -= 1;
             let text = self.stops.pass_by(&piece);
@@ -295,6 +309,7 @@ impl Choice {
         while self.open.front().is_some_and(|t| t.end <= passed && t.begin < passed) {
             if let Some(token) = self.open.pop_front() {
                 self.counted += 1;
+                self.right_guesses += usize::from(token.guessed);
                 self.thought += usize::from(self.reader.as_ref().is_some_and(Reader::is_thinking));
                 logprobs.extend(token.logprob.map(|l| self.text_logprob(&l)));
             }

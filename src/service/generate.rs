@@ -181,13 +181,12 @@ impl Generation {
     /// Token counts so far; final after the last `Finish`.
     pub fn usage(&self) -> Usage {
         let cached = self.choices.iter().map(|c| c.cached_tokens);
-        let ended = || self.choices.iter().filter_map(|c| c.stats);
         Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.choices.iter().map(|c| c.counted).sum(),
             reasoning_tokens: self.choices.iter().map(|c| c.thought).sum(),
-            right_guesses: ended().map(|s| s.right_guesses).sum(),
-            wrong_guesses: ended().map(|s| s.guessed_tokens - s.right_guesses).sum(),
+            right_guesses: self.choices.iter().map(|c| c.right_guesses).sum(),
+            wrong_guesses: self.choices.iter().map(|c| c.guesses - c.right_guesses).sum(),
             // Of the prompt as it is counted: once, however many choices found it.
             cached_tokens: cached.max().unwrap_or(0),
         }

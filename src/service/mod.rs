@@ -327,8 +327,7 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Of these, thoughts.
     pub reasoning_tokens: usize,
-    /// Tokens that were guessed: those of the completion, and those computed in vain. Known of choices that ran to the
-    /// engine's end, and not to a stop string.
+    /// Tokens that were guessed: those of the completion, and those computed in vain, as those behind a stop string.
     pub right_guesses: usize,
     pub wrong_guesses: usize,
     pub cached_tokens: usize,

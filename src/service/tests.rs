@@ -10,7 +10,7 @@ use super::generate::Collected;
 use super::*;
 use crate::clock::{Clock, Tick};
 use crate::engine::event::{
-    EventSender, FinishReason, GenerateRequest, SequenceStats, Tier, TokenEvent, TokenLogprob,
+    EventSender, FinishReason, GenerateRequest, Guess, SequenceStats, Tier, TokenEvent, TokenLogprob,
 };
 use crate::engine::stats::EngineStats;
 use crate::engine::worker::{Command, EngineHandle};
@@ -90,7 +90,7 @@ impl Bench {
 
 fn token(id: u32) -> TokenEvent {
     let logprob = TokenLogprob { id, logprob: -1.0, top: vec![(id, -1.0), (b'?'.into(), -2.0)] };
-    TokenEvent::Token { id, logprob: Some(Box::new(logprob)) }
+    TokenEvent::Token { id, logprob: Some(Box::new(logprob)), guess: Guess::default() }
 }
 
 fn finished(reason: FinishReason) -> TokenEvent {
@@ -202,7 +202,7 @@ async fn text_is_let_through_as_it_comes_and_a_stop_string_cancels() {
     let mut generation = bench.complete(json!({"prompt": "p", "stop": "END"})).unwrap();
     let (_, events) = bench.asked();
     let text = |s: &str| Delta::Text { choice: 0, text: s.into(), logprobs: vec![] };
-    let plain = |c: u8| TokenEvent::Token { id: c.into(), logprob: None };
+    let plain = |c: u8| TokenEvent::Token { id: c.into(), logprob: None, guess: Guess::default() };
     for (c, delta) in [(b'a', Some(text("a"))), (b'E', None), (b'N', None), (b'x', Some(text("ENx")))] {
         events.send(plain(c));
         let next = tokio::time::timeout(Duration::from_millis(20), generation.next()).await;
@@ -214,6 +214,31 @@ async fn text_is_let_through_as_it_comes_and_a_stop_string_cancels() {
     assert!(events.is_closed(), "the sequence is cancelled");
     assert_eq!(generation.next().await, None);
     assert_eq!((generation.usage().completion_tokens, generation.timings().end_to_end), (4, Some(2.0)));
+}
+
+#[tokio::test]
+async fn guesses_are_counted_up_to_where_the_text_ends() {
+    let step = |text: &[u32], guesses: u16, right: usize| {
+        let computed = |at| if at == 0 { guesses } else { 0 };
+        let token = |(at, id): (usize, &u32)| TokenEvent::Token {
+            id: *id,
+            logprob: None,
+            guess: Guess { computed: computed(at), right: at < right },
+        };
+        text.iter().enumerate().map(token).collect::<Vec<_>>()
+    };
+    let of = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+    let cut = [step(&of("a"), 0, 0), step(&of("bcENDxy"), 9, 6)].concat();
+    let mut ended = [step(&of("a"), 2, 0), step(&[98, END], 5, 2)].concat();
+    ended.push(finished(FinishReason::Stop));
+    for (events, counts) in [(cut, (3, 2, 7)), (ended, (3, 2, 5))] {
+        let bench = bench();
+        let generation = bench.complete(json!({"prompt": "p", "stop": "END"})).unwrap();
+        let (_, engine) = bench.asked();
+        events.into_iter().for_each(|event| assert!(engine.send(event)));
+        let usage = generation.collect().await.unwrap().usage;
+        assert_eq!((usage.completion_tokens, usage.right_guesses, usage.wrong_guesses), counts);
+    }
 }
 
 #[tokio::test]

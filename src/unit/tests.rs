@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Unit;
 use crate::clock::Clock;
 use crate::energy::Ledger;
-use crate::engine::event::{EventSender, GenerateRequest, Tier, TokenEvent};
+use crate::engine::event::{EventSender, GenerateRequest, Guess, Tier, TokenEvent};
 use crate::engine::sampler::SamplingParams;
 use crate::engine::step_log::StepLog;
 use crate::engine::worker::{Command, EngineHandle};
@@ -139,7 +139,7 @@ fn a_request_moves_while_nobody_has_seen_it_until_two_engines_were_lost_with_it(
         Poll::Ready(event) => event,
         Poll::Pending => None,
     };
-    let token = |id| TokenEvent::Token { id, logprob: None };
+    let token = |id| TokenEvent::Token { id, logprob: None, guess: Guess::default() };
     // It only waits there: it is not to blame.
     unit.take_out(0, "Xid 79");
     assert_eq!(next(), None);

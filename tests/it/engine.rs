@@ -81,7 +81,7 @@ fn sampling_is_reproducible_and_reports_log_probabilities() {
     assert_ne!(run(&SamplingParams { seed: 12, ..params.clone() }), alone, "another seed");
 
     let mut stream = engine.submit(request(&p, 1, params)).unwrap();
-    let TokenEvent::Token { id, logprob: Some(entry) } = first(&mut stream) else { panic!() };
+    let TokenEvent::Token { id, logprob: Some(entry), .. } = first(&mut stream) else { panic!() };
     assert_eq!((entry.id, entry.top.len()), (id, 3));
     assert!(entry.top.windows(2).all(|w| w[0].1 >= w[1].1) && entry.logprob <= 0.0);
 
@@ -102,7 +102,7 @@ fn prompt_log_probabilities_are_those_of_the_prompt() {
     // The score of a position is what sampling there reports.
     let biased = SamplingParams { logit_bias: vec![(p[60], 100.0)], logprobs: Some(0), ..greedy() };
     let mut stream = engine.submit(request(&p[..60], 1, biased)).unwrap();
-    let TokenEvent::Token { id, logprob: Some(entry) } = first(&mut stream) else { panic!() };
+    let TokenEvent::Token { id, logprob: Some(entry), .. } = first(&mut stream) else { panic!() };
     assert_eq!((id, entry.logprob.to_bits()), (p[60], scores[59].logprob.to_bits()));
 }
 

@@ -23,13 +23,17 @@ const SEQUENCES: usize = 8;
 type Answer = (Vec<(u32, Option<TokenLogprob>)>, FinishReason);
 
 fn answer(mut stream: EventStream) -> (Answer, [usize; 2]) {
-    let mut tokens = Vec::new();
+    let (mut tokens, mut guesses) = (Vec::new(), [0, 0]);
     loop {
         match stream.next_blocking().expect("a last event") {
-            TokenEvent::Token { id, logprob } => tokens.push((id, logprob.map(|l| *l))),
+            TokenEvent::Token { id, logprob, guess } => {
+                guesses[0] += usize::from(guess.computed);
+                guesses[1] += usize::from(guess.right);
+                tokens.push((id, logprob.map(|l| *l)));
+            }
             TokenEvent::Finished { reason, stats } => {
                 assert_eq!(stats.generated_tokens, tokens.len());
-                return ((tokens, reason), [stats.guessed_tokens, stats.right_guesses]);
+                return ((tokens, reason), guesses);
             }
             TokenEvent::Prompt(_) | TokenEvent::Admitted { .. } => {}
             other => panic!("{other:?}"),
