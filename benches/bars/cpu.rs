@@ -51,6 +51,7 @@ fn submit(engine: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> EventSt
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         max_tokens,
         min_tokens: 0,
+        prediction: Arc::new([]),
         stop_token_ids: Arc::new([]),
         prompt_logprobs: None,
         tier: Tier::Default,

@@ -69,6 +69,7 @@ fn start(engine: &EngineHandle, id: u32, prompt: usize, tokens: usize) -> EventS
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         max_tokens: tokens,
         min_tokens: 0,
+        prediction: Arc::new([]),
         stop_token_ids: Arc::new([]),
         prompt_logprobs: None,
         tier: Tier::Default,

@@ -30,6 +30,8 @@ pub struct GenerateRequest {
     /// Token ids of the prompt; never empty.
     pub prompt: Arc<[u32]>,
     pub sampling: SamplingParams,
+    /// What the answer is thought to be: a place to look guesses up in, and of no effect on tokens.
+    pub prediction: Arc<[u32]>,
     /// Tokens to generate at most; prompt + max_tokens fits the context (the service checks it).
     pub max_tokens: usize,
     /// Before this many tokens no stop token may be sampled.
@@ -49,9 +51,12 @@ pub struct GenerateRequest {
 impl GenerateRequest {
     /// The same request once more.
     pub fn again(&self) -> GenerateRequest {
-        let Self { ref prompt, ref sampling, max_tokens, min_tokens, ref stop_token_ids, .. } = *self;
+        let Self {
+            ref prompt, ref prediction, ref sampling, max_tokens, min_tokens, ref stop_token_ids, ..
+        } = *self;
         GenerateRequest {
             prompt: prompt.clone(),
+            prediction: prediction.clone(),
             sampling: sampling.clone(),
             max_tokens,
             min_tokens,

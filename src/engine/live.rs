@@ -29,6 +29,8 @@ pub(super) struct Live {
     prompt_logprobs: Option<usize>,
     prompt_scores: Vec<TokenLogprob>,
     pub stats: SequenceStats,
+    /// Tokens that it is thought to say.
+    pub prediction: Arc<[u32]>,
     /// In guesses of its tokens.
     pub trust: Trust,
     /// Set when the sequence must leave after this step.
@@ -59,6 +61,7 @@ impl Live {
                 queued_at: now,
                 ..SequenceStats::default()
             },
+            prediction: request.prediction,
             trust: Trust::default(),
             ended: false,
             last_event: None,

@@ -3,7 +3,7 @@
 //!
 //! A guess changes no answer: every row is sampled as it would be without, from the same logits (where a row's do not
 //! depend on the others: on processors always, on GPUs under `batch_invariant`) and the same random bits, so a guess is right or it is not, whatever the temperature. Guesses come
-//! from what the sequence has said or read before ([`lookup`]), or from a smaller model (`draft`).
+//! from what the sequence has said or read before or is thought to say ([`lookup`]), or from a smaller model (`draft`).
 
 use std::mem::Discriminant;
 
@@ -101,8 +101,8 @@ impl Speculation {
         let draft = match &mut self.source {
             Source::PromptLookup => {
                 for entry in running {
-                    let (wanted, sequence) = (wanted(entry, share), &mut entry.sequence);
-                    lookup(&sequence.tokens, wanted, &mut sequence.guesses);
+                    let (wanted, Entry { sequence, payload }) = (wanted(entry, share), entry);
+                    lookup(&sequence.tokens, &payload.prediction, wanted, &mut sequence.guesses);
                 }
                 return;
             }
@@ -167,16 +167,29 @@ impl Trust {
     }
 }
 
-/// Adds what may come next: what stands behind the longest earlier match of the end, of equal ones the last, and from
-/// there on what was added, so that what goes in circles goes on. Looks at each token once; adds nothing when there is no
-/// match.
-fn lookup(tokens: &[u32], most: usize, guesses: &mut Vec<u32>) {
-    let Some((last, before)) = tokens.split_last().filter(|_| most > 0) else { return };
-    let mut best = (SHORTEST_MATCH - 1, tokens.len());
-    for end in (1..=before.len()).rev().filter(|end| tokens[end - 1] == *last) {
-        let longest = LONGEST_MATCH.min(end);
-        let same =
-            (1..longest).take_while(|back| tokens[end - 1 - back] == before[before.len() - back]).count() + 1;
+/// Adds what may come next: what stands behind the longest earlier match of the end, in what was predicted or in what was
+/// read and said; of equal ones in the prediction, and the last. What was said goes on with what was added, so that what
+/// goes in circles goes on. Adds nothing when there is no match.
+fn lookup(tokens: &[u32], prediction: &[u32], most: usize, guesses: &mut Vec<u32>) {
+    if most == 0 {
+        return;
+    }
+    let ((predicted, next), (said, behind)) =
+        (longest_match(tokens, prediction), longest_match(tokens, tokens));
+    match predicted.max(said) >= SHORTEST_MATCH {
+        true if predicted >= said => guesses.extend(next.iter().take(most)),
+        true => guesses.extend(behind.iter().cycle().take(most)),
+        false => {}
+    }
+}
+
+/// How many tokens before some place in `text`, not its end, are those that `tokens` end with, at most, and what stands
+/// behind the last such place. Looks at each token once.
+fn longest_match<'a>(tokens: &[u32], text: &'a [u32]) -> (usize, &'a [u32]) {
+    let mut best = (0, text.len());
+    for end in (1..text.len()).rev() {
+        let pairs = text[..end].iter().rev().zip(tokens.iter().rev()).take(LONGEST_MATCH);
+        let same = pairs.take_while(|(a, b)| a == b).count();
         if same > best.0 {
             best = (same, end);
             if same == LONGEST_MATCH {
@@ -184,8 +197,7 @@ fn lookup(tokens: &[u32], most: usize, guesses: &mut Vec<u32>) {
             }
         }
     }
-    let behind = &tokens[best.1..];
-    guesses.extend(behind.iter().cycle().take(most));
+    (best.0, &text[best.1..])
 }
 
 #[cfg(test)]
@@ -196,7 +208,7 @@ mod tests {
     fn what_comes_next_stands_behind_the_longest_match() {
         let found = |tokens: &[u32], most| {
             let mut guesses = Vec::new();
-            lookup(tokens, most, &mut guesses);
+            lookup(tokens, &[], most, &mut guesses);
             guesses
         };
         assert_eq!(found(&[1, 2, 3, 4, 9, 1, 2], 3), [3, 4, 9]);
@@ -208,6 +220,22 @@ mod tests {
         // One token is no match, nor is the end itself.
         assert!(found(&[1, 2, 3, 2], 4).is_empty());
         assert!(found(&[1, 2], 4).is_empty() && found(&[], 4).is_empty() && found(&[1, 1, 1], 0).is_empty());
+    }
+
+    #[test]
+    fn what_was_predicted_comes_first_where_it_matches_as_well() {
+        let found = |tokens: &[u32], prediction: &[u32], most| {
+            let mut guesses = Vec::new();
+            lookup(tokens, prediction, most, &mut guesses);
+            guesses
+        };
+        let said = [1, 2, 3, 4, 9, 1, 2];
+        assert_eq!(found(&said, &[7, 1, 2, 5, 6], 9), [5, 6]);
+        assert_eq!(found(&said, &[7, 1, 2, 5, 6], 1), [5]);
+        assert_eq!(found(&said, &[7, 2, 5, 6], 2), [3, 4]);
+        assert_eq!(found(&[8, 9, 1, 2], &[9, 1, 2, 5, 1, 2, 6], 1), [5]);
+        // Behind its end nothing is predicted.
+        assert_eq!(found(&said, &[9, 1, 2], 2), [3, 4]);
     }
 
     #[test]

@@ -67,7 +67,9 @@ impl ServedModel {
             budget: self.thought_tokens(thinking),
             shown: thinking.shown,
         });
-        let asked = Asked { thoughts, tools, tenant: tenant(&request.parameters), continues: false };
+        let prediction = request.prediction.as_deref();
+        let asked =
+            Asked { thoughts, tools, prediction, tenant: tenant(&request.parameters), continues: false };
         self.generate(&request.parameters, vec![prompt], "messages", None, asked, admit)
     }
 
@@ -105,6 +107,8 @@ impl ServedModel {
         admit: Admit<'_>,
     ) -> Result<Generation, ServiceError> {
         let valid = self.validate(parameters, prompts, param, echo.is_some())?;
+        let predicted = asked.prediction.map(|text| self.encode_text(text, false, "prediction.content"));
+        let predicted: Arc<[u32]> = predicted.transpose()?.unwrap_or_default().into();
         let contents = self.contents(&asked);
         let marks = contents.marks();
         let shown_tokens: Arc<[u32]> = marks.into_iter().filter_map(|mark| self.tokenizer.id(mark)).collect();
@@ -122,6 +126,7 @@ impl ServedModel {
             if let Some(account) = &account {
                 request.account = account.id;
             }
+            request.prediction = predicted.clone();
             request.constraint = constraint.as_ref().map(|constraint| constraint.again());
             let text = echo.as_ref().and_then(|texts| texts.get(index / parameters.n));
             let plan = Plan {

@@ -19,6 +19,8 @@ use crate::wire::tools::{Tool, ToolChoice, Tools};
 pub struct Asked<'a> {
     pub thoughts: Option<Thoughts>,
     pub tools: Option<&'a Tools>,
+    /// What the answer is thought to be.
+    pub prediction: Option<&'a str>,
     /// Who asks, by the number that keeps prefixes apart.
     pub tenant: u64,
     /// The answer goes on with the prompt's text; one to a conversation is a text of its own.

@@ -184,6 +184,7 @@ impl ServedModel {
             for choice in 0..p.n {
                 choices.push(GenerateRequest {
                     prompt: prompt.clone(),
+                    prediction: Arc::new([]),
                     // Choices differ although one seed was given.
                     sampling: self.sampling(p, seed.wrapping_add(choice as u64)),
                     // An engine makes one token at least; the choice does not show it.

@@ -53,6 +53,7 @@ fn request(seed: u32, tokens: usize) -> GenerateRequest {
         sampling: SamplingParams::default(),
         max_tokens: 4,
         min_tokens: 0,
+        prediction: Arc::new([]),
         stop_token_ids: Arc::new([]),
         prompt_logprobs: None,
         tier: Tier::Default,

@@ -122,6 +122,19 @@ fn tool_calls(
     all.into_iter().enumerate().map(call).collect()
 }
 
+/// `prediction`: what the answer is thought to be, as text.
+pub(super) fn prediction(f: &mut Fields, unknown: UnknownParameters) -> Result<Option<String>, RequestError> {
+    let Some(value) = f.take("prediction") else { return Ok(None) };
+    let mut f = Fields::of_value(value, "prediction")?;
+    let kind = f.required_string("type")?;
+    if kind != "content" {
+        return Err(wrong(&f.path("type"), "content", &json!(kind)));
+    }
+    let text = content(f.take("content"), &f.path("content"), unknown)?;
+    f.finish(unknown)?;
+    Ok(Some(text))
+}
+
 /// A string, or text parts that are joined.
 fn content(value: Option<Value>, path: &str, unknown: UnknownParameters) -> Result<String, RequestError> {
     let parts = match value {

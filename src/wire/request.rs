@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::fields::{Fields, RequestError, UnknownParameters, as_usize, fits, wrong};
 use super::format::OutputFormat;
 pub use super::messages::ChatMessage;
-use super::messages::messages;
+use super::messages::{messages, prediction};
 use super::thinking::Thinking;
 pub use super::tools::Tools;
 
@@ -121,6 +121,8 @@ pub struct ChatRequest {
     pub add_generation_prompt: bool,
     pub thinking: Thinking,
     pub tools: Option<Tools>,
+    /// What the answer is thought to be.
+    pub prediction: Option<String>,
 }
 
 /// One prompt of a completion.
@@ -176,13 +178,14 @@ impl ChatRequest {
         let add_generation_prompt = f.bool("add_generation_prompt")?.unwrap_or(true);
         let thinking = Thinking::read(&mut f)?;
         let tools = Tools::read(&mut f, unknown)?;
+        let prediction = prediction(&mut f, unknown)?;
         f.only("functions", &[json!([])])?;
         f.only("function_call", &[json!("none")])?;
         f.only("modalities", &[json!(["text"])])?;
         f.only("echo", &[json!(false)])?;
         f.refuse(UNSUPPORTED)?;
         f.finish(unknown)?;
-        Ok(ChatRequest { parameters, messages, add_generation_prompt, thinking, tools })
+        Ok(ChatRequest { parameters, messages, add_generation_prompt, thinking, tools, prediction })
     }
 }
 

@@ -232,3 +232,40 @@ fn bad_bodies_are_refused_by_name_and_the_server_goes_on() {
         assert!(!stream(&client, "/v1/chat/completions", &body).await.0.is_empty());
     });
 }
+
+#[test]
+fn a_predicted_answer_is_the_same_one_and_guessed() {
+    let unit = serve(&[("threads", "1"), ("speculative", "prompt-lookup")]);
+    let plain = serve(&[("threads", "1")]);
+    let ask = |unit: &Running, prediction: Value| {
+        let mut body = request(0);
+        (body["stream"], body["max_tokens"], body["temperature"]) = (json!(false), json!(60), json!(0));
+        body["prediction"] = prediction;
+        unit.runtime.block_on(async {
+            let client = Client::new(&unit.url).unwrap();
+            let body = body.to_string();
+            let mut response = client.post_json("/v1/chat/completions", body.as_bytes()).await.unwrap();
+            let answer: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+            assert_eq!(response.status, 200, "{answer}");
+            let accepted = &answer["usage"]["completion_tokens_details"]["accepted_prediction_tokens"];
+            (
+                answer["choices"][0]["message"]["content"].as_str().unwrap().to_string(),
+                accepted.as_u64().unwrap(),
+            )
+        })
+    };
+    let (answer, unguessed) = ask(&plain, Value::Null);
+    assert_eq!((unguessed, ask(&unit, Value::Null).0), (0, answer.clone()));
+    let without = ask(&unit, Value::Null).1;
+    let (first, rest) = answer.split_at(answer.find(' ').unwrap());
+    let parts = json!([{"type": "text", "text": first}, {"type": "text", "text": rest}]);
+    for content in [json!(answer), parts] {
+        let prediction = json!({"type": "content", "content": content});
+        assert_eq!(ask(&plain, prediction.clone()), (answer.clone(), 0));
+        let (predicted, accepted) = ask(&unit, prediction);
+        assert_eq!(predicted, answer);
+        assert!(accepted > 30 && accepted > without, "{accepted} of 60, {without} without a prediction");
+    }
+    let other = json!({"type": "content", "content": "Something else altogether, what is hashprice?"});
+    assert_eq!(ask(&unit, other).0, answer);
+}

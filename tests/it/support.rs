@@ -257,6 +257,7 @@ pub fn request(prompt: &[u32], max_tokens: usize, sampling: SamplingParams) -> G
         sampling,
         max_tokens,
         min_tokens: 0,
+        prediction: Arc::new([]),
         stop_token_ids: Arc::new([]),
         prompt_logprobs: None,
         tier: Tier::Default,
