@@ -251,6 +251,10 @@ impl<'a> Described<'a> {
             if let Some(original) = number("rope.scaling.original_context_length")? {
                 scaling.insert("original_max_position_embeddings".into(), json!(original));
             }
+            if self.architecture == "gpt-oss" {
+                // As it was trained, which no file says; llama.cpp rounds the band's edges to whole pairs.
+                scaling.insert("truncate".into(), false.into());
+            }
             // llama.cpp multiplies YaRN's own by it.
             if let (Some(more), Some(factor), "yarn") = (number("rope.scaling.attn_factor")?, factor, kind) {
                 let own = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
