@@ -41,7 +41,11 @@ pub fn served_model(
                 );
             }
             let template = ChatTemplate::of_checkpoint(text.chat_template.as_deref(), &text.tokenizer_config)
-                .with_context(|| format!("model {}", checkpoint.name))?;
+                .with_context(|| match (&checkpoint.folder, &text.chat_template) {
+                    (Some(folder), Some(_)) => folder.join("chat_template.jinja").display().to_string(),
+                    (Some(folder), None) => folder.join("tokenizer_config.json").display().to_string(),
+                    (None, _) => file.clone(),
+                })?;
             (tokenizer, template, checkpoint.end_tokens()?)
         }
     };

@@ -330,6 +330,7 @@ pub(super) fn check_kind(folder: &Path) -> Result<(), LoadError> {
     }
 }
 
+const WHOLE: &str = "is missing; a model is a folder with config.json, tokenizer.json and weights in safetensors, or a GGUF file";
 const PICKLE: &str = "is a pickle, which is a program, and never loaded; safetensors and GGUF are read";
 
 fn is_pickle(file: &Path) -> bool {
@@ -344,6 +345,9 @@ fn open_folder(folder: &Path, name: &str, pool: &Arc<Pool>) -> Result<Checkpoint
     check_kind(folder)?;
     let required = |file: &str| {
         let path = folder.join(file);
+        if !path.exists() {
+            return Err(LoadError::file(&path, WHOLE));
+        }
         let length = std::fs::metadata(&path).map_err(|e| LoadError::io(&path, e))?.len();
         if length > LONGEST_TEXT {
             return Err(LoadError::file(&path, format!("has {length} bytes; up to {LONGEST_TEXT} are read")));

@@ -23,8 +23,9 @@ pub use checkpoint::Checkpoint;
 /// Why a checkpoint cannot be served. Names the file and the tensor or key.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("{file}: {source}")]
-    Io { file: String, source: std::io::Error },
+    // No source: who prints the chain would say it twice.
+    #[error("{file}: {problem}")]
+    Io { file: String, problem: std::io::Error },
     #[error("{file}: {problem}")]
     File { file: String, problem: String },
     #[error("{file}: {key}: {problem}")]
@@ -40,8 +41,8 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    pub(crate) fn io(file: impl AsRef<std::path::Path>, source: std::io::Error) -> LoadError {
-        LoadError::Io { file: file.as_ref().display().to_string(), source }
+    pub(crate) fn io(file: impl AsRef<std::path::Path>, problem: std::io::Error) -> LoadError {
+        LoadError::Io { file: file.as_ref().display().to_string(), problem }
     }
     pub(crate) fn file(file: impl AsRef<std::path::Path>, problem: impl ToString) -> LoadError {
         LoadError::File { file: file.as_ref().display().to_string(), problem: told(&problem.to_string()) }

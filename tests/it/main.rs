@@ -32,6 +32,7 @@ mod parallel;
 mod parity;
 mod q8_cache;
 mod reasoning;
+mod refused;
 mod scheduler;
 mod selftest;
 mod serving;

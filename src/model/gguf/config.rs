@@ -76,6 +76,12 @@ impl<'a> Described<'a> {
     /// An architecture that is not read.
     pub fn of(metadata: Metadata<'a>) -> Result<Described<'a>, HeaderError> {
         const KEY: &str = "general.architecture";
+        const TYPE: &str = "general.type";
+        if let Some(kind) = metadata.text(TYPE)?.filter(|kind| *kind != "model") {
+            let kind: String = kind.chars().take(64).collect();
+            let problem = format!("`{kind}` is no model by itself: whole models are served");
+            return Err(HeaderError::Unsupported(TYPE.into(), problem));
+        }
         let architecture = metadata.text(KEY)?.ok_or(HeaderError::Value(KEY.into(), "is missing"))?;
         let found = ARCHITECTURES.iter().find(|(name, ..)| *name == architecture);
         let Some((_, class, side_by_side)) = found else {

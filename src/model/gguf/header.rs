@@ -26,6 +26,8 @@ const SHORTEST_TENSOR: u64 = 24;
 pub enum HeaderError {
     #[error("is no GGUF file: it begins with {0:02x?}")]
     Magic(Vec<u8>),
+    #[error("is a big-endian GGUF file; little-endian ones are read")]
+    BigEndian,
     #[error("is GGUF of version {0}; 2 and 3 are read")]
     Version(u32),
     #[error("ends inside {0}")]
@@ -184,6 +186,7 @@ impl Header {
         cursor.at = 4;
         match cursor.u32(begin)? {
             2 | 3 => {}
+            version if matches!(version.swap_bytes(), 1..=3) => return Err(HeaderError::BigEndian),
             version => return Err(HeaderError::Version(version)),
         }
         let (tensors, values) = (cursor.u64(begin)?, cursor.u64(begin)?);

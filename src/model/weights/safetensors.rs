@@ -137,7 +137,8 @@ impl TensorTable {
         let shard = self.shards.len();
         {
             let slice = bytes.as_slice();
-            let tensors = SafeTensors::deserialize(slice).map_err(|e| LoadError::file(&file, e))?;
+            let tensors = SafeTensors::deserialize(slice)
+                .map_err(|e| LoadError::file(&file, format!("is no whole safetensors file: {e}")))?;
             for (name, view) in tensors.iter() {
                 let offset = view.data().as_ptr() as usize - slice.as_ptr() as usize;
                 let entry = Entry { shard, offset, shape: view.shape().to_vec(), dtype: view.dtype() };

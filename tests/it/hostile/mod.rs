@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod fuzz;
-mod gguf_file;
+pub mod gguf_file;
 mod header;
-mod inputs;
+pub mod inputs;
 mod mutation;
 mod random;
-mod seeds;
+pub mod seeds;
 
 use inputs::{Bench, Outcome, Target};
 
