@@ -7,9 +7,10 @@ use crate::config::Config;
 use crate::model::Checkpoint;
 use crate::model::decoder::{self, Precision, Quantize};
 use crate::model::kv_cache::CacheType;
-use crate::model::spec::FloatType;
+use crate::model::spec::{DecoderSpec, FloatType};
 use crate::model::weights::WeightSource;
 use crate::model::weights::packed::FourBitTable;
+use crate::model::weights::safetensors::TensorTable;
 use crate::ops::blocks::Format;
 use crate::ops::weight::WeightType;
 
@@ -95,8 +96,47 @@ pub fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> (u64, u64) {
         let unread = spec.experts.as_ref().map_or(0, |experts| experts.gating.unread(of_experts));
         return (all, all - looked_up - unread);
     }
+    if let (WeightSource::Safetensors(table), Quantize::AsStored) = (&checkpoint.source, config.quantize)
+        && !table.is_fp8()
+        && !on_gpus(config)
+    {
+        return bytes_of_folder(config.precision, &checkpoint.spec, table);
+    }
     let (spec, held) = (&checkpoint.spec, held(config, checkpoint));
     let bytes = |(layers, table)| held.layers.size(layers) + held.head.size(table);
     let looked_up = if spec.tied_head { 0 } else { held.head.size(spec.vocab * spec.hidden) };
     ((bytes(spec.held_parameters()) + looked_up) as u64, bytes(spec.step_parameters()) as u64)
+}
+
+/// The same of a folder on a processor, where each matrix stays in the type that it is stored in, or is asked for in.
+fn bytes_of_folder(precision: Precision, spec: &DecoderSpec, table: &TensorTable) -> (u64, u64) {
+    // What decides between experts is f32 in place of f16.
+    let decides = |name: &str| {
+        let deciding = spec.names.experts.iter().flat_map(|names| [names.router, names.shared_gate]);
+        let mut ends =
+            deciding.filter_map(|pattern| Some(format!("{}.weight", pattern.rsplit_once("{}")?.1)));
+        ends.any(|end| name.ends_with(&end))
+    };
+    let bytes = |(name, shape): &(String, Vec<usize>)| {
+        let wanted = match precision {
+            Precision::AsStored => table.float_type(name),
+            Precision::F32 => Some(FloatType::F32),
+            Precision::F16 => Some(FloatType::F16),
+            Precision::Bf16 => Some(FloatType::Bf16),
+        };
+        let kind = match wanted {
+            Some(FloatType::F16) if !decides(name) => WeightType::F16,
+            Some(FloatType::Bf16) => WeightType::Bf16,
+            _ => WeightType::F32,
+        };
+        kind.size(shape.iter().product()) as u64
+    };
+    let matrices = || decoder::tensors(spec).filter(|(_, shape)| shape.len() == 2);
+    let all = matrices().map(|matrix| bytes(&matrix)).sum();
+    let embedding = (spec.names.embedding.to_string(), vec![spec.vocab, spec.hidden]);
+    let looked_up = if spec.tied_head { 0 } else { bytes(&embedding) };
+    let of_experts =
+        matrices().filter(|(name, _)| name.contains("experts.")).map(|matrix| bytes(&matrix)).sum();
+    let unread = spec.experts.as_ref().map_or(0, |experts| experts.gating.unread(of_experts));
+    (all, all - looked_up - unread)
 }

@@ -364,9 +364,12 @@ fn open_folder(folder: &Path, name: &str, pool: &Arc<Pool>) -> Result<Checkpoint
     };
     let config_file = folder.join("config.json").display().to_string();
     let config = value("config.json", Some(required("config.json")?))?;
-    let spec = arch::spec_of(&config_file, &config)?;
+    let mut spec = arch::spec_of(&config_file, &config)?;
     let quantization = quantization::of_config(&config_file, &config)?;
     let table = TensorTable::open(folder)?.with_quantization(quantization, decoder::tensors(&spec), pool)?;
+    // A file may say one type and have another. The head's decides what is computed in.
+    let head = if spec.tied_head { spec.names.embedding } else { spec.names.head };
+    spec.float_type = table.float_type(head).unwrap_or(spec.float_type);
     let template = optional("chat_template.jinja")?
         .map(|b| String::from_utf8(b).map_err(|e| LoadError::file(folder.join("chat_template.jinja"), e)))
         .transpose()?;

@@ -27,6 +27,7 @@ mod hub;
 mod hub_server;
 mod kernels;
 mod keys;
+mod mixed;
 mod nvml;
 mod parallel;
 mod parity;

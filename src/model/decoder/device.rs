@@ -24,7 +24,10 @@ impl Decoder {
             false => self.head.kind().dtype(),
         };
         let of_product = |weight: &Weight| match (weight.kind(), activations) {
-            (WeightType::F32, DType::BF16) => weight.to_bf16(),
+            (WeightType::Fp8 | WeightType::Blocks(_), _) => weight.clone(),
+            (WeightType::F32 | WeightType::F16, DType::BF16) => weight.to_bf16(),
+            (WeightType::F32 | WeightType::Bf16, DType::F16) => weight.to_f16(),
+            (WeightType::F16 | WeightType::Bf16, DType::F32) => weight.to_f32(),
             _ => weight.clone(),
         };
         let together = |matrices: &[Matrix]| {

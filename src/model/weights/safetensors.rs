@@ -16,6 +16,7 @@ use super::quantization::Quantization;
 use super::rows_cols;
 use super::stacks::{self, Stacked};
 use crate::model::LoadError;
+use crate::model::spec::FloatType;
 use crate::ops::pool::Pool;
 use crate::ops::weight::{Weight, WeightType};
 
@@ -227,6 +228,16 @@ impl TensorTable {
                 format!("is missing; `{packed}` is there, and nothing says how it is packed")
             }
             _ => "is missing".into(),
+        }
+    }
+
+    /// The type that a tensor's numbers are stored in; `None` where it is not there, or no plain number.
+    pub fn float_type(&self, name: &str) -> Option<FloatType> {
+        match self.entries.get(name)?.dtype {
+            Dtype::F32 => Some(FloatType::F32),
+            Dtype::F16 => Some(FloatType::F16),
+            Dtype::BF16 => Some(FloatType::Bf16),
+            _ => None,
         }
     }
 
