@@ -233,7 +233,8 @@ impl TensorTable {
 
     /// The type that a tensor's numbers are stored in; `None` where it is not there, or no plain number.
     pub fn float_type(&self, name: &str) -> Option<FloatType> {
-        match self.entries.get(name)?.dtype {
+        let stacked = self.stacked(name).map(|stacked| stacked.tensor);
+        match self.entries.get(stacked.as_deref().unwrap_or(name))?.dtype {
             Dtype::F32 => Some(FloatType::F32),
             Dtype::F16 => Some(FloatType::F16),
             Dtype::BF16 => Some(FloatType::Bf16),
