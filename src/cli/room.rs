@@ -99,7 +99,7 @@ pub fn gpu_cache(config: &Config, needs: &GpuNeeds, name: &str, memory: GpuMemor
     }
 }
 
-/// Whether the devices have products for the type that a model's layers are held in, and attention for that of its cache.
+/// Whether the devices have products for the type that a model's layers are held in.
 ///
 /// # Errors
 /// They have not, by the type's name. Weights that are to be rounded, and are already.
@@ -115,19 +115,6 @@ pub fn check_products(config: &Config, checkpoint: &Checkpoint) -> anyhow::Resul
         bail!(
             "weights of type {}{of} meet bf16 activations alone on GPUs: leave --dtype at auto, or take --device cpu",
             format.name()
-        );
-    }
-    check_cache(config, on_gpus(config))
-}
-
-/// Whether the devices have attention for the type of the cache.
-///
-/// # Errors
-/// They have not, by its name.
-pub fn check_cache(config: &Config, on_gpus: bool) -> anyhow::Result<()> {
-    if config.cache == Some(CacheType::Q8) && on_gpus {
-        bail!(
-            "q8 caches are for processors only, as yet: take --device cpu, or --kv-cache-dtype fp8 for as small a one"
         );
     }
     Ok(())

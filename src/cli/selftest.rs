@@ -8,8 +8,7 @@ use anyhow::anyhow;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
-use super::assemble::on_gpus;
-use super::{Exit, machine, room};
+use super::{Exit, machine};
 use crate::clock::Clock;
 use crate::config::{Config, DeviceKind, value};
 use crate::model::Checkpoint;
@@ -52,7 +51,6 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
         Some(text) => value::parse_duration(text).map_err(|e| anyhow!("--burn-in {text}: {e}"))?,
         None => Duration::ZERO,
     };
-    room::check_cache(config, on_gpus(config))?;
     let filter = matches.get_one::<String>("filter").cloned().unwrap_or_default();
     let all = Selftest {
         config,

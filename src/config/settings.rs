@@ -72,7 +72,7 @@ pub static SETTINGS: &[Setting] = &[
         "kv-cache-dtype",
         "auto",
         "TYPE",
-        "Keys and values as auto (the type of the activations), fp8 (e4m3: half of bfloat16) or q8 (8 bits and a scale for each head of a token, on processors: about half, and nearer than fp8)",
+        "Keys and values as auto (the type of the activations), fp8 (e4m3: half of bfloat16) or q8 (8 bits and a scale for each head of a token: about half, and nearer than fp8)",
     ),
     setting(
         "device",

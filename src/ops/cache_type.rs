@@ -14,7 +14,7 @@ pub enum CacheType {
     Bf16,
     /// e4m3, by the layer's scales.
     Fp8,
-    /// Codes of 8 bits with a scale for each head of each token (`ops::cpu::q8`); on processors.
+    /// Codes of 8 bits with a scale for each head of each token (`ops::cpu::q8`).
     Q8,
 }
 

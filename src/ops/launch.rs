@@ -291,7 +291,8 @@ impl Place {
             CpuStorage::BF16(v) => (v[start..end].as_ptr() as u64, DType::BF16),
             CpuStorage::F8E4M3(v) => (v[start..end].as_ptr() as u64, DType::F8E4M3),
             CpuStorage::U32(v) => (v[start..end].as_ptr() as u64, DType::U32),
-            _ => bail!("a kernel works on f32, f16, bf16, FP8 and u32"),
+            CpuStorage::U8(v) => (v[start..end].as_ptr() as u64, DType::U8),
+            _ => bail!("a kernel works on f32, f16, bf16, FP8, u32 and bytes"),
         };
         Ok(Place { address: base, elements: end - start, dtype })
     }
@@ -311,7 +312,8 @@ impl Place {
             Slice::BF16(s) => (s.device_ptr(&stream).0, DType::BF16),
             Slice::F8E4M3(s) => (s.device_ptr(&stream).0, DType::F8E4M3),
             Slice::U32(s) => (s.device_ptr(&stream).0, DType::U32),
-            _ => bail!("a kernel works on f32, f16, bf16, FP8 and u32"),
+            Slice::U8(s) => (s.device_ptr(&stream).0, DType::U8),
+            _ => bail!("a kernel works on f32, f16, bf16, FP8, u32 and bytes"),
         };
         Ok(Place { address: base + (start * dtype.size_in_bytes()) as u64, elements: end - start, dtype })
     }
@@ -354,6 +356,7 @@ pub fn types(dtype: DType) -> Result<&'static [DType]> {
         DType::F16 => Ok(&[DType::F16]),
         DType::BF16 => Ok(&[DType::BF16]),
         DType::F8E4M3 => Ok(&[DType::F8E4M3]),
+        DType::U8 => Ok(&[DType::U8]),
         other => bail!("there are no kernels for {other:?}"),
     }
 }

@@ -75,7 +75,7 @@ pub struct AttentionLimits {
 #[derive(Clone, Copy)]
 pub struct PagedAttention<'a> {
     pub plan: AttentionPlan<'a>,
-    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, width]`, f32, bf16, FP8 or Q8 (kernels: f16 too, and no Q8); K at
+    /// One layer's cache `[blocks, 2, kv_heads, BLOCK_SIZE, width]`, f32, bf16, FP8 or Q8 (kernels: f16 too); K at
     /// 0, V at 1. The width is `CacheType::width`.
     pub kv: &'a Tensor,
     pub scales: CacheScales,

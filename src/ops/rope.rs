@@ -108,6 +108,9 @@ pub fn rope_kv_write(
     }
 }
 
+/// Numbers of a head that the kernel takes at most.
+const MOST_OF_A_HEAD: usize = 256;
+
 /// As the kernel has it.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -147,6 +150,9 @@ impl Rope<'_> {
         let (blocks, _) = cache_blocks(cache.layout(), cache.dtype(), self.kv_heads, self.head_dim)?;
         if let Some(slot) = slots.host.iter().find(|s| **s as usize >= blocks * BLOCK_SIZE) {
             candle_core::bail!("{name}: slot {slot} of a cache of {blocks} blocks of {BLOCK_SIZE}")
+        }
+        if self.head_dim > MOST_OF_A_HEAD {
+            candle_core::bail!("{name}: heads of {}, and the kernel takes {MOST_OF_A_HEAD}", self.head_dim)
         }
         let stride = qkv.dim(1)?;
         if stride < (self.heads + 2 * self.kv_heads) * self.head_dim || slots.host.len() != self.rows {

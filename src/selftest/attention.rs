@@ -3,8 +3,10 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::numbers::{Want, compare, mirrored, poison, random, read, rounded, tensor, ulp};
-use super::table::types_and_stored;
+use super::table::{types, types_and_stored};
 use super::{Outcome, Size};
+use crate::ops::cache_type::width;
+use crate::ops::cpu::q8;
 use crate::ops::exec::Exec;
 use crate::ops::kv_write::CacheScales;
 use crate::ops::launch::Mirrored;
@@ -51,9 +53,10 @@ fn place(i: usize, blocks: usize) -> usize {
 
 /// Heads, the type of results, and that of the cache.
 fn cases(on: &Exec, size: Size) -> impl Iterator<Item = (Heads, DType, DType)> {
-    heads(size)
-        .iter()
-        .flat_map(|h| types_and_stored(on).into_iter().map(|(dtype, stored)| (*h, dtype, stored)))
+    heads(size).iter().flat_map(|h| {
+        let in_8_bits = types(on).iter().map(|dtype| (*dtype, Q8));
+        types_and_stored(on).into_iter().chain(in_8_bits).map(|(dtype, stored)| (*h, dtype, stored))
+    })
 }
 
 pub fn paged_attention(on: &Exec, size: Size) -> Vec<Outcome> {
@@ -66,6 +69,59 @@ pub fn paged_attention(on: &Exec, size: Size) -> Vec<Outcome> {
         all.push(compare("paged_attention", case, world.run(on), &want));
     }
     all
+}
+
+/// Of a cache of codes of 8 bits.
+const Q8: DType = DType::U8;
+
+/// Rows of codes and their scale.
+fn in_8_bits(numbers: &[f32], dim: usize) -> Vec<u8> {
+    let row = |numbers: &[f32]| {
+        let mut row = vec![0; width(Q8, dim)];
+        q8::round(numbers, &mut row);
+        row
+    };
+    numbers.chunks(dim).flat_map(row).collect()
+}
+
+fn out_of_8_bits(rows: &[u8], dim: usize) -> Vec<f32> {
+    let row = |row: &[u8]| {
+        let (codes, scale) = row.split_at(dim);
+        let scale = scale.first_chunk().map_or(f32::NAN, |bytes| f32::from_le_bytes(*bytes));
+        codes.iter().map(|code| f32::from(code.cast_signed()) * scale).collect::<Vec<_>>()
+    };
+    rows.chunks(width(Q8, dim)).flat_map(row).collect()
+}
+
+/// Rows of `dim` numbers as a cache of that type holds them.
+fn as_stored(numbers: &[f32], dim: usize, stored: DType) -> Vec<f32> {
+    if stored == Q8 { out_of_8_bits(&in_8_bits(numbers, dim), dim) } else { rounded(numbers, stored) }
+}
+
+/// `[blocks, 2, kv_heads, BLOCK_SIZE, width]` of rows of numbers.
+fn cache_of(
+    data: &[f32],
+    (blocks, kv_heads, dim): (usize, usize, usize),
+    stored: DType,
+    on: &Exec,
+) -> Result<Tensor> {
+    let shape = (blocks, 2, kv_heads, BLOCK_SIZE, width(stored, dim));
+    let cpu = &candle_core::Device::Cpu;
+    let cache = match stored {
+        Q8 => Tensor::from_vec(in_8_bits(data, dim), shape, cpu)?,
+        _ => Tensor::from_slice(data, shape, cpu)?.to_dtype(stored)?,
+    };
+    cache.to_device(&on.device)
+}
+
+fn read_cache(cache: &Tensor, dim: usize) -> Result<Vec<f32>> {
+    match cache.dtype() {
+        Q8 => {
+            let rows: Vec<u8> = cache.to_device(&candle_core::Device::Cpu)?.flatten_all()?.to_vec1()?;
+            Ok(out_of_8_bits(&rows, dim))
+        }
+        _ => read(cache),
+    }
 }
 
 /// Keys and values of all sequences, and the step's queries.
@@ -100,7 +156,7 @@ impl World {
             first_row += *rows as u32;
             let begun = tables.len();
             tables.extend((0..length.div_ceil(BLOCK_SIZE)).map(|b| place(begun + b, blocks) as u32));
-            kv.push(rounded(&random(20 + i as u64, length * 2 * kv_heads * dim), stored));
+            kv.push(as_stored(&random(20 + i as u64, length * 2 * kv_heads * dim), dim, stored));
         }
         // Large enough that some keys count far more than others.
         let queries = random(30, first_row as usize * heads * dim).iter().map(|x| 3.0 * x).collect();
@@ -124,8 +180,7 @@ impl World {
                 data[to..to + dim].copy_from_slice(chunk);
             }
         }
-        let shape = (self.blocks, 2, kv_heads, BLOCK_SIZE, dim);
-        Tensor::from_vec(data, shape, &candle_core::Device::Cpu)?.to_dtype(self.stored)?.to_device(&on.device)
+        cache_of(&data, (self.blocks, kv_heads, dim), self.stored, on)
     }
 
     fn run(&self, on: &Exec) -> Result<Vec<f32>> {
@@ -218,9 +273,12 @@ pub fn rope_kv_write(on: &Exec, size: Size) -> Vec<Outcome> {
             let norms = if with_norms { ", with norms" } else { "" };
             let case = format!("{} on {} heads of {}, {stored:?}{norms}", heads.0, heads.1, heads.2);
             let (got, want) = turn(on, heads, stored, with_norms);
-            // FP8's smallest numbers lie 2^-9 apart.
-            let (ulps, least) =
-                if stored == DType::F8E4M3 { (0.6, 0.6 * 2f64.powi(-9)) } else { (4.0, 4e-6) };
+            // FP8's smallest numbers lie 2^-9 apart, codes of 8 bits a 127th of the largest, which is below 2.5 here.
+            let (ulps, least) = match stored {
+                DType::F8E4M3 => (0.6, 0.6 * 2f64.powi(-9)),
+                Q8 => (0.0, 0.51 * 2.5 / 127.0),
+                _ => (4.0, 4e-6),
+            };
             let tolerance = (ulps * ulp(stored), least);
             all.push(compare("rope_kv_write", case, got, &Want { numbers: want, tolerance }));
         }
@@ -247,8 +305,8 @@ fn turn(
         let norms = [q, Weight::made(scales[1].clone(), dim, DType::F32, on)?];
         let rows = tensor(on, qkv.clone(), stride, DType::F32)?;
         let angles = tensor(on, angles.clone(), dim, DType::F32)?;
-        let cache = poison(on, CACHE_BLOCKS * 2 * kv_heads * BLOCK_SIZE, dim, dtype)?;
-        let cache = cache.reshape((CACHE_BLOCKS, 2, kv_heads, BLOCK_SIZE, dim))?;
+        let nothing = vec![f32::NAN; CACHE_BLOCKS * 2 * kv_heads * BLOCK_SIZE * dim];
+        let cache = cache_of(&nothing, (CACHE_BLOCKS, kv_heads, dim), dtype, on)?;
         let op = Rope {
             rows: ROWS,
             heads,
@@ -263,7 +321,7 @@ fn turn(
         let turned = read(&rows)?;
         // What is left of the keys and values in the rows is of no use to anyone.
         let queries = turned.chunks(stride).flat_map(|row| row[..heads * dim].to_vec());
-        Ok(queries.chain(read(&cache)?).collect())
+        Ok(queries.chain(read_cache(&cache, dim)?).collect())
     };
     let mut cache = vec![f64::NAN; CACHE_BLOCKS * 2 * kv_heads * BLOCK_SIZE * dim];
     let mut queries = Vec::new();

@@ -124,7 +124,7 @@ fn fit(arguments: &[&str]) -> Result<Value, String> {
 }
 
 #[test]
-fn what_fits_is_counted_and_gpus_refuse_it() {
+fn what_fits_is_counted() {
     let of = |cache: &str| {
         let model = ["--model", "smollm2-135m", "--device", "cpu", "--kv-memory", "200MiB"];
         let answer = fit(&[&model[..], &["--kv-cache-dtype", cache]].concat()).unwrap();
@@ -134,8 +134,15 @@ fn what_fits_is_counted_and_gpus_refuse_it() {
     assert_eq!(of("auto")["tokens"], (200u64 << 20) / (30 * 3 * 64 * 2 * 2 * 16) * 16);
     assert_eq!(of("q8")["tokens"], (200u64 << 20) / (30 * 3 * (64 + 4) * 2 * 16) * 16);
     assert_eq!((of("auto")["dtype"].clone(), of("q8")["dtype"].clone()), (json!("bf16"), json!("q8")));
-    let error = fit(&["--gpu", "H200", "--model", "llama-3.2-1b", "--kv-cache-dtype", "q8"]).unwrap_err();
-    assert!(error.contains("q8 caches are for processors only"), "{error}");
+    let of_gpu = |cache: &str| {
+        let answer =
+            fit(&["--gpu", "RTX 4090", "--model", "llama-3.1-8b", "--kv-cache-dtype", cache]).unwrap();
+        let rows = answer["devices"][0]["rows"].as_array().unwrap().clone();
+        rows.iter().find(|row| row["fits"] == true).unwrap()["cache"]["tokens"].as_u64().unwrap()
+    };
+    // Heads of 128.
+    let ratio = of_gpu("q8") as f64 / of_gpu("auto") as f64;
+    assert!((ratio - 256.0 / 132.0).abs() < 0.01, "{ratio}");
 }
 
 #[test]

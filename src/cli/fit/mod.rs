@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde::Serialize;
 
-use super::{Exit, given, room, switch};
+use super::{Exit, given, switch};
 use crate::config::Config;
 use crate::config::value::parse_bytes;
 use crate::model::Checkpoint;
@@ -99,7 +99,6 @@ struct Candidate {
 /// A board or model that is not known, a cache that boards have no attention for, a file that cannot be read.
 pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
     let targets = target::targets(config, matches)?;
-    room::check_cache(config, targets.iter().any(|target| target.gpu))?;
     let candidates = candidates(config, matches)?;
     let money = Money::read(matches)?;
     let context = matches.get_one::<u32>("context").map(|n| *n as usize);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::cli::room;
 use crate::config::Resolved;
 use crate::measure::report::{self, Gpu, Kind, Report, Setting};
 use crate::measure::testing;

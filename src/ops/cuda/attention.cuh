@@ -1,8 +1,6 @@
 // What attention's kernels share with ops/paged_attention.rs.
 #pragma once
-#include "device.cuh"
-
-constexpr u32 BLOCK_SIZE = 16; // positions of a cache block
+#include "cache.cuh"
 
 constexpr float LOWEST = -1.0e30f; // below any score, and still a number when it is scaled
 

@@ -26,14 +26,14 @@ struct Shape {
 };
 
 // blockIdx.x: the tile; blockIdx.y: K/V head, then the part of its query heads.
-// queries: f32 [rows, stride], turned; cache: C [blocks, 2, kv_heads, BLOCK_SIZE, DIM]; dst: T [rows, heads, DIM];
+// queries: f32 [rows, stride], turned; cache: C [blocks, 2, kv_heads, BLOCK_SIZE, width]; dst: T [rows, heads, DIM];
 // sinks: f32 [heads] or null.
 // shared: T [2 (in turn), 2 (K, V), KEYS, DIM + PAD], or where C is not T, T [2, KEYS, DIM + PAD] and then
-// C [2 (in turn), 2, KEYS, DIM].
+// C [2 (in turn), 2, KEYS, DIM]; rows of 8 bits begin at no sixteen bytes and are converted as they come.
 template <u32 DIM, u32 KEYS, typename T, typename C>
 __device__ void attention_prefill(T *dst, const float *queries, const C *cache, const Span *spans, const u32 *tables,
                                   const Tile *tiles, const float *sinks, Shape shape) {
-  constexpr bool CONVERTS = sizeof(C) < sizeof(T);
+  constexpr bool CONVERTS = sizeof(C) < sizeof(T), COPIES = SCALE_BYTES<C> == 0;
   constexpr u32 ROW = DIM + PAD, STEPS = DIM / 16;
   constexpr u32 COPIED_ROW = CONVERTS ? DIM : ROW, PIECE = 16 / sizeof(C), PIECES = DIM / PIECE;
   follow();
@@ -52,6 +52,7 @@ __device__ void attention_prefill(T *dst, const float *queries, const C *cache, 
   C *copied = (C *)(staged + (CONVERTS ? 2 * KEYS * ROW : 0));
 
   auto fetch = [&](u32 first, u32 turn) {
+    if constexpr (!COPIES) return;
     C *keys = copied + turn * 2 * KEYS * COPIED_ROW, *values = keys + KEYS * COPIED_ROW;
     for (u32 n = threadIdx.x; n < KEYS * PIECES; n += THREADS) {
       const u32 j = n / PIECES, at = n % PIECES * PIECE, position = first + j;
@@ -101,10 +102,20 @@ __device__ void attention_prefill(T *dst, const float *queries, const C *cache, 
     if constexpr (CONVERTS) {
       const C *from = copied + turn * 2 * KEYS * DIM;
       for (u32 n = 8 * threadIdx.x; n < 2 * KEYS * DIM; n += 8 * THREADS) {
-        const Eight<C> x = eight(from + n);
+        Stored<C> x = {};
+        if constexpr (COPIES) {
+          x = stored(from + n, 0, DIM);
+        } else {
+          const u32 is_value = n / (KEYS * DIM), position = first + n / DIM % KEYS;
+          const u32 width = width_of<C>(DIM);
+          if (position < seen) {
+            const size_t plane = (size_t(table[position / BLOCK_SIZE]) * 2 + is_value) * shape.kv_heads + kv_head;
+            x = stored(cache + (plane * BLOCK_SIZE + position % BLOCK_SIZE) * width, n % DIM, DIM);
+          }
+        }
         Eight<T> y;
 #pragma unroll
-        for (u32 e = 0; e < 8; ++e) y.x[e] = narrow<T>(widen(x.x[e]));
+        for (u32 e = 0; e < 8; ++e) y.x[e] = narrow<T>(x[e]);
         *(Eight<T> *)(staged + n / DIM * ROW + n % DIM) = y;
       }
       __syncthreads();
@@ -218,3 +229,11 @@ ATTENTION_PREFILL(attention_prefill_64_bf16_f8e4m3, 64, 64, bf16, fp8)
 ATTENTION_PREFILL(attention_prefill_96_bf16_f8e4m3, 96, 64, bf16, fp8)
 ATTENTION_PREFILL(attention_prefill_128_bf16_f8e4m3, 128, 64, bf16, fp8)
 ATTENTION_PREFILL(attention_prefill_256_bf16_f8e4m3, 256, 32, bf16, fp8)
+ATTENTION_PREFILL(attention_prefill_64_f16_u8, 64, 64, f16, q8)
+ATTENTION_PREFILL(attention_prefill_96_f16_u8, 96, 64, f16, q8)
+ATTENTION_PREFILL(attention_prefill_128_f16_u8, 128, 64, f16, q8)
+ATTENTION_PREFILL(attention_prefill_256_f16_u8, 256, 32, f16, q8)
+ATTENTION_PREFILL(attention_prefill_64_bf16_u8, 64, 64, bf16, q8)
+ATTENTION_PREFILL(attention_prefill_96_bf16_u8, 96, 64, bf16, q8)
+ATTENTION_PREFILL(attention_prefill_128_bf16_u8, 128, 64, bf16, q8)
+ATTENTION_PREFILL(attention_prefill_256_bf16_u8, 256, 32, bf16, q8)

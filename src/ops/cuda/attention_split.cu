@@ -76,7 +76,7 @@ __device__ inline void merge(O *dst, const float *partial, size_t step, float (*
 }
 
 // blockIdx.x: the tile; blockIdx.y: K/V head, then the part of its query heads.
-// queries: f32 [rows, stride], turned; cache: T [blocks, 2, kv_heads, BLOCK_SIZE, dim]; dst: O [rows, heads, dim].
+// queries: f32 [rows, stride], turned; cache: T [blocks, 2, kv_heads, BLOCK_SIZE, width]; dst: O [rows, heads, dim].
 // counters: [gridDim.x, gridDim.y], zero before and after; partials: f32 [gridDim.x, gridDim.y, QUERIES, dim + 2].
 // The tiles of a row's chunks follow each other. rows * heads <= QUERIES. sinks: f32 [heads] or null.
 template <u32 QUERIES, typename O, typename T>
@@ -103,9 +103,10 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
   const u32 first_key = last_key - min(last_key, shape.window - 1);
   const u32 oldest = first_position - min(first_position, shape.window - 1); // that any of them sees
   constexpr u32 FLIGHT = sizeof(T) < 4 ? 4 : 2; // keys that a lane has under way at once
-  const T *k_head = cache + size_t(kv_head) * BLOCK_SIZE * dim + d;
-  const T *v_head = k_head + size_t(shape.kv_heads) * BLOCK_SIZE * dim;
-  const size_t block_step = size_t(2) * shape.kv_heads * BLOCK_SIZE * dim;
+  const u32 width = width_of<T>(dim);
+  const T *k_head = cache + size_t(kv_head) * BLOCK_SIZE * width;
+  const T *v_head = k_head + size_t(shape.kv_heads) * BLOCK_SIZE * width;
+  const size_t block_step = size_t(2) * shape.kv_heads * BLOCK_SIZE * width;
 
   float *weights = (float *)shared();         // [2, KEYS, QUERIES], in turn
   float *sums = weights + 2 * KEYS * QUERIES; // [WARPS, QUERIES, dim]
@@ -122,12 +123,12 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
     const u32 ids = lane * BLOCK_SIZE < keys ? table[first / BLOCK_SIZE + lane] : 0;
     // The u-th of a lane's keys from `step` on, among these; `lanes` steps are all.
     auto key = [&](u32 step) { return (step * WARPS + warp) * together + lane / lanes; };
-    auto fetch = [&](const T *head, u32 step, Eight<T> (&to)[FLIGHT]) {
+    auto fetch = [&](const T *head, u32 step, Stored<T> (&to)[FLIGHT]) {
 #pragma unroll
       for (u32 u = 0; u < FLIGHT; ++u) {
         const u32 j = key(step + u), id = __shfl_sync(ALL_LANES, ids, j / BLOCK_SIZE);
-        to[u] = Eight<T>{};
-        if (j < keys && mine) to[u] = eight(head + id * block_step + j % BLOCK_SIZE * dim);
+        to[u] = Stored<T>{};
+        if (j < keys && mine) to[u] = stored(head + id * block_step + j % BLOCK_SIZE * width, d, dim);
       }
     };
     {
@@ -142,14 +143,14 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
         }
 #pragma unroll 1
       for (u32 step = 0; step < lanes; step += FLIGHT) {
-        Eight<T> k[FLIGHT];
+        Stored<T> k[FLIGHT];
         fetch(k_head, step, k);
 #pragma unroll
         for (u32 u = 0; u < FLIGHT; ++u) {
           float dot[QUERIES] = {};
 #pragma unroll
           for (u32 e = 0; e < 8; ++e) {
-            const float x = widen(k[u].x[e]);
+            const float x = k[u][e];
 #pragma unroll
             for (u32 i = 0; i < QUERIES; ++i) dot[i] = fmaf(query[i][e], x, dot[i]);
           }
@@ -164,7 +165,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
       }
     }
     // The first values are under way while the weights are made.
-    Eight<T> v[FLIGHT];
+    Stored<T> v[FLIGHT];
     fetch(v_head, 0, v);
     __syncthreads();
 
@@ -204,7 +205,7 @@ __device__ void attention_split(O *dst, const float *queries, const T *cache, co
         if (j >= keys) continue;
         float x[8];
 #pragma unroll
-        for (u32 e = 0; e < 8; ++e) x[e] = widen(v[u].x[e]);
+        for (u32 e = 0; e < 8; ++e) x[e] = v[u][e];
 #pragma unroll
         for (u32 i = 0; i < QUERIES; i += 4) {
           const Four w = *(const Four *)(weight + j * QUERIES + i);
@@ -294,3 +295,9 @@ ATTENTION_SPLIT(attention_split_4_f16_f8e4m3, 4, f16, fp8)
 ATTENTION_SPLIT(attention_split_8_f16_f8e4m3, 8, f16, fp8)
 ATTENTION_SPLIT(attention_split_4_bf16_f8e4m3, 4, bf16, fp8)
 ATTENTION_SPLIT(attention_split_8_bf16_f8e4m3, 8, bf16, fp8)
+ATTENTION_SPLIT(attention_split_4_f32_u8, 4, float, q8)
+ATTENTION_SPLIT(attention_split_8_f32_u8, 8, float, q8)
+ATTENTION_SPLIT(attention_split_4_f16_u8, 4, f16, q8)
+ATTENTION_SPLIT(attention_split_8_f16_u8, 8, f16, q8)
+ATTENTION_SPLIT(attention_split_4_bf16_u8, 4, bf16, q8)
+ATTENTION_SPLIT(attention_split_8_bf16_u8, 8, bf16, q8)

@@ -1,8 +1,6 @@
 // Rotary positions (arXiv 2104.09864, half-split layout) and the cache write, in one pass over a step's
 // queries, keys and values.
-#include "device.cuh"
-
-constexpr u32 BLOCK_SIZE = 16; // positions of a cache block, as in ops/paged_attention.rs
+#include "cache.cuh"
 
 // dst[row] = [cos(p * f_0) ..., sin(p * f_0) ...]; f32 [rows, 2 * half]. A block a row. Both are multiplied by `length`
 // but where the frequency is 0: what is not turned stays as it is.
@@ -19,14 +17,42 @@ KERNEL(rope_angles, float *dst, const u32 *positions, const float *inverse_frequ
   }
 }
 
+constexpr u32 PAIRS = 256 / 2 / WARP; // of a lane, of the longest head
+
 struct Heads {
   u32 queries, keys, dim;
 };
 
+// Stores numbers of a lane's pairs as a row of 8 bits, as ops/cpu/q8.rs does: number = code * scale, the scale that of
+// the warp's largest. A NaN or an infinity makes a scale that is not finite.
+template <u32 PAIRS> __device__ inline void store_q8(q8 *row, const float (&low)[PAIRS], const float (&high)[PAIRS], u32 dim) {
+  const u32 lane = threadIdx.x % WARP, half = dim / 2;
+  u32 most = 0; // bits of magnitudes have their order
+#pragma unroll
+  for (u32 p = 0; p < PAIRS; ++p)
+    if (p * WARP + lane < half)
+      most = max(most, max(__float_as_uint(low[p]) & 0x7fffffffu, __float_as_uint(high[p]) & 0x7fffffffu));
+  for (int step = WARP / 2; step > 0; step /= 2) most = max(most, __shfl_xor_sync(ALL_LANES, most, step));
+  const float scale = __uint_as_float(most) / 127.0f;
+  auto code = [&](float x) {
+    const float whole = x / scale;
+    return (signed char)int(rintf(fminf(fmaxf(whole, -127.0f), 127.0f)));
+  };
+#pragma unroll
+  for (u32 p = 0; p < PAIRS; ++p) {
+    const u32 i = p * WARP + lane;
+    if (i < half) {
+      row[i].code = scale == 0.0f ? 0 : code(low[p]);
+      row[half + i].code = scale == 0.0f ? 0 : code(high[p]);
+    }
+  }
+  if (lane == 0) *(float *)(row + dim) = scale;
+}
+
 // One head a warp: blockIdx.x the row, warps over the heads of queries, keys and values in this order.
 //
 // qkv: f32 [rows, stride], turned in place where it holds queries; angles: f32 [rows, dim];
-// cache: T [blocks, 2, keys, BLOCK_SIZE, dim], written where slots[row] = block * BLOCK_SIZE + offset says.
+// cache: T [blocks, 2, keys, BLOCK_SIZE, width], written where slots[row] = block * BLOCK_SIZE + offset says.
 // norms: weights [dim] of the norm that each query and key head gets first, or null.
 // What is stored is divided by k_scale or v_scale: ones but for a cache of FP8.
 template <typename T>
@@ -48,28 +74,36 @@ __device__ void rope_kv_write(float *qkv, T *cache, const float *angles, const u
       scale = rsqrtf(warp_sum(sum) / heads.dim + eps);
     }
     const u32 kv_head = (head - heads.queries) % heads.keys;
-    T *place = cache + (size_t(slot / BLOCK_SIZE) * 2 + is_value) * heads.keys * BLOCK_SIZE * heads.dim +
-               (size_t(kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * heads.dim;
-    for (u32 i = lane; i < half; i += WARP) {
-      float low = x[i], high = x[half + i];
+    const u32 width = width_of<T>(heads.dim);
+    T *place = cache + (size_t(slot / BLOCK_SIZE) * 2 + is_value) * heads.keys * BLOCK_SIZE * width +
+               (size_t(kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * width;
+    float low[PAIRS], high[PAIRS];
+#pragma unroll
+    for (u32 p = 0; p < PAIRS; ++p) {
+      const u32 i = p * WARP + lane;
+      if (i >= half) break;
+      low[p] = x[i];
+      high[p] = x[half + i];
       if (norm != nullptr) {
-        low = low * scale * norm[i];
-        high = high * scale * norm[half + i];
+        low[p] = low[p] * scale * norm[i];
+        high[p] = high[p] * scale * norm[half + i];
       }
       if (!is_value) {
-        const float a = low, b = high;
-        low = a * cosines[i] - b * sines[i];
-        high = b * cosines[i] + a * sines[i];
+        const float a = low[p], b = high[p];
+        low[p] = a * cosines[i] - b * sines[i];
+        high[p] = b * cosines[i] + a * sines[i];
       }
       if (is_query) {
-        x[i] = low;
-        x[half + i] = high;
-      } else {
+        x[i] = low[p];
+        x[half + i] = high[p];
+      } else if constexpr (SCALE_BYTES<T> == 0) {
         const float stored = is_value ? v_scale : k_scale;
-        place[i] = narrow<T>(low / stored);
-        place[half + i] = narrow<T>(high / stored);
+        place[i] = narrow<T>(low[p] / stored);
+        place[half + i] = narrow<T>(high[p] / stored);
       }
     }
+    if constexpr (SCALE_BYTES<T> > 0)
+      if (!is_query) store_q8(place, low, high, heads.dim);
   }
 }
 
@@ -82,3 +116,4 @@ ROPE_KV_WRITE(rope_kv_write_f32, float)
 ROPE_KV_WRITE(rope_kv_write_f16, f16)
 ROPE_KV_WRITE(rope_kv_write_bf16, bf16)
 ROPE_KV_WRITE(rope_kv_write_f8e4m3, fp8)
+ROPE_KV_WRITE(rope_kv_write_u8, q8)

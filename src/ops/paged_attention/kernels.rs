@@ -211,6 +211,9 @@ impl PagedAttention<'_> {
             (DType::F32, DType::F8E4M3) => &[DType::F32, DType::F8E4M3],
             (DType::F16, DType::F8E4M3) => &[DType::F16, DType::F8E4M3],
             (DType::BF16, DType::F8E4M3) => &[DType::BF16, DType::F8E4M3],
+            (DType::F32, DType::U8) => &[DType::F32, DType::U8],
+            (DType::F16, DType::U8) => &[DType::F16, DType::U8],
+            (DType::BF16, DType::U8) => &[DType::BF16, DType::U8],
             (dst, kv) => bail!("{name}: no kernel for {dst:?} from a cache of {kv:?}"),
         };
         let places = Places { dst, queries, kv, stride, types };
@@ -248,9 +251,10 @@ impl PagedAttention<'_> {
         let [padded, packed] =
             [(self.head_dim + PREFILL_PAD) * places.dst.dtype.size_in_bytes(), self.head_dim]
                 .map(|row| keys * row);
-        // K and V twice in turn; of FP8 these are as they come, beside what they are converted to.
+        // K and V twice in turn; of FP8 these are as they come, beside what they are converted to; of Q8 these alone.
         let shared = match places.kv.dtype {
             DType::F8E4M3 => 4 * packed + 2 * padded,
+            DType::U8 => 2 * padded,
             _ => 4 * padded,
         };
         let before = self.plan.split_tiles * size_of::<Tile>();
