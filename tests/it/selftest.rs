@@ -22,7 +22,7 @@ fn the_cpus_operations_pass() {
     let all = operations(&Exec::cpu(2), Size::Full, &|_| true);
     all_pass(&all);
     let names: std::collections::BTreeSet<_> = all.iter().map(|o| o.operation).collect();
-    assert_eq!(names.len(), 13, "{names:?}");
+    assert_eq!(names.len(), 15, "{names:?}");
     assert_eq!(operations(&Exec::cpu(1), Size::Small, &|name| name == "linear").len(), 12);
 }
 
