@@ -228,6 +228,11 @@ impl DecoderSpec {
         self.parameters() - self.product_parameters(|gating| gating.experts) + self.product_parameters(met)
     }
 
+    /// Parameters of experts that a step of so many rows reads, beyond those that one row takes.
+    pub fn more_experts_met(&self, rows: usize) -> usize {
+        (self.parameters_met(rows) - self.parameters_met(1)).min(self.parameters())
+    }
+
     /// Floating-point operations of one row at `position`, with or without the head.
     pub fn row_flops(&self, position: usize, with_logits: bool) -> f64 {
         let products = self.row_parameters();

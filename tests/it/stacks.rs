@@ -197,7 +197,7 @@ fn what_does_not_fit_is_named() {
     assert!(error.contains("model.safetensors") && error.contains(&format!("{stack}_scales")), "{error}");
     let error = open(true, |all, _| reshaped(all, &format!("{stack}_blocks"))).err().unwrap();
     assert!(
-        error.contains(&format!("{stack}_blocks")) && error.contains("of each of more than 0"),
+        error.contains(&format!("{stack}_blocks")) && error.contains("of each of at least 1 experts"),
         "{error}"
     );
     let error = open(false, |all, _| reshaped(all, stack)).err().unwrap();

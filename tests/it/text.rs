@@ -193,12 +193,14 @@ fn a_template_that_grows_without_end_is_an_error_of_its_request() {
         // A long text costs each time that it is read.
         "{% set x = 'é' * 10000000 %}{% for i in range(99999) %}{% if x[9999999] %}{% endif %}{% endfor %}"
             .into(),
+        format!("{{% set s = 'é' * 15000000 %}}{}", "{{ s[-1:] }}{% if s[5:6] %}{% endif %}".repeat(10_000)),
         // Depth is stack.
         deep("{% set ns.a = [ns.a] %}", ""),
         deep("{% set ns.a = {'a': ns.a} %}", ""),
         deep("{% set ns.a = {'a': ns.a.a[0:]} %}{% set ns.a = [ns.a] %}", ""),
         deep("{% set ns.a = [ns.a] %}{% set ns.b = [ns.b] %}", "{{ ns.a == ns.b }}"),
         deep("{% set ns.a = namespace(a=ns.a) %}", ""),
+        format!("{{% set n = namespace(a=[1]) %}}{}", "{% set n = namespace(a=n.a[0:]) %}".repeat(20_000)),
         "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ '' }}".into(),
         "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns == ns.a[0] }}".into(),
     ];
@@ -238,11 +240,15 @@ fn lists_that_a_template_makes_are_those_of_jinja() {
             "{% for k, v in {'a': 1 + 1}.items() if v is not in [1 + 2] %}\n {{- k * 2 }}{% endfor %}\n.",
             "aa.",
         ),
+        ("{% set ns = namespace(a=[1, 2][1:], b=1) %}{% set ns.b = 2 %}{{ ns.b }}{{ ns.a | length }}", "21"),
+        ("{% set d = dict(a=[1, 2][::-1], b='x') %}{{ d.b }}{{ d['a'] }}{{ d | length }}", "x[2, 1]2"),
+        ("{{ {'a': [1, 2] | reverse, 'b': 'x'}.b }}{{ {'k': {'a': [1][:]}}.k.a[-1] }}", "x1"),
+        ("{{ 'abcd'[:] }}{{ 'abcd'[1:3] }}{{ [1, 2, 3][::-1][1 + 1] }}", "abcdbc1"),
         ("{% macro m(a, b=[1] + [2]) %}\n{{ a }}{{ b }}{% endmacro %}{{ m(1, b=m(0)) }}", "10[1, 2]"),
     ] {
         assert_eq!(ChatTemplate::new(source, "", "").unwrap().render(&[], true).unwrap(), text);
     }
     // A list that a loop adds to.
-    let long = "{% set ns = namespace(a=[]) %}{% for i in range(500) %}{% set ns.a = ns.a + [{'a': i}] %}{% endfor %}{{ ns.a | length }}";
-    assert_eq!(ChatTemplate::new(long, "", "").unwrap().render(&[], true).unwrap(), "500");
+    let long = "{% set ns = namespace(a=[]) %}{% for i in range(2000) %}{% set rest = [1, 2][i:] %}{% set ns.a = ns.a + [{'a': i}] %}{% endfor %}{{ ns.a | length }}";
+    assert_eq!(ChatTemplate::new(long, "", "").unwrap().render(&[], true).unwrap(), "2000");
 }

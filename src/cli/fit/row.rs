@@ -126,9 +126,11 @@ impl Row {
                     context_tokens: context,
                     sequences: sequences * target.count,
                 });
+                // Each sequence takes experts of its own.
+                let more = held.layers.size(checkpoint.spec.more_experts_met(sequences)) as u64;
                 let step = Step {
                     spec: &checkpoint.spec,
-                    weight_bytes: step_weight_bytes,
+                    weight_bytes: step_weight_bytes + more,
                     cache: held.cache,
                     sequences,
                     context,

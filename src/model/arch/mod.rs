@@ -221,7 +221,8 @@ fn check_experts(reader: &ConfigReader, s: &DecoderSpec, experts: &ExpertSpec) -
     const MOST_OF_A_ROW: usize = 64;
     let Gating { experts: count, per_token, .. } = experts.gating;
     if count == 0 || count > MOST_EXPERTS {
-        return Err(reader.error("num_experts", format!("{count} is not between 1 and {MOST_EXPERTS}")));
+        let key = if reader.has("num_local_experts") { "num_local_experts" } else { "num_experts" };
+        return Err(reader.error(key, format!("{count} is not between 1 and {MOST_EXPERTS}")));
     }
     let most = count.min(MOST_OF_A_ROW);
     if per_token == 0 || per_token > most {
@@ -237,7 +238,9 @@ fn check_experts(reader: &ConfigReader, s: &DecoderSpec, experts: &ExpertSpec) -
         }
     }
     if s.names.mlp_out_norm.is_some() || s.mlp_bias {
-        return Err(reader.error("architectures", "experts have neither biases nor a norm behind them here"));
+        return Err(
+            reader.error("architectures", "experts have neither Llama's biases nor a norm behind them here")
+        );
     }
     Ok(())
 }

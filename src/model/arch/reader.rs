@@ -42,6 +42,10 @@ impl<'a> ConfigReader<'a> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
     pub fn optional_usize(&self, key: &str) -> Result<Option<usize>, LoadError> {
         let whole = |n: u64| usize::try_from(n).ok();
         match self.get(key) {
@@ -146,7 +150,9 @@ impl<'a> ConfigReader<'a> {
     /// Refuses a key that is set to something else than the one value this server implements.
     pub fn require(&self, key: &str, wanted: &serde_json::Value) -> Result<(), LoadError> {
         match self.get(key) {
-            Some(v) if v != wanted => Err(self.error(key, format!("{v} is not supported; only {wanted} is"))),
+            Some(v) if v != wanted && !(v.is_number() && v.as_f64() == wanted.as_f64()) => {
+                Err(self.error(key, format!("{v} is not supported; only {wanted} is")))
+            }
             _ => Ok(()),
         }
     }
@@ -207,9 +213,9 @@ impl<'a> ConfigReader<'a> {
             None => self.optional_str("type")?,
         };
         let number = |key: &str| {
-            self.optional_f64(key)?
-                .filter(|v| *v > 0.0)
-                .ok_or_else(|| self.error(&format!("{parent}.{key}"), "is missing or not greater than 0"))
+            self.optional_f64(key)?.filter(|v| (1e-6..=1e9).contains(v)).ok_or_else(|| {
+                self.error(&format!("{parent}.{key}"), "is missing or not between 1e-6 and 1e9")
+            })
         };
         match kind {
             None | Some("default") => Ok(RopeScaling::None),
@@ -222,8 +228,13 @@ impl<'a> ConfigReader<'a> {
             }),
             Some("yarn") => {
                 let factor = number("factor")?;
-                let or =
-                    |key: &str, default: f64| Ok::<_, LoadError>(self.optional_f64(key)?.unwrap_or(default));
+                let or = |key: &str, default: f64| match self.optional_f64(key)? {
+                    Some(found) if !(1e-6..=1e6).contains(&found) => {
+                        let problem = format!("{found} is not between 1e-6 and 1e6");
+                        Err(self.error(&format!("{parent}.{key}"), problem))
+                    }
+                    found => Ok::<_, LoadError>(found.unwrap_or(default)),
+                };
                 let scale = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
                 let length = match (self.optional_f64("mscale")?, self.optional_f64("mscale_all_dim")?) {
                     (Some(of), Some(all)) if of != 0.0 && all != 0.0 => scale(of) / scale(all),

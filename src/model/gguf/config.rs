@@ -154,7 +154,7 @@ impl<'a> Described<'a> {
             config.insert("vocab_size".into(), json!(vocab));
         }
         for (to, from) in WHOLES.iter().copied().chain([(self.experts_key(), "expert_count")]) {
-            // A window of 0 is none.
+            // A window of 0 is none, and gpt-oss has its own then.
             let value = self.metadata.whole(&self.key(from))?;
             if let Some(value) = value.filter(|value| *value > 0 || from != "attention.sliding_window") {
                 config.insert(to.into(), json!(value));
@@ -256,6 +256,11 @@ impl<'a> Described<'a> {
             }
             if let Some(original) = number("rope.scaling.original_context_length")? {
                 scaling.insert("original_max_position_embeddings".into(), json!(original));
+            }
+            for (to, from) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+                if let Some(turns) = number(&format!("rope.scaling.{from}"))? {
+                    scaling.insert(to.into(), json!(turns));
+                }
             }
             if self.architecture == "gpt-oss" {
                 // As it was trained, which no file says; llama.cpp rounds the band's edges to whole pairs.

@@ -227,7 +227,13 @@ impl TensorTable {
             (Some(packed), None) if self.has(&packed) => {
                 format!("is missing; `{packed}` is there, and nothing says how it is packed")
             }
-            _ => "is missing".into(),
+            _ => match Stacked::of(name).filter(|stacked| stacked.is_mxfp4(self)) {
+                Some(stacked) => format!(
+                    "is missing; `{}_blocks` is there, and no `quantization_config` says that it is mxfp4",
+                    stacked.tensor
+                ),
+                None => "is missing".into(),
+            },
         }
     }
 

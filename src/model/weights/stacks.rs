@@ -59,10 +59,14 @@ impl Stacked {
         match table.shape(tensor) {
             Some([experts, one @ ..]) if *experts > self.expert && one == of_expert => Ok(*experts),
             found => {
-                let problem = format!(
-                    "has shape {found:?}, the configuration asks for {of_expert:?} of each of more than {} experts",
-                    self.expert
-                );
+                let found = found.unwrap_or_default();
+                let problem = match found {
+                    [] => "is missing".into(),
+                    found => format!(
+                        "has shape {found:?}, the configuration asks for {of_expert:?} of each of at least {} experts",
+                        self.expert + 1
+                    ),
+                };
                 Err(LoadError::tensor(&table.file_of(tensor), tensor, problem))
             }
         }

@@ -42,8 +42,8 @@ KERNEL(route_choose, u32 *chosen, float *weights, const float *logits, u32 rows,
 
 // Of `chosen`, the expert of each row's choices, the rest of a route (ops/experts.rs), by one block. The places of an
 // expert are in the order of their rows. shared: u32 [experts].
-KERNEL(route_lay_out, u32 *row_of, u32 *place_of, u32 *starts, u32 *taken, const u32 *chosen, u32 places, u32 experts,
-       u32 per_token) {
+BOUNDED_KERNEL(LAY_OUT_WARPS * WARP, 1, route_lay_out, u32 *row_of, u32 *place_of, u32 *starts, u32 *taken,
+               const u32 *chosen, u32 places, u32 experts, u32 per_token) {
   follow();
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, rounds = (places + WARP - 1) / WARP;
   u32 *counts = (u32 *)shared();

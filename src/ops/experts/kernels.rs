@@ -96,7 +96,8 @@ impl GroupRows<'_> {
         let dst = dst.holds(table.places * self.width, "group_rows")?;
         let src = src.holds(self.rows * self.width, "group_rows")?.is(dst.dtype, "group_rows")?;
         let bytes = self.width * dst.dtype.size_in_bytes();
-        if !bytes.is_multiple_of(PIECE) || !src.address.is_multiple_of(PIECE as u64) {
+        if !bytes.is_multiple_of(PIECE) || [dst, src].iter().any(|p| !p.address.is_multiple_of(PIECE as u64))
+        {
             bail!("group_rows: rows of {bytes} bytes, where the kernel copies {PIECE} at once")
         }
         let launch = Launch {
@@ -164,11 +165,11 @@ impl GroupedLinear<'_> {
             experts: gating.experts.min(table.places),
         };
         // SAFETY: the places hold the rows, and a row the outputs, as checked; a route names places of this step.
-        unsafe { grouped.run(launcher, self.few(&product)) }
+        unsafe { grouped.run(launcher, self.takes_few(&product)) }
     }
 
     /// Whether weights are read as they are, by the kernels of few rows: of a route's places each expert has its share.
-    fn few(&self, product: &Product) -> bool {
+    fn takes_few(&self, product: &Product) -> bool {
         let by_tensor_cores = matches!(product.src_type, DType::BF16 | DType::F16);
         if self.on.batch_invariant || !by_tensor_cores {
             return true;

@@ -1,6 +1,7 @@
 //! The filter that [`super::growth`] puts behind every expression that makes a value of others: what it lets pass can
 //! be printed, compared and freed in little time, memory and stack, and so can what the engine makes of it unpaid.
 
+use minijinja::functions::namespace;
 use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, State, Value};
 
@@ -13,15 +14,24 @@ pub const NAME: &str = "_bounded";
 /// The same for what becomes a member of a namespace.
 pub const NAME_OF_MEMBER: &str = "_bounded_member";
 
+/// Around what a value is indexed by: finding a place in a text takes as long as the text is, unpaid.
+pub const NAME_OF_INDEX: &str = "_timely";
+
 /// Bytes that a value may have when each value is written out as often as it occurs.
 const MAX_BYTES: usize = 32 << 20;
 /// Bytes that a value takes beside its text.
 const BYTES_OF_ONE: usize = 32;
 /// Values that one step pays for.
-const VALUES_OF_A_STEP: usize = 8;
+const VALUES_OF_A_STEP: usize = 64;
 
 /// Since when a template runs.
 struct Begun(Clock);
+
+/// Lets all pass while there is time: what stands in front costs more than its fuel.
+pub fn timely(state: &mut State, value: &Value) -> Result<Value, Error> {
+    in_time(state)?;
+    Ok(value.clone())
+}
 
 /// The value, lists that are made as they are read (sums, repetitions, slices) made at once.
 pub fn bounded(state: &mut State, value: &Value) -> Result<Value, Error> {
@@ -37,12 +47,16 @@ pub fn bounded_member(state: &mut State, value: &Value) -> Result<Value, Error> 
     Ok(walk.settled(value, 0)?.unwrap_or_else(|| value.clone()))
 }
 
-fn in_time(state: &mut State) -> Result<(), Error> {
+pub(super) fn in_time(state: &mut State) -> Result<(), Error> {
     let begun = state.get_or_insert_extension_with(|| Begun(Clock::system()));
     match begun.0.now().since(Default::default()) > MAX_TIME {
         true => Err(refused(&format!("it took more than {} seconds", MAX_TIME.as_secs()))),
         false => Ok(()),
     }
+}
+
+fn is_namespace(value: &Value) -> bool {
+    value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace"))
 }
 
 struct Walk<'a, 'b, 'c> {
@@ -66,8 +80,7 @@ impl Walk<'_, '_, '_> {
         if self.values.is_multiple_of(VALUES_OF_A_STEP) {
             self.state.consume_fuel(1)?;
         }
-        let Some(object) = value.as_object() else { return Ok(None) };
-        if self.of_member && object.type_name().ends_with("::Namespace") {
+        if self.of_member && is_namespace(value) {
             return Err(refused("a namespace inside a namespace"));
         }
         match value.kind() {
@@ -102,6 +115,13 @@ impl Walk<'_, '_, '_> {
             changed.extend(self.settled(&member, depth + 1)?.map(|member| (key, member)));
         }
         let all = || value.as_object().and_then(|object| object.try_iter_pairs()).into_iter().flatten();
-        Ok((!changed.is_empty()).then(|| all().chain(changed).collect()))
+        if changed.is_empty() {
+            return Ok(None);
+        }
+        let settled = Value::from_pairs(all().chain(changed));
+        match is_namespace(value) {
+            true => namespace(Some(settled.into())).map(Some),
+            false => Ok(Some(settled)),
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! limit on how they hold one another, and makes nothing of a sum of lists until it is read, unpaid. So each of them is
 //! written anew with [`super::bounded`] behind it. What is not understood here stays as it is, for minijinja to refuse.
 
-use super::bounded::{NAME, NAME_OF_MEMBER};
+use super::bounded::{NAME, NAME_OF_INDEX, NAME_OF_MEMBER};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
@@ -80,6 +80,32 @@ struct Level {
     needs_comma: bool,
     has_comma: bool,
     has_names: bool,
+    /// Of what a value is indexed by: where its first number, or the end of a slice without one, is.
+    index: Option<Index>,
+}
+
+/// What stands in brackets behind a value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Index {
+    /// From here on, and nothing of it is read yet.
+    Empty(usize),
+    /// Its first part has been bounded.
+    Bounded,
+}
+
+impl Level {
+    /// Puts the filter of indices around the first part of one; a slice that ends without any gets a 0.
+    fn bound_index(&mut self, closes: bool, out: &mut Vec<Bound>) {
+        let Some(Index::Empty(begin)) = self.index else { return };
+        match (self.sum.begin, closes) {
+            (Some(first), _) => {
+                out.push(Bound { begin: first, end: self.sum.end, filter: NAME_OF_INDEX });
+                self.index = Some(Index::Bounded);
+            }
+            (None, true) => out.push(Bound { begin, end: begin, filter: NAME_OF_INDEX }),
+            (None, false) => {}
+        }
+    }
 }
 
 /// The filter around a part of the code.
@@ -111,9 +137,13 @@ pub fn rewritten(code: &str, is_statement: bool) -> Option<String> {
         let (begin, end) = (tokens.get(from + 1)?.at, tokens.last()?.end());
         wrap(begin, end, if is_member { NAME_OF_MEMBER } else { NAME }, &mut bounds);
     }
-    let close = |bound: &Bound| (bound.end, format!(")|{})", bound.filter));
+    let close = |bound: &Bound| match bound.begin == bound.end {
+        true => (bound.end, format!("((0)|{})", bound.filter)),
+        false => (bound.end, format!(")|{})", bound.filter)),
+    };
     let mut edits: Vec<(usize, String)> = bounds.iter().map(close).collect();
-    edits.extend(bounds.iter().map(|bound| (bound.begin, "((".into())));
+    let begins = bounds.iter().filter(|bound| bound.begin < bound.end);
+    edits.extend(begins.map(|bound| (bound.begin, "((".into())));
     // Of those at one place, all open or all close, the inner ones first.
     edits.sort_by_key(|(at, _)| *at);
     let (mut out, mut done) = (String::with_capacity(code.len()), 0);
@@ -143,10 +173,12 @@ fn expressions(tokens: &[Token], from: usize, out: &mut Vec<Bound>) -> Option<()
                         None => (!follows_value).then_some(token.at),
                     },
                     needs_comma: token.text == "(" && !follows_value,
+                    index: (token.text == "[" && follows_value).then_some(Index::Empty(token.end())),
                     ..Level::default()
                 });
             }
             Kind::Close => {
+                level.bound_index(true, out);
                 level.product.finish(out);
                 level.sum.finish(out);
                 let closed = levels.pop()?;
@@ -179,6 +211,9 @@ fn expressions(tokens: &[Token], from: usize, out: &mut Vec<Bound>) -> Option<()
                 level.sum.take(token);
             }
             _ => {
+                if token.text == ":" {
+                    level.bound_index(false, out);
+                }
                 level.has_comma |= token.text == ",";
                 level.product.finish(out);
                 level.sum.finish(out);
@@ -271,20 +306,22 @@ mod tests {
 
     #[test]
     fn what_makes_values_is_followed_by_a_bound() {
-        // `<` and `>` for what is written around one.
+        // `<` and `>` for what is written around one, `^` for the end of an index.
         let ours = |code: &str, is_statement| {
             let ours = rewritten(code, is_statement).unwrap();
-            ours.replace(")|_bounded_member)", ">>").replace(")|_bounded)", ">").replace("((", "<")
+            let ours = ours.replace(")|_bounded_member)", ">>").replace(")|_bounded)", ">");
+            ours.replace(")|_timely)", "^").replace("((", "<")
         };
         for (code, wants) in [
             (" a + b ", " <a + b> "),
             ("a * b + c ~ d == e - f", "<<a * b> + c ~ d> == e - f"),
             ("f(*a) and g(b=c + -1)", "f(*a) and g(b=<c + -1>)"),
-            ("[1, 2] + [a][0]", "<[1, 2] + <[a]>[0]>"),
-            ("a[b:c + 1].in | join(', ') + x", "<a[b:<c + 1>].in | join(', ') + x>"),
+            ("[1, 2] + [a][0]", "<[1, 2] + <[a]>[<0^]>"),
+            ("a[b:c + 1].in | join(', ') + x", "<a[<b^:<c + 1>].in | join(', ') + x>"),
             ("(a, b) if not c is not in d + e", "<(a, b)> if not <c is not in d + e>"),
             ("c else {'k': x} not in [y - 1]", "c else <{'k': x}> not in <[y - 1]>"),
             ("dict(a=b).c + 1.5e-7 * 0xe", "<<dict(a=b)>.c + <1.5e-7 * 0xe>>"),
+            ("a[:][::-1]['x'][i + 1][not b]", "a[<0^:][::<-1^][<'x'^][<i + 1>][not <b^]"),
             ("a.dict(b) ~ '+' ~ 2 ** 3", "a.dict(b) ~ '+' ~ 2 ** 3"),
         ] {
             assert_eq!(ours(code, false), wants);

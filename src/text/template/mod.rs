@@ -28,6 +28,7 @@ const MAX_TIME: Duration = Duration::from_secs(5);
 pub fn install(environment: &mut Environment) {
     environment.set_unknown_method_callback(methods::call);
     environment.set_formatter(|out, state, value| {
+        bounded::in_time(state)?;
         match value.as_str() {
             _ if !matches!(state.auto_escape(), AutoEscape::None) => {
                 return escape_formatter(out, state, value);
@@ -40,6 +41,7 @@ pub fn install(environment: &mut Environment) {
     filters::install(environment);
     environment.add_filter(bounded::NAME, bounded::bounded);
     environment.add_filter(bounded::NAME_OF_MEMBER, bounded::bounded_member);
+    environment.add_filter(bounded::NAME_OF_INDEX, bounded::timely);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
