@@ -89,5 +89,5 @@ fn tensors_that_are_too_small_are_refused() {
     let product =
         GroupedLinear { gating, route: &words, weights: &weights, biases: &[], rows: 3, column: 0, on: &on };
     let error = make(6, 8, f32).inplace_op2(&places, &product).unwrap_err().to_string();
-    assert!(error.contains("1 matrices of 4 experts"), "{error}");
+    assert!(error.contains("1 matrices, 0 biases of 4 experts"), "{error}");
 }
