@@ -169,15 +169,16 @@ impl Trust {
 
 /// Adds what may come next: what stands behind the longest earlier match of the end, in what was predicted or in what was
 /// read and said; of equal ones in the prediction, and the last. What was said goes on with what was added, so that what
-/// goes in circles goes on. Adds nothing when there is no match.
+/// goes in circles goes on: so must a prediction that does, and ends too early. Adds nothing when there is no match.
 fn lookup(tokens: &[u32], prediction: &[u32], most: usize, guesses: &mut Vec<u32>) {
     if most == 0 {
         return;
     }
     let ((predicted, next), (said, behind)) =
         (longest_match(tokens, prediction), longest_match(tokens, tokens));
+    let in_circles = said == LONGEST_MATCH && next.len() < most;
     match predicted.max(said) >= SHORTEST_MATCH {
-        true if predicted >= said => guesses.extend(next.iter().take(most)),
+        true if predicted >= said && !in_circles => guesses.extend(next.iter().take(most)),
         true => guesses.extend(behind.iter().cycle().take(most)),
         false => {}
     }
@@ -234,6 +235,8 @@ mod tests {
         assert_eq!(found(&said, &[7, 1, 2, 5, 6], 1), [5]);
         assert_eq!(found(&said, &[7, 2, 5, 6], 2), [3, 4]);
         assert_eq!(found(&[8, 9, 1, 2], &[9, 1, 2, 5, 1, 2, 6], 1), [5]);
+        let circle = [1, 2].repeat(5);
+        assert_eq!(found(&circle, &circle, 4), [1, 2, 1, 2]);
         // Behind its end nothing is predicted.
         assert_eq!(found(&said, &[9, 1, 2], 2), [3, 4]);
     }

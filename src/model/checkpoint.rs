@@ -268,11 +268,12 @@ pub fn preset_config(preset: &str) -> Result<Value, LoadError> {
     card_config(preset, card)
 }
 
-/// The repository that a preset has its shape of.
-pub fn preset_repo(preset: &str) -> Option<String> {
+/// What the card of a preset says under a key: `repo`, the repository that it has its shape of; `note`, what sizes of the
+/// shape do not say.
+pub fn preset_says(preset: &str, key: &str) -> Option<String> {
     let (_, card) = PRESETS.iter().find(|(name, _)| *name == preset)?;
     let card: Value = toml::from_str(card).ok()?;
-    card.get("repo")?.as_str().map(str::to_string)
+    card.get(key)?.as_str().map(str::to_string)
 }
 
 /// The `[config]` of the card of a preset.

@@ -20,7 +20,7 @@ use super::{Exit, given, switch};
 use crate::config::Config;
 use crate::config::value::parse_bytes;
 use crate::model::Checkpoint;
-use crate::model::checkpoint::{PRESETS, preset_repo};
+use crate::model::checkpoint::{PRESETS, preset_says};
 use crate::model::decoder::Quantize;
 use crate::model::encoder::EncoderCheckpoint;
 use crate::model::weights::WeightSource;
@@ -87,10 +87,11 @@ struct Fitted {
     rows: Vec<Row>,
 }
 
-/// A model and the name of its repository.
+/// A model, the name of its repository, and what its card notes.
 struct Candidate {
     checkpoint: Checkpoint,
     repo: Option<String>,
+    note: Option<String>,
 }
 
 /// Runs the command.
@@ -107,7 +108,7 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
         mining: money.mining.clone(),
         example: money.market.as_ref().is_some_and(|m| m.example),
         devices: targets.into_iter().map(|target| fitted(&question, &candidates, target)).collect(),
-        notes: money.notes.clone(),
+        notes: money.notes.iter().chain(candidates.iter().filter_map(|c| c.note.as_ref())).cloned().collect(),
     };
     if matches.get_flag("json") {
         println!("{}", serde_json::to_string_pretty(&answer)?);
@@ -119,7 +120,7 @@ pub fn run(config: &Config, matches: &ArgMatches) -> Exit {
 
 fn fitted(question: &Question, candidates: &[Candidate], target: Target) -> Fitted {
     let rows = candidates.iter().flat_map(|candidate| {
-        let Candidate { checkpoint, repo } = candidate;
+        let Candidate { checkpoint, repo, .. } = candidate;
         let of = |quantize| Row::of(question, checkpoint, repo.as_deref(), quantize, &target);
         types(question.config, checkpoint).into_iter().map(of).collect::<Vec<Row>>()
     });
@@ -145,7 +146,8 @@ fn candidates(config: &Config, matches: &ArgMatches) -> anyhow::Result<Vec<Candi
         }
         let id = if is_preset(preset) { format!("{SYNTHETIC}{preset}") } else { model.to_string() };
         let checkpoint = Checkpoint::open(&id, &pool).with_context(|| format!("--model {model}"))?;
-        Ok(Candidate { checkpoint, repo: preset_repo(preset) })
+        let note = preset_says(preset, "note").map(|note| format!("{preset}: {note}"));
+        Ok(Candidate { checkpoint, repo: preset_says(preset, "repo"), note })
     };
     match matches.get_many::<String>("model") {
         None => PRESETS.iter().map(|(preset, _)| open(preset)).collect(),
