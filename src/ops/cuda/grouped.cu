@@ -6,6 +6,7 @@
 #include "mma.cuh"
 
 constexpr u32 TILE = 64, STAGES = 3;         // places, outputs and inputs of a tile, and tiles under way; as in ops/experts/kernels.rs
+constexpr u32 LATER = STAGES - 2;            // tiles that are not waited for yet
 constexpr u32 PAD = 8, ROW = TILE + PAD;     // ldmatrix' eight rows then fall into different banks
 constexpr u32 WARPS = 4, THREADS = WARPS * WARP; // a warp 32 places by 32 outputs
 
@@ -42,7 +43,7 @@ __device__ void grouped_product(float *dst, const T *src, const T *weights, cons
     // sum[m][o]: places 16m + lane / 4, + 8 of the warp's by its outputs 8o + 2(lane % 4), + 1.
     float sum[2][4][4] = {};
     for (u32 step = 0; step < steps; ++step) {
-      await_copies<STAGES - 2>();
+      await_copies<LATER>();
       __syncthreads();
       fetch(step + STAGES - 1);
       if (own_place >= places) continue;
