@@ -88,13 +88,7 @@ pub fn weight_bytes(config: &Config, checkpoint: &Checkpoint) -> (u64, u64) {
     }
     if let (Quantize::AsStored, Some(packed)) = (config.quantize, checkpoint.source.four_bit()) {
         let (spec, plain) = (&checkpoint.spec, plain(config, checkpoint));
-        let bytes = |(name, shape): (String, Vec<usize>)| packed.held_bytes(&name, &shape, plain) as u64;
-        let all = decoder::tensors(spec).map(bytes).sum();
-        let looked_up = if spec.tied_head { 0 } else { plain.size(spec.vocab * spec.hidden) as u64 };
-        let of_experts =
-            decoder::tensors(spec).filter(|(name, _)| name.contains("experts.")).map(bytes).sum();
-        let unread = spec.experts.as_ref().map_or(0, |experts| experts.gating.unread(of_experts));
-        return (all, all - looked_up - unread);
+        return sums(spec, |name, shape| packed.held_bytes(name, shape, plain) as u64);
     }
     if let (WeightSource::Safetensors(table), Quantize::AsStored) = (&checkpoint.source, config.quantize)
         && !table.is_fp8()
@@ -117,7 +111,10 @@ fn bytes_of_folder(precision: Precision, spec: &DecoderSpec, table: &TensorTable
             deciding.filter_map(|pattern| Some(format!("{}.weight", pattern.rsplit_once("{}")?.1)));
         ends.any(|end| name.ends_with(&end))
     };
-    let bytes = |(name, shape): &(String, Vec<usize>)| {
+    sums(spec, |name, shape| {
+        if shape.len() != 2 {
+            return 0;
+        }
         let wanted = match precision {
             Precision::AsStored => table.float_type(name),
             Precision::F32 => Some(FloatType::F32),
@@ -130,13 +127,15 @@ fn bytes_of_folder(precision: Precision, spec: &DecoderSpec, table: &TensorTable
             _ => WeightType::F32,
         };
         kind.size(shape.iter().product()) as u64
-    };
-    let matrices = || decoder::tensors(spec).filter(|(_, shape)| shape.len() == 2);
-    let all = matrices().map(|matrix| bytes(&matrix)).sum();
-    let embedding = (spec.names.embedding.to_string(), vec![spec.vocab, spec.hidden]);
-    let looked_up = if spec.tied_head { 0 } else { bytes(&embedding) };
-    let of_experts =
-        matrices().filter(|(name, _)| name.contains("experts.")).map(|matrix| bytes(&matrix)).sum();
+    })
+}
+
+/// Bytes of all tensors, and of those that a step of one row reads.
+fn sums(spec: &DecoderSpec, bytes: impl Fn(&str, &[usize]) -> u64) -> (u64, u64) {
+    let of = |(name, shape): (String, Vec<usize>)| bytes(&name, &shape);
+    let all = decoder::tensors(spec).map(of).sum();
+    let looked_up = if spec.tied_head { 0 } else { bytes(spec.names.embedding, &[spec.vocab, spec.hidden]) };
+    let of_experts = decoder::tensors(spec).filter(|(name, _)| name.contains("experts.")).map(of).sum();
     let unread = spec.experts.as_ref().map_or(0, |experts| experts.gating.unread(of_experts));
     (all, all - looked_up - unread)
 }

@@ -35,15 +35,17 @@ pub fn timely(state: &mut State, value: &Value) -> Result<Value, Error> {
 
 /// The value, lists that are made as they are read (sums, repetitions, slices) made at once.
 pub fn bounded(state: &mut State, value: &Value) -> Result<Value, Error> {
-    in_time(state)?;
-    let mut walk = Walk { state, bytes: 0, values: 0, of_member: false };
-    Ok(walk.settled(value, 0)?.unwrap_or_else(|| value.clone()))
+    settled(state, value, false)
 }
 
 /// What becomes a member of a namespace holds none: it could hold itself.
 pub fn bounded_member(state: &mut State, value: &Value) -> Result<Value, Error> {
+    settled(state, value, true)
+}
+
+fn settled(state: &mut State, value: &Value, of_member: bool) -> Result<Value, Error> {
     in_time(state)?;
-    let mut walk = Walk { state, bytes: 0, values: 0, of_member: true };
+    let mut walk = Walk { state, bytes: 0, values: 0, of_member };
     Ok(walk.settled(value, 0)?.unwrap_or_else(|| value.clone()))
 }
 
